@@ -1,0 +1,361 @@
+"""Follow parameter leaves through a traced function and note where they meet data."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from jcompress._jaxprs import (
+    Body,
+    Kind,
+    aval_shape,
+    bodies,
+    is_literal,
+    kind_of,
+    scan_counts,
+    split,
+)
+from jcompress._uses import (
+    ELEMENTWISE,
+    Role,
+    leaf_axes_of,
+    lookup_role,
+    product_role,
+)
+from jcompress._views import View, follow
+from jcompress.sites import Operation, Site
+
+Location = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """What is known of a value: whether data reached it, and which leaves it shows.
+
+    Attributes:
+        data: it depends on the function's other inputs.
+        views: the leaves whose elements it holds in a known arrangement.
+        sources: every leaf that it was made from and that has met no data yet.
+    """
+
+    data: bool
+    views: tuple[View, ...] = ()
+    sources: frozenset[int] = frozenset()
+
+
+DATA = Value(True)
+CONST = Value(False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """One equation at which leaves meet data, with what a handler needs of it.
+
+    Attributes:
+        eqn: the equation.
+        sites: the sites at this equation.
+        views: for each input of the equation, the leaves it shows.
+        data: which input is the data.
+        stacked: location and length of the enclosing scans that take a leaf apart, so
+            that each of their steps is a site of its own, outermost first.
+    """
+
+    eqn: Any
+    sites: tuple[Site, ...]
+    views: tuple[tuple[View, ...], ...]
+    data: int | None
+    stacked: tuple[tuple[Location, int], ...]
+
+    @property
+    def location(self) -> Location:
+        """Where the equation stands."""
+        return self.sites[0].location
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where a program stands: its location, how often it runs, what encloses it."""
+
+    location: Location = ()
+    runs: int | None = 1
+    sealed: bool = False
+    recording: bool = True
+    stacks: tuple[tuple[Location, int, frozenset[int]], ...] = ()
+
+    def inside(self, index: int, **changes: Any) -> "_Place":
+        return dataclasses.replace(self, location=(*self.location, index), **changes)
+
+
+class Flow:
+    """The sites of a traced function, found by following its leaves."""
+
+    def __init__(self, leaves: Sequence[tuple[str, jax.ShapeDtypeStruct]]) -> None:
+        self._leaves = leaves
+        self.uses: dict[Location, Use] = {}
+        self._bodies: dict[int, tuple[Any, tuple[Body, ...], Kind]] = {}
+
+    @property
+    def table(self) -> tuple[Site, ...]:
+        """Every site, in the order of execution."""
+        ordered = sorted(self.uses.items(), key=lambda item: item[0])
+        return tuple(site for _, use in ordered for site in use.sites)
+
+    def run(
+        self, body: Body, inputs: list[Value], place: _Place | None = None
+    ) -> list[Value]:
+        """Follow the leaves through a program; gives the values of its results."""
+        place = place or _Place()
+        known: dict[Any, Value] = dict.fromkeys(body.jaxpr.constvars, CONST)
+        known.update(zip(body.jaxpr.invars, inputs, strict=True))
+        for index, eqn in enumerate(body.jaxpr.eqns):
+            ins = [CONST if is_literal(v) else known[v] for v in eqn.invars]
+            if not any(value.sources for value in ins):
+                made = DATA if any(value.data for value in ins) else CONST
+                outs = [made] * len(eqn.outvars)
+            else:
+                outs = self._equation(eqn, ins, place.inside(index))
+            known.update(zip(eqn.outvars, outs, strict=True))
+        return [CONST if is_literal(v) else known[v] for v in body.jaxpr.outvars]
+
+    def _equation(self, eqn: Any, ins: list[Value], place: _Place) -> list[Value]:
+        match kind_of(eqn):
+            case Kind.LEAF:
+                return self._primitive(eqn, ins, place)
+            case Kind.SCAN:
+                return self._scan(eqn, ins, place)
+            case Kind.WHILE:
+                return self._while(eqn, ins, place)
+            case Kind.COND:
+                return self._cond(eqn, ins, place)
+            case Kind.SHARD_MAP:
+                return self._shard_map(eqn, ins, place)
+            case Kind.SEALED:
+                (body,) = bodies(eqn)
+                return self.run(body, ins, place.inside(0, sealed=True))
+        (body,) = bodies(eqn)
+        return self.run(body, ins, place.inside(0))
+
+    def _primitive(self, eqn: Any, ins: list[Value], place: _Place) -> list[Value]:
+        meets_data = any(value.data for value in ins)
+        roles: list[Role | None] = [None] * len(ins)
+        for operand, value in enumerate(ins):
+            if value.sources:
+                roles[operand] = product_role(eqn, operand)
+                if roles[operand] is None:
+                    roles[operand] = lookup_role(eqn, operand, meets_data)
+        if any(role is not None for role in roles):
+            self._note(eqn, ins, roles, place)
+            return [DATA if meets_data else CONST] * len(eqn.outvars)
+        if meets_data:
+            plain = Operation.OPAQUE
+            if eqn.primitive.name in ELEMENTWISE:
+                plain = Operation.ELEMENTWISE
+            roles = [Role(plain) if value.sources else None for value in ins]
+            self._note(eqn, ins, roles, place)
+            return [DATA] * len(eqn.outvars)
+        return self._parameters_only(eqn, ins, place)
+
+    def _parameters_only(
+        self, eqn: Any, ins: list[Value], place: _Place
+    ) -> list[Value]:
+        sources = frozenset[int]().union(*(value.sources for value in ins))
+        views: list[list[View]] = [[] for _ in eqn.outvars]
+        if eqn.primitive.name in ELEMENTWISE:
+            found, spread = self._combined(eqn, ins, place)
+            views[0] = found
+            sources -= spread - {view.leaf for view in found}
+        else:
+            for leaf in sorted({v.leaf for value in ins for v in value.views}):
+                one = [
+                    next((v for v in value.views if v.leaf == leaf), None)
+                    for value in ins
+                ]
+                for out, view in enumerate(follow(eqn, one)):
+                    if view is not None:
+                        views[out].append(view)
+        return [Value(False, tuple(found), sources) for found in views]
+
+    def _combined(
+        self, eqn: Any, ins: list[Value], place: _Place
+    ) -> tuple[list[View], frozenset[int]]:
+        """Views of the result of arithmetic on parameters, and leaves used up by it.
+
+        A vector that scales a whole weight is used up here, as a bias is where it is
+        added; the weight goes on.
+        """
+        shape = aval_shape(eqn.outvars[0])
+        shown = [
+            value.views if aval_shape(var) == shape else ()
+            for value, var in zip(ins, eqn.invars, strict=True)
+        ]
+        full = [v for views in shown for v in views if not v.broadcast]
+        spread = [tuple(v for v in views if v.broadcast) for views in shown]
+        used = frozenset(v.leaf for views in spread for v in views)
+        if not full:
+            full, used = [v for views in spread for v in views], frozenset()
+        elif used:
+            values = [
+                Value(False, views, frozenset(v.leaf for v in views))
+                for views in spread
+            ]
+            role = Role(Operation.ELEMENTWISE)
+            self._note(eqn, values, [role if v else None for v in spread], place)
+        return [dataclasses.replace(v, derived=True) for v in full], used
+
+    def _note(
+        self, eqn: Any, ins: list[Value], roles: list[Role | None], place: _Place
+    ) -> None:
+        if not place.recording:
+            return
+        sites: list[Site] = []
+        for operand, (value, role) in enumerate(zip(ins, roles, strict=True)):
+            if role is None:
+                continue
+            shown = {view.leaf for view in value.views}
+            for view in value.views:
+                sites.append(self._site(eqn, operand, role, view, place))
+            for leaf in sorted(value.sources - shown):
+                lost = View.whole(leaf, self._leaves[leaf][1].shape)
+                sites.append(
+                    self._site(eqn, operand, Role(Operation.OPAQUE), lost, place)
+                )
+        if not sites:
+            return
+        weights = [role for role in roles if role and role.data is not None]
+        data = weights[0].data if len(weights) == 1 else None
+        leaves = {view.leaf for value in ins for view in value.views}
+        self.uses[place.location] = Use(
+            eqn=eqn,
+            sites=tuple(sites),
+            views=tuple(value.views for value in ins),
+            data=data,
+            stacked=tuple(
+                (where, length)
+                for where, length, stacked in place.stacks
+                if stacked & leaves
+            ),
+        )
+
+    def _site(
+        self, eqn: Any, operand: int, role: Role, view: View, place: _Place
+    ) -> Site:
+        path, leaf = self._leaves[view.leaf]
+        inputs, outputs, stack = leaf_axes_of(view, role, len(leaf.shape))
+        data = () if role.data is None else aval_shape(eqn.invars[role.data])
+        return Site(
+            path=path,
+            operation=role.operation,
+            primitive=eqn.primitive.name,
+            shape=tuple(leaf.shape),
+            dtype=leaf.dtype,
+            input_axes=inputs,
+            output_axes=outputs,
+            stack_axes=stack,
+            data_shape=data,
+            out_shape=aval_shape(eqn.outvars[0]),
+            macs=role.repeats * view.size,
+            runs=place.runs,
+            derived=view.derived,
+            sealed=place.sealed,
+            location=place.location,
+            operand=operand,
+        )
+
+    def _scan(self, eqn: Any, ins: list[Value], place: _Place) -> list[Value]:
+        (body,) = bodies(eqn)
+        n_consts, n_carry = scan_counts(eqn)
+        consts, carry, xs = split(ins, n_consts, n_carry)
+        slices = [
+            dataclasses.replace(x, views=tuple(view.take(0) for view in x.views))
+            for x in xs
+        ]
+        stacked = frozenset(view.leaf for x in xs for view in x.views)
+        length = eqn.params["length"]
+        inner = place.inside(
+            0,
+            runs=None if place.runs is None else place.runs * length,
+            stacks=(*place.stacks, (place.location, length, stacked)),
+        )
+        silent = dataclasses.replace(inner, recording=False)
+        carry = self._fixed_point(
+            eqn,
+            lambda now: self.run(body, [*consts, *now, *slices], silent)[:n_carry],
+            carry,
+            place,
+        )
+        outs = self.run(body, [*consts, *carry, *slices], inner)[n_carry:]
+        given = body.jaxpr.invars[n_consts + n_carry :]
+        whole = dict(zip(given, xs, strict=True))
+        ys = [
+            whole.get(var, dataclasses.replace(out, views=()))
+            if not is_literal(var)
+            else CONST
+            for var, out in zip(body.jaxpr.outvars[n_carry:], outs, strict=True)
+        ]
+        return [*carry, *ys]
+
+    def _while(self, eqn: Any, ins: list[Value], place: _Place) -> list[Value]:
+        cond, body = bodies(eqn)
+        n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+        cond_consts, body_consts, carry = split(ins, n_cond, n_body)
+        inner = place.inside(1, runs=None)
+        silent = dataclasses.replace(inner, recording=False)
+        carry = self._fixed_point(
+            eqn, lambda now: self.run(body, [*body_consts, *now], silent), carry, place
+        )
+        self.run(cond, [*cond_consts, *carry], place.inside(0, runs=None))
+        self.run(body, [*body_consts, *carry], inner)
+        return carry
+
+    def _cond(self, eqn: Any, ins: list[Value], place: _Place) -> list[Value]:
+        chosen, *operands = ins
+        results = [
+            self.run(branch, operands, place.inside(number))
+            for number, branch in enumerate(bodies(eqn))
+        ]
+        joined = results[0]
+        for other in results[1:]:
+            joined = [
+                self._join(eqn, a, b, place) for a, b in zip(joined, other, strict=True)
+            ]
+        if chosen.data:
+            # Which branch ran depends on data, so what it returns does too, unless
+            # every branch returns the same view of a leaf.
+            joined = [v if v.views or v.sources else DATA for v in joined]
+        return joined
+
+    def _shard_map(self, eqn: Any, ins: list[Value], place: _Place) -> list[Value]:
+        (body,) = bodies(eqn)
+        local = [
+            dataclasses.replace(
+                value, views=tuple(v.local(aval_shape(var)) for v in value.views)
+            )
+            for value, var in zip(ins, body.jaxpr.invars, strict=True)
+        ]
+        outs = self.run(body, local, place.inside(0))
+        return [dataclasses.replace(value, views=()) for value in outs]
+
+    def _fixed_point(
+        self, eqn: Any, step: Any, carry: list[Value], place: _Place
+    ) -> list[Value]:
+        while any(not value.data for value in carry):
+            after = [
+                self._join(eqn, a, b, place)
+                for a, b in zip(carry, step(carry), strict=True)
+            ]
+            if after == carry:
+                break
+            carry = after
+        return carry
+
+    def _join(self, eqn: Any, a: Value, b: Value, place: _Place) -> Value:
+        if a == b:
+            return a
+        lost = a.sources | b.sources
+        if a.data or b.data:
+            if lost:
+                opaque = Value(False, (), lost)
+                self._note(eqn, [opaque], [Role(Operation.OPAQUE)], place)
+            return DATA
+        return Value(False, tuple(v for v in a.views if v in b.views), lost)

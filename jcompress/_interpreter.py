@@ -1,0 +1,424 @@
+"""The one evaluator of traced functions; it calls a handler at each site."""
+
+import contextlib
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+
+from jcompress._flow import Location, Use
+from jcompress._jaxprs import (
+    Body,
+    Kind,
+    bodies,
+    is_literal,
+    kind_of,
+    scan_counts,
+    split,
+)
+from jcompress._trace import Traced, trace
+from jcompress._views import LAZY
+from jcompress.tensors import CompressedTensor
+
+Bind = Callable[[Sequence[Any]], list[Any]]
+
+
+class Handler(Protocol):
+    """What happens at a site in place of the traced equation."""
+
+    def __call__(
+        self, use: Use, inputs: list[Any], bind: Bind, read: Any
+    ) -> tuple[list[Any], Any]:
+        """Evaluate one equation.
+
+        Args:
+            use: the equation and its sites.
+            inputs: its inputs: arrays, or `Deferred` for a compressed leaf.
+            bind: evaluates the traced equation on arrays.
+            read: what the caller of `evaluate` handed in for this site.
+
+        Returns:
+            The equation's results, and a statistic to hand back (None for none).
+        """
+        ...
+
+
+class Statistic(Protocol):
+    """How statistics of several executions of one site become one."""
+
+    def empty(self, like: Any) -> Any:
+        """The statistic of no execution."""
+        ...
+
+    def join(self, a: Any, b: Any) -> Any:
+        """The statistic of two sets of executions."""
+        ...
+
+    def reduce(self, stacked: Any) -> Any:
+        """The statistic of executions numbered by a leading axis."""
+        ...
+
+    def across(self, value: Any, axis_names: tuple[str, ...]) -> Any:
+        """The statistic of the executions on all devices along mesh axes."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Deferred:
+    """A compressed leaf on its way to a site, with the views put off until then."""
+
+    name: str
+    tensor: CompressedTensor
+    pending: tuple[tuple[Any, Mapping[str, Any]], ...] = ()
+
+    def dense(self) -> jax.Array:
+        """The dense array, views applied."""
+        return self.viewed(self.tensor.dense())
+
+    def viewed(self, value: jax.Array) -> jax.Array:
+        """An array after the views that were put off."""
+        for primitive, params in self.pending:
+            value = primitive.bind(value, **params)
+        return value
+
+    @property
+    def only_cast(self) -> bool:
+        """Whether the views are changes of dtype, which any part of the leaf takes."""
+        return all(p.name == "convert_element_type" for p, _ in self.pending)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What to evaluate, and how.
+
+    Attributes:
+        traced: the traced function.
+        handlers: what happens at which locations.
+        statistic: how statistics join; needed if a handler hands any back.
+        made_dense: is told the name of each compressed leaf that had to be made dense
+            outside of a handler, and the operation that asked for it.
+    """
+
+    traced: Traced
+    handlers: Mapping[Location, Handler]
+    statistic: Statistic | None = None
+    made_dense: Callable[[str, str], None] | None = None
+
+    @functools.cached_property
+    def _prefixes(self) -> frozenset[Location]:
+        return frozenset(
+            location[:cut]
+            for location in self.handlers
+            for cut in range(len(location) + 1)
+        )
+
+    def __call__(
+        self,
+        leaves: Sequence[Any],
+        data: Sequence[Any],
+        reads: Mapping[Location, Any] | None = None,
+    ) -> tuple[list[Any], dict[Location, Any]]:
+        """Evaluate the program.
+
+        Args:
+            leaves: the parameter leaves, dense or compressed.
+            data: the other inputs.
+            reads: what handlers read, by location; where a scan takes a site's leaf
+                apart, with a leading axis for its steps.
+
+        Returns:
+            The results, and the statistics of the handlers by location, shaped like
+            `reads`.
+        """
+        inputs = [
+            Deferred(name, leaf) if isinstance(leaf, CompressedTensor) else leaf
+            for name, leaf in zip(self.traced.names, leaves, strict=True)
+        ]
+        outs, statistics = self._run(
+            self.traced.body, [*inputs, *data], (), dict(reads or {})
+        )
+        return [self._dense(out, "returned") for out in outs], statistics
+
+    def _dense(self, value: Any, operation: str) -> Any:
+        if not isinstance(value, Deferred):
+            return value
+        if self.made_dense is not None:
+            self.made_dense(value.name, operation)
+        return value.dense()
+
+    def _run(
+        self,
+        body: Body,
+        inputs: Sequence[Any],
+        at: Location,
+        reads: dict[Location, Any],
+    ) -> tuple[list[Any], dict[Location, Any]]:
+        env: dict[Any, Any] = dict(zip(body.jaxpr.constvars, body.consts, strict=True))
+        env.update(zip(body.jaxpr.invars, inputs, strict=True))
+        statistics: dict[Location, Any] = {}
+
+        def value_of(atom: Any) -> Any:
+            return atom.val if is_literal(atom) else env[atom]
+
+        for index, eqn in enumerate(body.jaxpr.eqns):
+            ins = [value_of(atom) for atom in eqn.invars]
+            with eqn.ctx.manager, _scope(eqn):
+                outs = self._equation(eqn, ins, (*at, index), reads, statistics)
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [value_of(atom) for atom in body.jaxpr.outvars], statistics
+
+    def _equation(
+        self,
+        eqn: Any,
+        ins: list[Any],
+        here: Location,
+        reads: dict[Location, Any],
+        statistics: dict[Location, Any],
+    ) -> list[Any]:
+        deferred = any(isinstance(value, Deferred) for value in ins)
+        kind = kind_of(eqn)
+        if kind in (Kind.LEAF, Kind.SEALED):
+            handler = self.handlers.get(here)
+            if handler is not None and kind is Kind.LEAF:
+                outs, statistic = handler(
+                    self.traced.uses[here],
+                    ins,
+                    functools.partial(_bind, eqn),
+                    reads.get(here),
+                )
+                if statistic is not None:
+                    statistics[here] = statistic
+                return outs
+            if deferred and len(ins) == 1 and eqn.primitive.name in LAZY:
+                (value,) = ins
+                pending = (*value.pending, (eqn.primitive, eqn.params))
+                return [dataclasses.replace(value, pending=pending)]
+            name = eqn.primitive.name
+            return _bind(eqn, [self._dense(value, name) for value in ins])
+        if not deferred and here not in self._prefixes:
+            return _bind(eqn, ins)
+        outs, inner = getattr(self, f"_{kind.value}")(eqn, ins, here, reads)
+        statistics.update(inner)
+        return list(outs)
+
+    def _inline(self, eqn: Any, ins: list[Any], here: Location, reads: Any) -> Any:
+        (body,) = bodies(eqn)
+        return self._run(body, ins, (*here, 0), reads)
+
+    def _call(self, eqn: Any, ins: list[Any], here: Location, reads: Any) -> Any:
+        (body,) = bodies(eqn)
+        arrays, rebuild = _opened(ins)
+        shape: list[Any] = []
+
+        def call(*flat: Any) -> Any:
+            outs, inner = self._run(body, rebuild(flat), (*here, 0), reads)
+            out_arrays, out_rebuild = _opened(outs)
+            shape[:] = [out_rebuild]
+            return out_arrays, inner
+
+        call.__name__ = eqn.params["name"]
+        flat_outs, inner = jax.jit(call, inline=bool(_inlined(eqn)))(*arrays)
+        return shape[0](flat_outs), inner
+
+    def _remat(self, eqn: Any, ins: list[Any], here: Location, reads: Any) -> Any:
+        (body,) = bodies(eqn)
+        arrays, rebuild = _opened(ins)
+
+        def call(*flat: Any) -> Any:
+            outs, inner = self._run(body, rebuild(flat), (*here, 0), reads)
+            return [self._dense(out, "remat") for out in outs], inner
+
+        prevent = eqn.params["prevent_cse"]
+        again = jax.checkpoint(call, prevent_cse=prevent, policy=eqn.params["policy"])
+        return again(*arrays)
+
+    def _scan(self, eqn: Any, ins: list[Any], here: Location, reads: Any) -> Any:
+        (body,) = bodies(eqn)
+        n_consts, n_carry = scan_counts(eqn)
+        consts, carry, xs = split(ins, n_consts, n_carry)
+        sliced = [self._unstacked(x) for x in xs]
+        here_reads = {k: v for k, v in reads.items() if k[: len(here)] == here}
+        steps = {k: v for k, v in here_reads.items() if self._stacks(k, here)}
+
+        def step(carried: Any, given: Any) -> Any:
+            slices, read = given
+            values = [
+                rebuild(arrays)
+                for (_, rebuild), arrays in zip(sliced, slices, strict=True)
+            ]
+            outs, inner = self._run(
+                body, [*consts, *carried, *values], (*here, 0), {**here_reads, **read}
+            )
+            outs = [self._dense(out, "scan") for out in outs]
+            return outs[:n_carry], (outs[n_carry:], inner)
+
+        carried, (ys, inner) = jax.lax.scan(
+            step,
+            [self._dense(value, "scan") for value in carry],
+            ([arrays for arrays, _ in sliced], steps),
+            length=eqn.params["length"],
+            reverse=eqn.params["reverse"],
+            unroll=eqn.params["unroll"],
+        )
+        for key, value in inner.items():
+            if not self._stacks(key, here):
+                assert self.statistic is not None
+                inner[key] = self.statistic.reduce(value)
+        return [*carried, *ys], inner
+
+    def _stacks(self, key: Location, scan: Location) -> bool:
+        return scan in dict(self.traced.uses[key].stacked)
+
+    def _unstacked(self, x: Any) -> tuple[list[Any], Callable[[Any], Any]]:
+        if isinstance(x, Deferred):
+            opened = x.tensor.unstack() if x.only_cast else None
+            if opened is not None:
+                arrays, rebuild = opened
+                return list(arrays), lambda flat: dataclasses.replace(
+                    x, tensor=rebuild(list(flat))
+                )
+            x = self._dense(x, "scan")
+        return [x], lambda flat: flat[0]
+
+    def _while(self, eqn: Any, ins: list[Any], here: Location, reads: Any) -> Any:
+        cond, body = bodies(eqn)
+        n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+        cond_consts, body_consts, carry = split(ins, n_cond, n_body)
+        carry = [self._dense(value, "while") for value in carry]
+
+        def step(carried: Sequence[Any]) -> Any:
+            outs, inner = self._run(body, [*body_consts, *carried], (*here, 1), reads)
+            return [self._dense(out, "while") for out in outs], inner
+
+        def goes_on(state: Any) -> Any:
+            carried, _ = state
+            outs, _ = self._run(cond, [*cond_consts, *carried], (*here, 0), reads)
+            return outs[0]
+
+        def advance(state: Any) -> Any:
+            carried, before = state
+            outs, inner = step(carried)
+            joined = {k: self._joined(before[k], v) for k, v in inner.items()}
+            return outs, joined
+
+        _, like = jax.eval_shape(step, carry)
+        return jax.lax.while_loop(goes_on, advance, (carry, self._empty(like)))
+
+    def _empty(self, like: dict[Location, Any]) -> dict[Location, Any]:
+        if not like:
+            return {}
+        assert self.statistic is not None
+        return {key: self.statistic.empty(value) for key, value in like.items()}
+
+    def _joined(self, a: Any, b: Any) -> Any:
+        assert self.statistic is not None
+        return self.statistic.join(a, b)
+
+    def _cond(self, eqn: Any, ins: list[Any], here: Location, reads: Any) -> Any:
+        index, *operands = ins
+
+        def branch(number: int, body: Body) -> Any:
+            outs, inner = self._run(body, operands, (*here, number), reads)
+            return [self._dense(out, "cond") for out in outs], inner
+
+        calls = [
+            functools.partial(branch, number, body)
+            for number, body in enumerate(bodies(eqn))
+        ]
+        like: dict[Location, Any] = {}
+        if any(key[: len(here)] == here for key in reads):
+            for call in calls:
+                like.update(jax.eval_shape(call)[1])
+
+        def whole(call: Callable[[], Any]) -> Any:
+            outs, inner = call()
+            return outs, {**self._empty(like), **inner}
+
+        return jax.lax.switch(index, [functools.partial(whole, c) for c in calls])
+
+    def _shard_map(self, eqn: Any, ins: list[Any], here: Location, reads: Any) -> Any:
+        (body,) = bodies(eqn)
+        params = eqn.params
+        arrays = [self._dense(value, "shard_map") for value in ins]
+        here_reads = {k: v for k, v in reads.items() if k[: len(here)] == here}
+        axes = tuple(sorted(params.get("newly_manual_axes", params["mesh"].axis_names)))
+
+        def call(flat: Sequence[Any], read: Any) -> Any:
+            outs, inner = self._run(body, flat, (*here, 0), read)
+            if inner:
+                assert self.statistic is not None
+                inner = {k: self.statistic.across(v, axes) for k, v in inner.items()}
+            return [self._dense(out, "shard_map") for out in outs], inner
+
+        replicated = jax.sharding.PartitionSpec()
+        return jax.shard_map(
+            call,
+            mesh=params["mesh"],
+            in_specs=(list(params["in_specs"]), replicated),
+            out_specs=(list(params["out_specs"]), replicated),
+            axis_names=frozenset(axes),
+            check_vma=params["check_vma"],
+        )(arrays, here_reads)
+
+
+def _bind(eqn: Any, inputs: Sequence[Any]) -> list[Any]:
+    params = eqn.primitive.get_bind_params(eqn.params)
+    out = eqn.primitive.bind(*inputs, **params)
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _inlined(eqn: Any) -> bool:
+    inline = eqn.params.get("inline", False)
+    return inline is True or getattr(inline, "name", "") == "TRUE"
+
+
+def _scope(eqn: Any) -> contextlib.AbstractContextManager[Any]:
+    name = str(eqn.source_info.name_stack)
+    return jax.named_scope(name) if name else contextlib.nullcontext()
+
+
+def _opened(values: Sequence[Any]) -> tuple[list[Any], Callable[[Any], list[Any]]]:
+    """The arrays in a list of arrays and deferred leaves, and the way back."""
+    arrays: list[Any] = []
+    makers: list[Callable[[Any], Any]] = []
+    for value in values:
+        start = len(arrays)
+        if isinstance(value, Deferred):
+            found, tree = jax.tree.flatten(value.tensor)
+            arrays += found
+            part = slice(start, len(arrays))
+            makers.append(functools.partial(_again, value, tree, part))
+        else:
+            arrays.append(value)
+            makers.append(operator.itemgetter(start))
+    return arrays, lambda flat: [make(flat) for make in makers]
+
+
+def _again(value: Deferred, tree: Any, part: slice, flat: Any) -> Deferred:
+    return dataclasses.replace(value, tensor=jax.tree.unflatten(tree, list(flat[part])))
+
+
+def _unchanged(
+    use: Use, inputs: list[Any], bind: Bind, read: Any
+) -> tuple[list[Any], Any]:
+    return bind(inputs), None
+
+
+def identity(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, evaluated through the interpreter with idle handlers.
+
+    What every function transform of this library is, less its handler; it exists to
+    show that the interpreter itself changes nothing.
+    """
+
+    @functools.wraps(fn)
+    def same(variables: Any, *args: Any, **kwargs: Any) -> Any:
+        traced = trace(fn, variables, args, kwargs)
+        handlers = dict.fromkeys(traced.uses, _unchanged)
+        outs, _ = Program(traced=traced, handlers=handlers)(traced.leaves, traced.data)
+        return traced.rebuild(outs)
+
+    return same

@@ -1,0 +1,308 @@
+"""The arithmetic of quantization, on plain arrays.
+
+Everything is elementwise float32 (reductions are only minima and maxima), written so
+that the compiler has nothing to rearrange: the same bits come out of eager calls, of
+`jit`, and of a stored tensor made dense again. Two details matter. XLA rewrites a
+division by a broadcast number into a product with its reciprocal, but not in every
+program, so the reciprocal is written out here. And a cast to a 16-bit float is
+preceded by an explicit rounding, since XLA may otherwise drop the cast when the next
+operation goes back to float32.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jcompress._matrix import Axes, from_matrix, to_matrix
+from jcompress.quantization.formats import PerChannel, PerGroup, PerTensor, Weights
+
+_TINY = np.finfo(np.float32).tiny
+
+
+class Range(NamedTuple):
+    """The interval that quantized numbers cover.
+
+    Attributes:
+        low: the smallest number.
+        high: the largest number, of the shape of `low`.
+    """
+
+    low: jax.Array
+    high: jax.Array
+
+
+def integer_range(bits: int, *, symmetric: bool) -> tuple[int, int]:
+    """The smallest and the largest integer of a format."""
+    high = 2 ** (bits - 1) - 1
+    return (-high if symmetric else -high - 1), high
+
+
+def range_of(x: jax.Array, axes: int | Sequence[int] | None) -> Range:
+    """The float32 range of `x` over `axes` (all if None), which stay with size 1.
+
+    The range of nothing (an empty batch) is [0, 0].
+    """
+    over = range(x.ndim) if axes is None else np.atleast_1d(axes)
+    dims = tuple(sorted(int(axis) % x.ndim for axis in over))
+    x = x.astype(jnp.float32)
+    if math.prod(x.shape[axis] for axis in dims) == 0:
+        kept = (1 if axis in dims else size for axis, size in enumerate(x.shape))
+        nothing = jnp.zeros(tuple(kept), jnp.float32)
+        return Range(nothing, nothing)
+    return Range(
+        jnp.min(x, axis=dims, keepdims=True), jnp.max(x, axis=dims, keepdims=True)
+    )
+
+
+def scale_and_zero(
+    range: Range, *, bits: int, symmetric: bool
+) -> tuple[jax.Array, jax.Array | None]:
+    """The step between two integers, and the integer that stands for 0.
+
+    Symmetric: `scale = max(|low|, |high|) / qmax`. Asymmetric, after widening the range
+    to contain 0: `scale = (high - low) / (2^bits - 1)` and
+    `zero = clip(round(qmin - low / scale), qmin, qmax)` (Jacob et al. 2018, section 3).
+    A scale that float32 cannot invert (an all-zero range) becomes 1.
+
+    Returns:
+        The scale, float32 of the shape of the range, and the zero point, integers in
+        float32 of that shape; None if symmetric.
+    """
+    low, high = range.low.astype(jnp.float32), range.high.astype(jnp.float32)
+    qmin, qmax = integer_range(bits, symmetric=symmetric)
+    if symmetric:
+        width = jnp.maximum(jnp.abs(low), jnp.abs(high))
+        return _invertible(width * np.float32(1 / qmax)), None
+    low = jnp.minimum(low, np.float32(0))
+    high = jnp.maximum(high, np.float32(0))
+    scale = _invertible((high - low) * np.float32(1 / (qmax - qmin)))
+    zero = jnp.round(np.float32(qmin) - low * (np.float32(1) / scale))
+    return scale, jnp.clip(zero, np.float32(qmin), np.float32(qmax))
+
+
+def _invertible(scale: jax.Array) -> jax.Array:
+    return jnp.where(scale < _TINY, np.float32(1), scale)
+
+
+def _integers(x: jax.Array, scale: jax.Array, zero: jax.Array | None) -> jax.Array:
+    steps = jnp.round(x.astype(jnp.float32) * (np.float32(1) / scale))
+    return steps if zero is None else steps + zero
+
+
+def quantize_values(
+    x: jax.Array,
+    scale: jax.Array,
+    zero: jax.Array | None,
+    *,
+    bits: int,
+    symmetric: bool,
+) -> jax.Array:
+    """`clip(round(x * (1 / scale)) + zero, qmin, qmax)`, rounding halves to even.
+
+    Args:
+        x: floats of any shape.
+        scale: float32, broadcasts against `x`.
+        zero: integers in float32, of the shape of `scale`; None if symmetric.
+        bits: bits of an integer.
+        symmetric: whether the integers are centred at 0.
+
+    Returns:
+        Integers in float32, of the shape of `x`.
+    """
+    qmin, qmax = integer_range(bits, symmetric=symmetric)
+    return jnp.clip(_integers(x, scale, zero), np.float32(qmin), np.float32(qmax))
+
+
+def dequantize_values(
+    values: jax.Array, scale: jax.Array, zero: jax.Array | None
+) -> jax.Array:
+    """`(values - zero) * scale` in float32; integers of any dtype."""
+    values = values.astype(jnp.float32)
+    if zero is not None:
+        values = values - zero.astype(jnp.float32)
+    return values * scale
+
+
+def round_to(x: jax.Array, dtype: Any) -> jax.Array:
+    """Cast float32 to a float dtype so that later casts cannot undo the rounding."""
+    kind = jnp.finfo(dtype)
+    if kind.bits < 32:
+        x = jax.lax.reduce_precision(x, kind.nexp, kind.nmant)
+    return x.astype(dtype)
+
+
+def fake_quantize(
+    x: jax.Array,
+    scale: jax.Array,
+    zero: jax.Array | None,
+    *,
+    bits: int,
+    symmetric: bool,
+) -> jax.Array:
+    """The numbers that quantized `x` stands for, with a straight-through gradient.
+
+    The value is exactly `dequantize_values(quantize_values(x))` in the dtype of `x`.
+    The derivative with respect to `x` is 1 where the integer was not clipped and 0
+    where it was (Bengio et al. 2013, "Estimating or Propagating Gradients Through
+    Stochastic Neurons for Conditional Computation"; Jacob et al. 2018, section 3). It
+    is 0 with respect to `scale` and `zero`.
+
+    Args:
+        x: floats of any shape.
+        scale: float32, broadcasts against `x`.
+        zero: integers in float32, of the shape of `scale`; None if symmetric.
+        bits: bits of an integer.
+        symmetric: whether the integers are centred at 0.
+    """
+    return _fake_quantize(x, scale, zero, bits, symmetric)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _fake_quantize(
+    x: jax.Array,
+    scale: jax.Array,
+    zero: jax.Array | None,
+    bits: int,
+    symmetric: bool,
+) -> jax.Array:
+    values = quantize_values(x, scale, zero, bits=bits, symmetric=symmetric)
+    return round_to(dequantize_values(values, scale, zero), x.dtype)
+
+
+@_fake_quantize.defjvp
+def _fake_quantize_jvp(
+    bits: int, symmetric: bool, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[jax.Array, jax.Array]:
+    x, scale, zero = primals
+    integers = _integers(x, scale, zero)
+    qmin, qmax = integer_range(bits, symmetric=symmetric)
+    kept = (integers >= np.float32(qmin)) & (integers <= np.float32(qmax))
+    tangent = jnp.where(kept, tangents[0], jnp.zeros_like(tangents[0]))
+    return _fake_quantize(x, scale, zero, bits, symmetric), tangent
+
+
+def _grouped(matrix: jax.Array, spec: Weights) -> jax.Array:
+    """[*S, N, K] -> [*S, N, G, K / G]."""
+    inputs = matrix.shape[-1]
+    size = spec.granularity.size if isinstance(spec.granularity, PerGroup) else inputs
+    if inputs and inputs % size:
+        raise ValueError(
+            f"groups of {size} do not divide {inputs} inputs; sizes that do: "
+            f"{divisors(inputs)}"
+        )
+    groups = inputs // size if inputs else 1
+    return matrix.reshape(*matrix.shape[:-1], groups, size)
+
+
+def divisors(number: int) -> list[int]:
+    """The divisors of a positive number, in increasing order."""
+    return [k for k in range(1, number + 1) if number % k == 0]
+
+
+def weight_scales(
+    matrix: jax.Array, spec: Weights
+) -> tuple[jax.Array, jax.Array | None]:
+    """The scales, and the zero points if asymmetric, of a weight matrix.
+
+    Args:
+        matrix: floats [*S, N, K].
+        spec: the format.
+
+    Returns:
+        Scales, float32 [*S, N or 1, G], with 1 for `PerTensor`, and G = 1 but for
+        `PerGroup(size)`, which has G = K / size; zero points, integers in float32 of
+        that shape, or None.
+
+    Raises:
+        ValueError: the group size does not divide K.
+    """
+    grouped = _grouped(matrix, spec)
+    match spec.granularity:
+        case PerTensor():
+            span = range_of(grouped, (-3, -2, -1))
+        case PerChannel() | PerGroup():
+            span = range_of(grouped, -1)
+    span = Range(span.low[..., 0], span.high[..., 0])
+    return scale_and_zero(span, bits=spec.bits, symmetric=spec.symmetric)
+
+
+def quantize_matrix(
+    matrix: jax.Array, spec: Weights
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Round a weight matrix to the nearest integers of a format.
+
+    Args:
+        matrix: floats [*S, N, K].
+        spec: the format.
+
+    Returns:
+        Values, int8 [*S, N, K]; scales, float32 [*S, N or 1, G]; zero points, int8 of
+        the shape of the scales, or None.
+
+    Raises:
+        ValueError: the group size does not divide K.
+    """
+    scales, zeros = weight_scales(matrix, spec)
+    values = quantize_values(
+        _grouped(matrix, spec),
+        scales[..., None],
+        None if zeros is None else zeros[..., None],
+        bits=spec.bits,
+        symmetric=spec.symmetric,
+    )
+    stored = None if zeros is None else zeros.astype(jnp.int8)
+    return values.astype(jnp.int8).reshape(matrix.shape), scales, stored
+
+
+def dequantize_matrix(
+    values: jax.Array, scales: jax.Array, zeros: jax.Array | None, dtype: Any
+) -> jax.Array:
+    """The weight matrix that `quantize_matrix` describes.
+
+    Args:
+        values: int8 [*S, N, K].
+        scales: float32 [*S, N or 1, G].
+        zeros: int8 of the shape of the scales, or None.
+        dtype: float dtype of the result.
+
+    Returns:
+        The matrix [*S, N, K].
+    """
+    groups = scales.shape[-1]
+    grouped = values.reshape(*values.shape[:-1], groups, values.shape[-1] // groups)
+    zero = None if zeros is None else zeros[..., None]
+    dense = dequantize_values(grouped, scales[..., None], zero)
+    return round_to(dense, dtype).reshape(values.shape)
+
+
+def fake_quantize_weight(leaf: jax.Array, axes: Axes, spec: Weights) -> jax.Array:
+    """The leaf after a trip through its integers, with a straight-through gradient.
+
+    Bit for bit what `quantize` stores and `QTensor.dense` gives back.
+
+    Args:
+        leaf: floats of any shape.
+        axes: the role of each of its axes, over all of its uses.
+        spec: the format.
+
+    Returns:
+        An array of the shape and dtype of the leaf.
+
+    Raises:
+        ValueError: the group size does not divide the number of inputs.
+    """
+    matrix = to_matrix(leaf, axes)
+    scales, zeros = weight_scales(jax.lax.stop_gradient(matrix), spec)
+    faked = fake_quantize(
+        _grouped(matrix, spec),
+        scales[..., None],
+        None if zeros is None else zeros[..., None],
+        bits=spec.bits,
+        symmetric=spec.symmetric,
+    )
+    return from_matrix(faked.reshape(matrix.shape), axes, leaf.shape)

@@ -1,0 +1,177 @@
+"""How numbers are quantized: frozen specs that rules carry."""
+
+import dataclasses
+import math
+
+
+def _check_bits(bits: object, what: str) -> None:
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
+        raise ValueError(f"{what}: bits is an int from 2 to 8, not {bits!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerTensor:
+    """One scale for the whole array; for stacked weights, one for each copy."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerChannel:
+    """One scale for each output channel of a weight."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PerGroup:
+    """One scale for each run of `size` neighbours along the inputs of each channel.
+
+    The inputs of a weight with several input axes are counted as one axis, the last
+    leaf axis fastest; `size` must divide their number.
+
+    Attributes:
+        size: number of weights that share a scale, at least 1.
+
+    Raises:
+        ValueError: `size` is not a positive int.
+    """
+
+    size: int
+
+    def __post_init__(self) -> None:
+        wrong = isinstance(self.size, bool) or not isinstance(self.size, int)
+        if wrong or self.size < 1:
+            raise ValueError(f"PerGroup: size is a positive int, not {self.size!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerRow:
+    """One range for each row of data: over the contracted axes only."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dynamic:
+    """The range is taken from the very data that is quantized."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MovingAverage:
+    """The range is an exponential moving average over calibration or training steps.
+
+    Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
+    Integer-Arithmetic-Only Inference", section 3.1.
+
+    Attributes:
+        decay: weight of the past, in [0, 1).
+
+    Raises:
+        ValueError: `decay` is outside of [0, 1).
+    """
+
+    decay: float = 0.99
+
+    def __post_init__(self) -> None:
+        known = isinstance(self.decay, int | float) and math.isfinite(self.decay)
+        if not known or not 0 <= self.decay < 1:
+            raise ValueError(f"MovingAverage: decay is in [0, 1), not {self.decay!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+    """How a weight is quantized.
+
+    Symmetric: integers in `[-(2^(bits-1) - 1), 2^(bits-1) - 1]`, no zero point.
+    Asymmetric: integers in `[-2^(bits-1), 2^(bits-1) - 1]` and an integer zero point,
+    the range widened to contain 0 (Jacob et al. 2018, section 2.1).
+
+    Attributes:
+        bits: bits of an integer, 2 to 8; up to 4 bits are stored two to a byte.
+        symmetric: whether the range is centred at 0.
+        granularity: which weights share a scale.
+
+    Raises:
+        ValueError: `bits` is out of range.
+        TypeError: `granularity` is of another kind.
+    """
+
+    bits: int = 8
+    symmetric: bool = True
+    granularity: PerTensor | PerChannel | PerGroup = PerChannel()
+
+    def __post_init__(self) -> None:
+        _check_bits(self.bits, "Weights")
+        if not isinstance(self.granularity, PerTensor | PerChannel | PerGroup):
+            raise TypeError(
+                "Weights: granularity is PerTensor(), PerChannel() or PerGroup(size), "
+                f"not {self.granularity!r}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Activation:
+    """How the data that a weight meets is quantized.
+
+    Attributes:
+        bits: bits of an integer, 2 to 8.
+        symmetric: whether the range is centred at 0.
+        granularity: `PerTensor()`, or `PerRow()` with a dynamic range.
+        range: where the range comes from.
+
+    Raises:
+        ValueError: `bits` is out of range, or `PerRow()` has a range that is not
+            dynamic: the rows of the next batch are others.
+        TypeError: `granularity` or `range` is of another kind.
+    """
+
+    bits: int = 8
+    symmetric: bool = False
+    granularity: PerTensor | PerRow = PerTensor()
+    range: Dynamic | MovingAverage = Dynamic()
+
+    def __post_init__(self) -> None:
+        _check_bits(self.bits, "Activation")
+        if not isinstance(self.granularity, PerTensor | PerRow):
+            raise TypeError(
+                "Activation: granularity is PerTensor() or PerRow(), not "
+                f"{self.granularity!r}"
+            )
+        if not isinstance(self.range, Dynamic | MovingAverage):
+            raise TypeError(
+                "Activation: range is Dynamic() or MovingAverage(decay=...), not "
+                f"{self.range!r}"
+            )
+        if isinstance(self.granularity, PerRow) and not isinstance(self.range, Dynamic):
+            raise ValueError(
+                "Activation: PerRow() needs range=Dynamic(), because no two batches "
+                f"have the same rows; got {self.range!r}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantize:
+    """What a quantization rule says of a leaf and of the data that it meets.
+
+    Attributes:
+        weights: how the leaf is quantized; None keeps it.
+        activation: how the inputs of its products are quantized; None keeps them.
+
+    Raises:
+        ValueError: both are None.
+        TypeError: one of them is of another kind.
+    """
+
+    weights: Weights | None = Weights()
+    activation: Activation | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.weights, Weights | None):
+            raise TypeError(
+                f"Quantize: weights is Weights(...) or None, not {self.weights!r}"
+            )
+        if not isinstance(self.activation, Activation | None):
+            raise TypeError(
+                "Quantize: activation is Activation(...) or None, not "
+                f"{self.activation!r}"
+            )
+        if self.weights is None and self.activation is None:
+            raise ValueError(
+                "Quantize: weights and activation are both None, which says nothing; "
+                "to leave a leaf alone, give its rule the spec None"
+            )

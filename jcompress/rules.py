@@ -1,0 +1,223 @@
+"""Which leaves a transform acts on, and how: ordered pairs of predicate and spec."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from types import EllipsisType
+from typing import Any, Generic, TypeVar
+
+from jcompress.sites import WEIGHTS, Operation, Site, Sites
+
+Spec = TypeVar("Spec")
+
+Predicate = str | Operation | EllipsisType | Callable[[Site], bool]
+"""A path glob, an `Operation`, `...` (every weight) or a function of a `Site`.
+
+In a glob `*` stays within one part of the path and `**` crosses parts:
+`"params/Dense_*/kernel"`, `"**/kernel"`.
+"""
+
+Rules = Sequence[tuple[Predicate, Spec | None]]
+"""Ordered pairs of a predicate and a spec; the first match wins.
+
+The spec None says: leave these leaves alone.
+"""
+
+
+class RuleError(ValueError):
+    """A rule matches nothing, or its spec cannot apply to a leaf that it matches."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Not:
+    """Matches the sites that `predicate` does not match."""
+
+    predicate: Predicate
+
+    def __call__(self, site: Site) -> bool:
+        """Whether it matches."""
+        return not matches(self.predicate, site)
+
+
+class _Several:
+    def __init__(self, *predicates: Predicate) -> None:
+        self.predicates = predicates
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.predicates == other.predicates
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.predicates))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self.predicates))})"
+
+
+class AllOf(_Several):
+    """Matches the sites that every one of the predicates matches."""
+
+    def __call__(self, site: Site) -> bool:
+        """Whether it matches."""
+        return all(matches(predicate, site) for predicate in self.predicates)
+
+
+class AnyOf(_Several):
+    """Matches the sites that at least one of the predicates matches."""
+
+    def __call__(self, site: Site) -> bool:
+        """Whether it matches."""
+        return any(matches(predicate, site) for predicate in self.predicates)
+
+
+@dataclasses.dataclass(frozen=True)
+class AtLeast:
+    """Matches the leaves of at least `size` elements."""
+
+    size: int
+
+    def __call__(self, site: Site) -> bool:
+        """Whether it matches."""
+        return site.size >= self.size
+
+
+def matches(predicate: Predicate, site: Site) -> bool:
+    """Whether a predicate matches a site."""
+    if predicate is ...:
+        return True
+    if isinstance(predicate, Operation):
+        return site.operation is predicate
+    if isinstance(predicate, str):
+        return _glob(predicate).fullmatch(site.path) is not None
+    return bool(predicate(site))
+
+
+def _glob(pattern: str) -> re.Pattern[str]:
+    parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
+    table = {"**/": r"(?:.*/)?", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}
+    return re.compile("".join(table.get(part) or re.escape(part) for part in parts))
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved(Generic[Spec]):
+    """What the rules say of a table of sites.
+
+    Attributes:
+        leaves: the spec of every leaf that is acted on, in tree order.
+        rule_of: which rule, by its place in the list, took each of these leaves.
+        skipped: why each other weight is left alone.
+        at: the spec of every single site, by its location.
+    """
+
+    leaves: Mapping[str, Spec]
+    rule_of: Mapping[str, int]
+    skipped: Mapping[str, str]
+    at: Mapping[tuple[int, ...], Spec]
+
+
+def resolve(rules: Rules[Spec], sites: Sites, *, transform: str) -> Resolved[Spec]:
+    """Match rules against a table of sites; the first match wins.
+
+    A rule matches a leaf if it matches one of the sites at which the leaf is a weight
+    (`jcompress.sites.WEIGHTS`); biases and scales are never candidates.
+
+    Args:
+        rules: the rules.
+        sites: the table.
+        transform: the caller's name, for the errors.
+
+    Raises:
+        TypeError: `rules` is not a sequence of pairs, or a predicate is of no known
+            kind.
+        RuleError: a rule matches no weight, only weights that earlier rules took, or
+            nothing remains to be done.
+    """
+    rules = _checked(rules, transform)
+    weights = [site for site in sites if site.operation in WEIGHTS]
+    if not weights:
+        raise RuleError(
+            f"{transform}: no leaf of the tree is a weight of a product, convolution "
+            f"or lookup; the tree has {_listed([name for name, _ in sites.leaves])}"
+        )
+    taken: dict[str, int] = {}
+    at: dict[tuple[int, ...], Spec] = {}
+    for index, (predicate, spec) in enumerate(rules):
+        hits = [site for site in weights if matches(predicate, site)]
+        if not hits:
+            raise RuleError(_no_match(transform, index, predicate, sites))
+        fresh = [site for site in hits if site.path not in taken]
+        new_sites = [site for site in hits if site.location not in at]
+        if not fresh and not new_sites:
+            raise RuleError(
+                f"{transform}: rule {index} ({predicate!r}) matches only what earlier "
+                f"rules already took: {_listed([site.path for site in hits])}; "
+                "put it before them or delete it"
+            )
+        for site in fresh:
+            taken[site.path] = index
+        for site in new_sites:
+            at[site.location] = spec  # type: ignore[assignment]
+    leaves: dict[str, Spec] = {}
+    skipped: dict[str, str] = {}
+    for name in sites.weights:
+        if name not in taken:
+            skipped[name] = "no rule matches it"
+            continue
+        predicate, spec = rules[taken[name]]
+        if spec is None:
+            skipped[name] = f"excluded by rule {taken[name]} ({predicate!r})"
+        else:
+            leaves[name] = spec
+    if not leaves:
+        raise RuleError(
+            f"{transform}: nothing to do, every weight is left alone: "
+            + "; ".join(f"{name}: {why}" for name, why in skipped.items())
+        )
+    return Resolved(
+        leaves=leaves,
+        rule_of={name: taken[name] for name in leaves},
+        skipped=skipped,
+        at={where: spec for where, spec in at.items() if spec is not None},
+    )
+
+
+def _checked(rules: Rules[Spec], transform: str) -> Rules[Spec]:
+    wrong = f"{transform}: rules are a list of pairs (predicate, spec)"
+    if isinstance(rules, str | bytes) or not isinstance(rules, Sequence):
+        raise TypeError(f"{wrong}, not {rules!r}")
+    if not rules:
+        raise RuleError(f"{wrong}, and this list is empty; [(..., spec)] takes all")
+    for index, rule in enumerate(rules):
+        if not isinstance(rule, tuple) or len(rule) != 2:
+            raise TypeError(f"{wrong}; rule {index} is {rule!r}")
+        predicate = rule[0]
+        known = isinstance(predicate, str | Operation) or predicate is ...
+        if not known and not callable(predicate):
+            raise TypeError(
+                f"{transform}: the predicate of rule {index} is {predicate!r}; use a "
+                "path glob, an Operation, ... or a function of a Site"
+            )
+    return rules
+
+
+def _no_match(transform: str, index: int, predicate: Any, sites: Sites) -> str:
+    text = f"{transform}: rule {index} ({predicate!r}) matches no weight"
+    others = [
+        site.path
+        for site in sites
+        if site.operation not in WEIGHTS and matches(predicate, site)
+    ]
+    if others:
+        return (
+            f"{text}, only leaves that no product or lookup uses: {_listed(others)}; "
+            f"the weights are {_listed(sites.weights)}"
+        )
+    unused = [name for name in sites.unused if isinstance(predicate, str)]
+    if any(_glob(str(predicate)).fullmatch(name) for name in unused):
+        return f"{text}, only leaves that meet no data: {_listed(unused)}"
+    return f"{text}; the weights are {_listed(sites.weights)}"
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    names = list(dict.fromkeys(names))
+    more = f", ... ({len(names) - most} more)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,5 @@
+"""Compressed leaves: pytrees that stand in a parameter tree for a dense array."""
+
+from jcompress.tensors.base import CompressedTensor as CompressedTensor
+from jcompress.tensors.base import is_compressed as is_compressed
+from jcompress.tensors.qtensor import QTensor as QTensor
