@@ -1,6 +1,7 @@
 """Follow parameter leaves through a traced function and note where they meet data."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -146,7 +147,9 @@ class Flow:
                     roles[operand] = lookup_role(eqn, operand, meets_data)
         if any(role is not None for role in roles):
             self._note(eqn, ins, roles, place)
-            return [DATA if meets_data else CONST] * len(eqn.outvars)
+            picked = roles[0] is not None and roles[0].operation is Operation.LOOKUP
+            if not picked or meets_data:
+                return [DATA if meets_data else CONST] * len(eqn.outvars)
         if meets_data:
             plain = Operation.OPAQUE
             if eqn.primitive.name in ELEMENTWISE:
@@ -285,13 +288,15 @@ class Flow:
             place,
         )
         outs = self.run(body, [*consts, *carry, *slices], inner)[n_carry:]
-        given = body.jaxpr.invars[n_consts + n_carry :]
-        whole = dict(zip(given, xs, strict=True))
+        taken = {view.leaf: view for x in xs for view in x.views}
         ys = [
-            whole.get(var, dataclasses.replace(out, views=()))
-            if not is_literal(var)
-            else CONST
-            for var, out in zip(body.jaxpr.outvars[n_carry:], outs, strict=True)
+            dataclasses.replace(
+                out,
+                views=tuple(
+                    view.restacked(taken.get(view.leaf), length) for view in out.views
+                ),
+            )
+            for out in outs
         ]
         return [*carry, *ys]
 
@@ -333,7 +338,13 @@ class Flow:
             )
             for value, var in zip(ins, body.jaxpr.invars, strict=True)
         ]
-        outs = self.run(body, local, place.inside(0))
+        # Every device along the axes that the map takes apart runs the program.
+        mesh = eqn.params["mesh"]
+        axes = eqn.params.get("newly_manual_axes", mesh.axis_names)
+        runs = place.runs
+        if runs is not None:
+            runs *= math.prod(mesh.shape[axis] for axis in axes)
+        outs = self.run(body, local, place.inside(0, runs=runs))
         return [dataclasses.replace(value, views=()) for value in outs]
 
     def _fixed_point(

@@ -68,6 +68,22 @@ class View:
             self, dims=rest, stacked=self.stacked | self.axes(dim)
         )
 
+    def restacked(self, whole: "View | None", length: int) -> "View":
+        """What a loop collects from its steps if each hands out this view.
+
+        Args:
+            whole: the view that the loop takes apart; None if each step sees all.
+            length: number of steps.
+        """
+        if whole is None:
+            return dataclasses.replace(
+                self, dims=((Factor(-1, 0, length),), *self.dims)
+            )
+        stacked = self.stacked - (whole.axes(0) - whole.stacked)
+        return dataclasses.replace(
+            self, dims=(whole.dims[0], *self.dims), stacked=stacked
+        )
+
     def local(self, shape: tuple[int, ...]) -> "View":
         """The part of the value that one shard of the given shape sees."""
         dims = tuple(
@@ -153,6 +169,21 @@ def _cut(view: View, shape: tuple[int, ...]) -> View:
     return dataclasses.replace(view, dims=dims, partial=True)
 
 
+def _gathered(view: View, numbers: Any, after: tuple[int, ...]) -> View:
+    """Rows picked by a constant index: the index's axes number rows."""
+    picked = [*numbers.collapsed_slice_dims, *numbers.operand_batching_dims]
+    axes = sorted(view.axes(*picked))
+    whole = iter(dim for d, dim in enumerate(view.dims) if d not in picked)
+    dims = tuple(
+        next(whole)
+        if d in numbers.offset_dims
+        else tuple(Factor(axis, 1, 1) for axis in axes[1:])
+        + tuple(Factor(axis, 1, size) for axis in axes[:1])
+        for d, size in enumerate(after)
+    )
+    return dataclasses.replace(view, dims=dims, partial=True)
+
+
 _SAME = frozenset(
     {
         "convert_element_type",
@@ -208,9 +239,9 @@ def follow(eqn: Any, views: list[View | None]) -> list[View | None]:
         return lost
     match name:
         case "reshape":
-            if params.get("dimensions") is not None:
-                return lost
-            return [_reshaped(view, before[0], after[0])]
+            order = params.get("dimensions") or range(len(before[0]))
+            turned = dataclasses.replace(view, dims=tuple(view.dims[d] for d in order))
+            return [_reshaped(turned, tuple(before[0][d] for d in order), after[0])]
         case "squeeze" | "expand_dims":
             return [_reshaped(view, before[0], after[0])]
         case "transpose":
@@ -224,13 +255,15 @@ def follow(eqn: Any, views: list[View | None]) -> list[View | None]:
                 if before[0][dim] == after[0][out]:
                     made[out] = view.dims[dim]
             return [dataclasses.replace(view, dims=tuple(made))]
-        case "slice" | "split" | "pad":
+        case "split" | "pad":
             return [_cut(view, shape) for shape in after]
         case "rev":
             return [dataclasses.replace(view, partial=True)]
         case "unstack":
             return [view.take(params["axis"]) for _ in after]
-        case "dynamic_slice":
+        case "gather":
+            return [_gathered(view, params["dimension_numbers"], after[0])]
+        case "slice" | "dynamic_slice":
             left = list(view.dims)
             stacked = view.stacked
             for dim, (had, has) in enumerate(zip(before[0], after[0], strict=True)):

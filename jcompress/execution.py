@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,14 +17,18 @@ from jcompress._trace import Traced, trace
 from jcompress.kernels.int8_matmul import int8_matmul
 from jcompress.kernels.weight_only_matmul import weight_only_matmul
 from jcompress.quantization.arithmetic import (
+    Range,
     dequantize_matrix,
     fake_quantize,
-    quantize_values,
 )
+from jcompress.quantization.formats import Activation
 from jcompress.quantization.simulate import input_scale
 from jcompress.sites import PRODUCTS, WEIGHTS, Operation
 from jcompress.tensors import QTensor, is_compressed
 from jcompress.tensors.packing import unpack_nibbles
+
+Scaling = tuple[jax.Array, jax.Array | None] | None
+"""Scale and zero point of a product's input; None for an input that stays as it is."""
 
 
 class How(enum.Enum):
@@ -91,7 +95,7 @@ def compressed(fn: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(fn)
     def run(variables: Any, *args: Any, **kwargs: Any) -> Any:
         traced = trace(fn, variables, args, kwargs)
-        outs = _evaluate(traced, [])
+        outs = _evaluate(traced, {})
         return traced.rebuild(outs)
 
     return run
@@ -115,7 +119,7 @@ def inspect(
         ValueError: the tree has no compressed leaf.
     """
     traced = trace(fn, variables, args, kwargs)
-    record: list[Execution] = []
+    record: dict[Any, Execution] = {}
     jax.eval_shape(
         lambda leaves, data: _evaluate(
             dataclasses.replace(traced, leaves=leaves, data=data), record
@@ -123,69 +127,78 @@ def inspect(
         traced.leaves,
         traced.data,
     )
-    return tuple(dict.fromkeys(record))
+    return tuple(record.values())
 
 
-def _evaluate(traced: Traced, record: list[Execution]) -> list[Any]:
-    names = {
-        name
+def _evaluate(traced: Traced, record: dict[Any, Execution]) -> list[Any]:
+    tensors = {
+        name: leaf
         for name, leaf in zip(traced.names, traced.leaves, strict=True)
         if is_compressed(leaf)
     }
-    if not names:
+    if not tensors:
         raise ValueError(
             "compressed: the tree has no compressed leaf, so there is nothing to run "
             "compressed; convert it first, for example with jcompress.quantization."
             "quantize(tree, rules, sites=sites)"
         )
-    order = {name: _product_locations(traced, name) for name in names}
-    handler = _Compressed(order, record)
-    handlers: dict[Location, Handler] = {
-        where: handler
-        for where, use in traced.uses.items()
-        if any(site.path in names and site.operation in WEIGHTS for site in use.sites)
-    }
+    handlers: dict[Location, Handler] = {}
+    reads: dict[Location, Range] = {}
+    for where, use in traced.uses.items():
+        if any(s.path in tensors and s.operation in WEIGHTS for s in use.sites):
+            handlers[where] = _Compressed(None, record)
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, QTensor) or tensor.activation is None:
+            continue
+        products = [s for s in traced.sites.of(name) if s.operation in PRODUCTS]
+        for number, site in enumerate(products):
+            handlers[site.location] = _Compressed(tensor.activation, record)
+            if tensor.input_ranges:
+                reads[site.location] = tensor.input_ranges[number]
 
     def made_dense(name: str, operation: str) -> None:
-        record.append(Execution(name, operation, How.DENSE, "this is no site"))
+        entry = Execution(name, operation, How.DENSE, "this is no site")
+        record[name, operation] = entry
 
     program = Program(traced=traced, handlers=handlers, made_dense=made_dense)
-    outs, _ = program(traced.leaves, traced.data)
+    outs, _ = program(traced.leaves, traced.data, reads)
     return outs
-
-
-def _product_locations(traced: Traced, name: str) -> list[Location]:
-    return [s.location for s in traced.sites.of(name) if s.operation in PRODUCTS]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Compressed:
-    """Handler of the sites of compressed leaves.
+    """Handler of a site of a compressed leaf.
 
     Attributes:
-        order: the locations of each leaf's products; its ranges are in this order.
-        record: is told how each site ran.
+        activation: how the leaf's input is quantized, even if the leaf arrives dense.
+        record: is told how the site ran.
     """
 
-    order: Mapping[str, Sequence[Location]]
-    record: list[Execution]
+    activation: Activation | None
+    record: dict[Any, Execution]
 
     def __call__(
         self, use: Use, inputs: list[Any], bind: Bind, read: Any
     ) -> tuple[list[Any], Any]:
         found = [i for i, value in enumerate(inputs) if isinstance(value, Deferred)]
-        if len(found) == 1 and isinstance(inputs[found[0]].tensor, QTensor):
-            if use.sites[0].operation is Operation.LOOKUP:
-                return self._lookup(use, inputs, bind), None
-            if use.data is not None and found[0] != use.data:
-                return self._product(use, found[0], inputs, bind), None
-        return self._dense(use, inputs, bind, "several leaves meet here"), None
+        one = len(found) == 1 and isinstance(inputs[found[0]].tensor, QTensor)
+        if one and use.sites[0].operation is Operation.LOOKUP:
+            return self._lookup(use, inputs, bind), None
+        if use.data is None or use.data in found:
+            return self._dense(use, inputs, bind, "several leaves meet here"), None
+        scaling = None
+        if self.activation is not None:
+            scaling = input_scale(inputs[use.data], use, self.activation, read)
+        if one:
+            return self._product(use, found[0], inputs, scaling, bind), None
+        inputs = self._faked(use, inputs, scaling)
+        return self._dense(use, inputs, bind, "it arrives dense"), None
 
     def _note(self, use: Use, inputs: list[Any], how: How, why: str = "") -> None:
         for value in inputs:
             if isinstance(value, Deferred):
-                name = use.eqn.primitive.name
-                self.record.append(Execution(value.name, name, how, why))
+                entry = Execution(value.name, use.eqn.primitive.name, how, why)
+                self.record[value.name, use.location] = entry
 
     def _dense(
         self, use: Use, inputs: list[Any], bind: Bind, why: str
@@ -193,34 +206,39 @@ class _Compressed:
         self._note(use, inputs, How.DENSE, why)
         return bind([x.dense() if isinstance(x, Deferred) else x for x in inputs])
 
+    def _faked(self, use: Use, inputs: list[Any], scaling: Scaling) -> list[Any]:
+        """The inputs with the data rounded as `fake_quant` rounds it."""
+        if scaling is None:
+            return inputs
+        assert self.activation is not None
+        bits, symmetric = self.activation.bits, self.activation.symmetric
+        return [
+            fake_quantize(value, *scaling, bits=bits, symmetric=symmetric)
+            if number == use.data
+            else value
+            for number, value in enumerate(inputs)
+        ]
+
     def _product(
-        self, use: Use, operand: int, inputs: list[Any], bind: Bind
+        self, use: Use, operand: int, inputs: list[Any], scaling: Scaling, bind: Bind
     ) -> list[jax.Array]:
         assert use.data is not None
-        leaf: Deferred = inputs[operand]
-        tensor, x = leaf.tensor, inputs[use.data]
-        assert isinstance(tensor, QTensor)
+        tensor = inputs[operand].tensor
         plan = Product.of(use, operand, tensor.shape, tensor.axes)
-        weight = (tensor.values, tensor.scales, tensor.zeros)
-        activation = tensor.activation
-        if activation is not None:
-            stored = None
-            if tensor.input_ranges:
-                place = self.order[leaf.name].index(use.location)
-                stored = tensor.input_ranges[place]
-            scale, zero = input_scale(x, use, activation, stored)
-            bits, symmetric = activation.bits, activation.symmetric
-            if isinstance(plan, Product) and tensor.scales.shape[-1] == 1:
-                self._note(use, inputs, How.INTEGER)
-                q = quantize_values(x, scale, zero, bits=bits, symmetric=symmetric)
-                return [_integer_product(plan, q.astype(jnp.int8), scale, zero, tensor)]
-            x = fake_quantize(x, scale, zero, bits=bits, symmetric=symmetric)
-        if isinstance(plan, Product):
-            self._note(use, inputs, How.WEIGHT_ONLY)
-            kernel = functools.partial(weight_only_matmul, bits=tensor.bits)
-            return [plan.run(kernel, plan.rows(x), *weight)]
-        inputs = [x if i == use.data else value for i, value in enumerate(inputs)]
-        return self._dense(use, inputs, bind, plan)
+        if not isinstance(plan, Product):
+            return self._dense(use, self._faked(use, inputs, scaling), bind, plan)
+        if scaling is not None and tensor.scales.shape[-1] == 1:
+            assert self.activation is not None
+            self._note(use, inputs, How.INTEGER)
+            rows = plan.rows(inputs[use.data])
+            kernel = functools.partial(_integer_matmul, bits=self.activation.bits)
+            given = [None if p is None else _per_row(plan, p, rows) for p in scaling]
+            weight = (tensor.integers, tensor.scales, tensor.zeros)
+            return [plan.run(kernel, rows, *given, *weight)]
+        self._note(use, inputs, How.WEIGHT_ONLY)
+        rows = plan.rows(self._faked(use, inputs, scaling)[use.data])
+        kernel = functools.partial(weight_only_matmul, bits=tensor.bits)
+        return [plan.run(kernel, rows, tensor.values, tensor.scales, tensor.zeros)]
 
     def _lookup(self, use: Use, inputs: list[Any], bind: Bind) -> list[jax.Array]:
         leaf, indices = inputs[0], inputs[1]
@@ -276,39 +294,23 @@ def _not_by_rows(use: Use, leaf: Deferred) -> str:
     return ""
 
 
-def _integer_product(
-    plan: Product,
-    integers: jax.Array,
-    scale: jax.Array,
-    zero: jax.Array | None,
-    tensor: QTensor,
+def _per_row(plan: Product, part: jax.Array, rows: jax.Array) -> jax.Array:
+    """One number for each row, from one for all or one for each."""
+    if part.size == 1:
+        return jnp.broadcast_to(part.reshape((1,) * rows.ndim), (*rows.shape[:-1], 1))
+    return plan.per_row(part)
+
+
+def _integer_matmul(
+    x: jax.Array,
+    x_scale: jax.Array,
+    x_zero: jax.Array | None,
+    values: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None,
+    *,
+    bits: int,
 ) -> jax.Array:
-    rows = plan.rows(integers)
-
-    def per_row(x: jax.Array) -> jax.Array:
-        ones = (*rows.shape[:-1], 1)
-        return (
-            jnp.broadcast_to(x.reshape((1,) * len(ones)), ones)
-            if (x.size == 1)
-            else plan.per_row(x)
-        )
-
-    def kernel(
-        x: jax.Array,
-        x_scale: jax.Array,
-        x_zero: jax.Array | None,
-        values: jax.Array,
-        scales: jax.Array,
-        zeros: jax.Array | None,
-    ) -> jax.Array:
-        return int8_matmul(x, values, scales, zeros, x_scale=x_scale, x_zero=x_zero)
-
-    return plan.run(
-        kernel,
-        rows,
-        per_row(scale),
-        None if zero is None else per_row(zero),
-        tensor.integers,
-        tensor.scales,
-        tensor.zeros,
+    return int8_matmul(
+        x, values, scales, zeros, x_scale=x_scale, x_zero=x_zero, x_bits=bits
     )

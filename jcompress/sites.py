@@ -18,7 +18,7 @@ class Operation(enum.Enum):
     CONV = "conv"
     """The kernel of `conv_general_dilated`."""
     LOOKUP = "lookup"
-    """Rows are gathered by an index that depends on data: embeddings."""
+    """Rows are picked by an index: embeddings, tables of positions."""
     RAGGED_DOT = "ragged_dot"
     """Expert weights of a ragged product."""
     ELEMENTWISE = "elementwise"
@@ -59,9 +59,11 @@ class Site:
             `scan`, experts of a batched product.
         data_shape: shape of what the leaf meets, as one execution sees it.
         out_shape: shape of the result of one execution.
-        macs: multiplications of one execution of the equation.
-        runs: how often one call of the function executes it; None inside a
-            `while` loop, whose trip count is not known.
+        macs: multiplications of one execution of the equation; with the zeros of a
+            convolution's padding, without those of a dilated input.
+        runs: how often one call of the function executes it, on all devices of a
+            `shard_map` together; None inside a `while` loop, whose trip count is
+            not known.
         derived: the leaf was changed by arithmetic on the way here (weight
             standardisation, a mask), so what meets the data is not the leaf itself.
         sealed: inside a function with a custom gradient, which handlers leave alone.

@@ -118,6 +118,23 @@ def quantize_values(
     return jnp.clip(_integers(x, scale, zero), np.float32(qmin), np.float32(qmax))
 
 
+def unclipped(
+    x: jax.Array,
+    scale: jax.Array,
+    zero: jax.Array | None,
+    *,
+    bits: int,
+    symmetric: bool,
+) -> jax.Array:
+    """Where the integers of `quantize_values` were in range before the clipping.
+
+    There, and only there, a gradient passes. Arguments as for `quantize_values`.
+    """
+    integers = _integers(x, scale, zero)
+    qmin, qmax = integer_range(bits, symmetric=symmetric)
+    return (integers >= np.float32(qmin)) & (integers <= np.float32(qmax))
+
+
 def dequantize_values(
     values: jax.Array, scale: jax.Array, zero: jax.Array | None
 ) -> jax.Array:
@@ -179,9 +196,7 @@ def _fake_quantize_jvp(
     bits: int, symmetric: bool, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[jax.Array, jax.Array]:
     x, scale, zero = primals
-    integers = _integers(x, scale, zero)
-    qmin, qmax = integer_range(bits, symmetric=symmetric)
-    kept = (integers >= np.float32(qmin)) & (integers <= np.float32(qmax))
+    kept = unclipped(x, scale, zero, bits=bits, symmetric=symmetric)
     tangent = jnp.where(kept, tangents[0], jnp.zeros_like(tangents[0]))
     return _fake_quantize(x, scale, zero, bits, symmetric), tangent
 

@@ -1,0 +1,18 @@
+"""Removing weights: patterns, scores, masks, schedules and the optax transformation."""
+
+from jcompress.pruning.masks import apply_masks as apply_masks
+from jcompress.pruning.masks import make_masks as make_masks
+from jcompress.pruning.optimizer import PruneState as PruneState
+from jcompress.pruning.optimizer import prune as prune
+from jcompress.pruning.patterns import NM as NM
+from jcompress.pruning.patterns import Block as Block
+from jcompress.pruning.patterns import Channels as Channels
+from jcompress.pruning.patterns import Pattern as Pattern
+from jcompress.pruning.patterns import Unstructured as Unstructured
+from jcompress.pruning.schedules import cubic_schedule as cubic_schedule
+from jcompress.pruning.scores import score_by_magnitude as score_by_magnitude
+from jcompress.pruning.spec import Prune as Prune
+from jcompress.pruning.spec import Scope as Scope
+from jcompress.pruning.summary import PrunedLeaf as PrunedLeaf
+from jcompress.pruning.summary import Summary as Summary
+from jcompress.pruning.summary import summarize as summarize

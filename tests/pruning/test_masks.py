@@ -1,0 +1,318 @@
+"""Masks against loops, with ties; exact counts; tracing; sharding; bad input."""
+
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from mask_oracle import LEAVES, fits, oracle, oracle_global, sites_of, weights_of
+
+from jcompress.pruning import (
+    NM,
+    Block,
+    Channels,
+    Prune,
+    Scope,
+    Unstructured,
+    apply_masks,
+    cubic_schedule,
+    make_masks,
+    prune,
+    score_by_magnitude,
+)
+from jcompress.rules import RuleError
+from jcompress.tensors import QTensor
+
+PATTERNS = [
+    Unstructured(),
+    NM(2, 4),
+    NM(3, 4),
+    Block((2, 4)),
+    Block((1, 2)),
+    Channels(),
+]
+KINDS = ["distinct", "ties", "equal", "zeros"]
+FITTING = [(n, p) for n, leaf in LEAVES.items() for p in PATTERNS if fits(p, leaf)]
+
+
+def masks_of(weights, spec, leaves, **options):
+    params = {path: jnp.asarray(w, jnp.float32) for path, w in weights.items()}
+    scores = score_by_magnitude(params)
+    return make_masks(scores, [(..., spec)], sites=sites_of(**leaves), **options)
+
+
+@pytest.mark.parametrize(("name", "pattern"), FITTING)
+def test_masks_equal_the_oracle(name, pattern):
+    leaf = LEAVES[name]
+
+    @jax.jit
+    def traced(weights, sparsity):
+        spec = Prune(pattern=pattern)
+        return masks_of({"w": weights}, spec, {"w": leaf}, sparsity=sparsity)["w"]
+
+    for kind in KINDS:
+        weights = weights_of(leaf[0], kind)
+        for sparsity in (0.0, 0.2, 0.5, 0.9, 1.0):
+            mask = traced(weights.astype(np.float32), jnp.array(sparsity, jnp.float32))
+            wanted = oracle(weights, pattern, leaf, sparsity)
+            np.testing.assert_array_equal(mask, wanted, err_msg=kind)
+            assert mask.dtype == jnp.bool_
+    assert traced._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"), [case for case in FITTING if case[0] in ("conv", "layers")]
+)
+def test_eager_masks_of_a_number_equal_the_oracle(name, pattern):
+    leaf = LEAVES[name]
+    weights = weights_of(leaf[0], "ties")
+    fixed = pattern.sparsity if isinstance(pattern, NM) else 0.4
+    eager = masks_of(
+        {"w": weights}, Prune(pattern=pattern, sparsity=fixed), {"w": leaf}
+    )
+    wanted = oracle(weights, pattern, leaf, fixed)
+    np.testing.assert_array_equal(eager["w"], wanted)
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(), Block((2, 4)), Channels()])
+@pytest.mark.parametrize("kind", KINDS)
+def test_global_masks_equal_the_oracle(pattern, kind):
+    leaves = {name: LEAVES[name] for name in ("conv", "dense", "layers")}
+    weights = {name: weights_of(leaf[0], kind) for name, leaf in leaves.items()}
+    spec = Prune(pattern=pattern, scope=Scope.GLOBAL)
+
+    @jax.jit
+    def traced(sparsity):
+        return masks_of(weights, spec, leaves, sparsity=sparsity)
+
+    for sparsity in (0.1, 0.5, 0.9):
+        masks = traced(jnp.array(sparsity, jnp.float32))
+        wanted = oracle_global(weights, pattern, leaves, sparsity)
+        for path in leaves:
+            np.testing.assert_array_equal(masks[path], wanted[path])
+
+
+@pytest.mark.parametrize("size", [2, 3, 16, 17, 101, 1000])
+@pytest.mark.parametrize("sparsity", [0.1, 0.33, 0.5, 0.75, 0.99])
+def test_counts_are_exact_when_all_are_equal(size, sparsity):
+    wanted = min(round(sparsity * size), size - 1)
+    if wanted == 0:
+        return
+    leaf = ((size, 1), (), (1,), (0,))
+    mask = masks_of({"w": np.ones((size, 1))}, Prune(sparsity=sparsity), {"w": leaf})[
+        "w"
+    ]
+    np.testing.assert_array_equal(mask[:, 0], np.arange(size) >= wanted)
+
+
+def test_short_and_long_rows_rank_alike():
+    rng = np.random.default_rng(1)
+    weights = rng.integers(0, 3, (16, 40)).astype(np.float32)
+    weights[3, 5] = np.inf
+    short = Prune(pattern=Channels(), sparsity=0.5)
+    leaf = ((16, 40), (0,), (1,), ())
+    long = masks_of({"w": weights}, short, {"w": leaf})["w"]
+    for start in range(0, 40, 10):
+        part = weights[:, start : start + 10]
+        mask = masks_of({"w": part}, short, {"w": ((16, 10), (0,), (1,), ())})["w"]
+        for row, values in zip(mask, part, strict=True):
+            order = np.argsort(values, kind="stable")
+            np.testing.assert_array_equal(row[order], np.arange(10) >= 5)
+    for row, values in zip(long, weights, strict=True):
+        order = np.argsort(values, kind="stable")
+        np.testing.assert_array_equal(row[order], np.arange(40) >= 20)
+
+
+def test_nm_is_approached_from_dense():
+    leaf = LEAVES["dense"]
+    weights = weights_of(leaf[0], "distinct")
+    spec = Prune(
+        pattern=NM(1, 4), sparsity=cubic_schedule(final_sparsity=0.9, steps=10)
+    )
+    kept = []
+    for step in range(12):
+        mask = masks_of({"w": weights}, spec, {"w": leaf}, step=step)["w"]
+        groups = np.asarray(mask).T.reshape(-1, 4).sum(axis=1)
+        assert len(set(groups)) == 1
+        kept.append(int(groups[0]))
+    assert kept[0] == 4
+    assert kept[-1] == 1
+    assert kept == sorted(kept, reverse=True)
+    assert set(kept) == {4, 3, 2, 1}
+
+
+def test_nm_needs_no_sparsity():
+    leaf = LEAVES["dense"]
+    weights = weights_of(leaf[0], "ties")
+    mask = masks_of({"w": weights}, Prune(pattern=NM(2, 4)), {"w": leaf})["w"]
+    np.testing.assert_array_equal(mask, oracle(weights, NM(2, 4), leaf, 0.5))
+
+
+def test_global_scope_compares_leaves_by_the_mean_of_a_group():
+    # The wide leaf's channels have the larger sums and the smaller means.
+    leaves = {"wide": ((100, 4), (), (1,), (0,)), "slim": ((2, 4), (), (1,), (0,))}
+    weights = {"wide": np.full((100, 4), 0.1), "slim": np.full((2, 4), 1.0)}
+    spec = Prune(pattern=Channels(), sparsity=0.5, scope=Scope.GLOBAL)
+    masks = masks_of(weights, spec, leaves)
+    assert not masks["wide"].any()
+    assert masks["slim"].all()
+
+
+def test_masks_stand_only_at_pruned_leaves():
+    params = {"a": {"w": jnp.ones((8, 6)), "b": jnp.ones(6)}, "n": jnp.arange(3)}
+    sites = sites_of(**{"a/w": LEAVES["dense"]})
+    rules = [("a/w", Prune(sparsity=0.5))]
+    masks = make_masks(score_by_magnitude(params), rules, sites=sites)
+    assert masks["a"]["b"] is None
+    assert masks["n"] is None
+    pruned = apply_masks(params, masks)
+    assert int(jnp.sum(pruned["a"]["w"])) == 24
+    assert pruned["a"]["b"] is params["a"]["b"]
+    assert pruned["n"] is params["n"]
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_apply_keeps_the_dtype_and_wipes_nan(dtype):
+    params = {"w": jnp.array([jnp.nan, -2.0, 3.0], dtype)}
+    pruned = apply_masks(params, {"w": jnp.array([False, True, False])})
+    assert pruned["w"].dtype == dtype
+    np.testing.assert_array_equal(pruned["w"], jnp.array([0.0, -2.0, 0.0], dtype))
+
+
+@pytest.mark.parametrize("axis_type", list(jax.sharding.AxisType)[:2])
+@pytest.mark.parametrize(
+    "pattern", [Unstructured(), NM(2, 4), Block((2, 4)), Channels()]
+)
+@pytest.mark.parametrize("scope", list(Scope))
+def test_masks_are_sharded_like_the_scores(axis_type, pattern, scope):
+    if scope is Scope.GLOBAL and pattern not in (Unstructured(), Channels()):
+        return
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(axis_type,))
+    spec = jax.sharding.PartitionSpec("x", None)
+    sharding = jax.sharding.NamedSharding(mesh, spec)
+    weights = weights_of((8, 6), "ties")
+    params = {"w": jax.device_put(jnp.asarray(weights, jnp.float32), sharding)}
+    rule = Prune(pattern=pattern, sparsity=0.5, scope=scope)
+    masks = make_masks(
+        score_by_magnitude(params), [(..., rule)], sites=sites_of(w=LEAVES["dense"])
+    )
+    assert masks["w"].sharding.is_equivalent_to(sharding, 2)
+    wanted = oracle(weights, pattern, LEAVES["dense"], 0.5)
+    np.testing.assert_array_equal(masks["w"], wanted)
+
+
+class TestBadInput:
+    sites = sites_of(w=LEAVES["dense"])
+    rules = ((..., Prune(sparsity=0.5)),)
+
+    @property
+    def scores(self):
+        return {"w": jnp.ones((8, 6))}
+
+    def test_missing_leaf_hints_at_the_subtree(self):
+        sites = sites_of(**{"params/w": LEAVES["dense"]})
+        with pytest.raises(RuleError, match=r"rule 0 .*'params/w'.*below\('params'\)"):
+            make_masks(self.scores, self.rules, sites=sites)
+
+    def test_missing_leaf_hints_at_the_whole(self):
+        with pytest.raises(RuleError, match=r"'w', which is not.*it has 'params/w'"):
+            make_masks({"params": self.scores}, self.rules, sites=self.sites)
+
+    def test_other_shape(self):
+        with pytest.raises(RuleError, match=r"'w' has shape \(6, 8\).*\(8, 6\)"):
+            make_masks({"w": jnp.ones((6, 8))}, self.rules, sites=self.sites)
+
+    def test_nan_score(self):
+        scores = {"w": jnp.full((8, 6), jnp.nan)}
+        with pytest.raises(RuleError, match="'w' hold a NaN"):
+            make_masks(scores, self.rules, sites=self.sites)
+
+    def test_integer_scores(self):
+        with pytest.raises(RuleError, match="'w' is of dtype int32"):
+            make_masks({"w": jnp.ones((8, 6), jnp.int32)}, self.rules, sites=self.sites)
+
+    def test_schedule_without_step(self):
+        rules = [(..., Prune(sparsity=cubic_schedule(final_sparsity=0.5, steps=3)))]
+        with pytest.raises(RuleError, match="say at which step="):
+            make_masks(self.scores, rules, sites=self.sites)
+
+    def test_no_sparsity(self):
+        with pytest.raises(RuleError, match="rule 0 has no sparsity"):
+            make_masks(self.scores, [(..., Prune())], sites=self.sites)
+
+    def test_sparsity_that_rounds_to_nothing(self):
+        rules = [(..., Prune(pattern=Channels(), sparsity=0.05))]
+        with pytest.raises(RuleError, match=r"removes nothing.*6 groups.*above 0.0833"):
+            make_masks(self.scores, rules, sites=self.sites)
+
+    def test_sparsity_of_zero_is_taken_at_its_word(self):
+        rules = [(..., Prune(sparsity=0.0))]
+        masks = make_masks(self.scores, rules, sites=self.sites)
+        assert masks["w"].all()
+
+    def test_rule_without_prune(self):
+        with pytest.raises(TypeError, match=r"rule 0 carries 0\.5"):
+            make_masks(self.scores, [(..., 0.5)], sites=self.sites)
+
+    def test_given_sparsity_at_odds_with_nm(self):
+        rules = [(..., Prune(pattern=NM(2, 4)))]
+        with pytest.raises(RuleError, match=r"rule 0: NM\(2, 4\) removes 0.5"):
+            make_masks(self.scores, rules, sites=self.sites, sparsity=0.8)
+
+    @pytest.mark.parametrize(
+        "array", [jnp.array([0.5]), jnp.array(1)], ids=["shape", "dtype"]
+    )
+    def test_array_that_is_no_float_scalar(self, array):
+        with pytest.raises(RuleError, match="must be a float scalar"):
+            make_masks(self.scores, [(..., Prune())], sites=self.sites, sparsity=array)
+
+    def test_mask_without_leaf(self):
+        with pytest.raises(RuleError, match="mask for 'v', but no such leaf"):
+            apply_masks(self.scores, {"w": None, "v": jnp.ones(3, bool)})
+
+    def test_no_mask_at_all(self):
+        with pytest.raises(RuleError, match="holds no mask"):
+            apply_masks(self.scores, {"w": None})
+
+    def test_mask_of_another_shape(self):
+        with pytest.raises(RuleError, match=r"'w' has shape \(8, 6\) and its mask"):
+            apply_masks(self.scores, {"w": jnp.ones((6, 8), bool)})
+
+
+class TestCompressedLeaves:
+    params = MappingProxyType(
+        {
+            "w": QTensor(
+                values=np.ones((6, 8), np.int8),
+                scales=np.ones((6, 1), np.float32),
+                bits=8,
+                shape=(8, 6),
+                dtype=np.dtype("float32"),
+                output_axes=(1,),
+                input_axes=(0,),
+            ),
+            "v": np.ones((8, 6), np.float32),
+        }
+    )
+    sites = sites_of(w=LEAVES["dense"], v=LEAVES["dense"])
+
+    def test_left_alone(self):
+        params = dict(self.params)
+        rules = [("v", Prune(sparsity=0.5))]
+        masks = make_masks(score_by_magnitude(params), rules, sites=self.sites)
+        assert masks["w"] is None
+        pruned = apply_masks(params, masks)
+        assert pruned["w"] is params["w"]
+        assert np.count_nonzero(pruned["v"]) == 24
+
+    def test_refused(self):
+        params = dict(self.params)
+        rules = [("w", Prune(sparsity=0.5))]
+        with pytest.raises(RuleError, match=r"'w' is already compressed \(QTensor\)"):
+            make_masks(params, rules, sites=self.sites)
+        with pytest.raises(RuleError, match="prune: 'w' is already compressed"):
+            prune(optax.sgd(0.1), rules, sites=self.sites).init(params)
+        with pytest.raises(RuleError, match="mask before converting"):
+            apply_masks(params, {"w": np.ones((8, 6), bool)})

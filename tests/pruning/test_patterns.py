@@ -1,0 +1,127 @@
+"""What patterns and their specs refuse, and what the refusal says."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from mask_oracle import LEAVES, sites_of
+
+from jcompress.pruning import (
+    NM,
+    Block,
+    Channels,
+    Prune,
+    Scope,
+    Unstructured,
+    make_masks,
+)
+from jcompress.rules import RuleError
+
+
+def build(pattern, leaf, scope=Scope.LEAF):
+    spec = Prune(
+        pattern=pattern, sparsity=None if isinstance(pattern, NM) else 0.5, scope=scope
+    )
+    scores = {"deep/w": jnp.ones(leaf[0])}
+    scores = {"deep": {"w": scores["deep/w"]}}
+    return make_masks(scores, [(..., spec)], sites=sites_of(**{"deep/w": leaf}))
+
+
+def test_nm_that_does_not_divide_names_what_would():
+    with pytest.raises(
+        RuleError,
+        match=r"make_masks: 'deep/w' of shape \(7, 5\) has 7 inputs \(axes \(0,\)\), "
+        r"which the 4 of NM\(2, 4\) does not divide; 1, 7 would",
+    ):
+        build(NM(2, 4), LEAVES["odd"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [
+        ((4, 2), r"6 outputs \(axes \(1,\)\).*the 4 of.*1, 2, 3, 6 would"),
+        ((2, 3), r"8 inputs \(axes \(0,\)\).*the 3 of.*1, 2, 4, 8 would"),
+        ((6, 8), "single Block"),
+    ],
+)
+def test_block_that_does_not_tile(shape, text):
+    with pytest.raises(RuleError, match=text):
+        build(Block(shape), LEAVES["dense"])
+
+
+def test_long_lists_of_divisors_are_cut():
+    leaf = ((5040, 2), (), (1,), (0,))
+    with pytest.raises(RuleError, match=r"12, \.\.\., 5040 would"):
+        build(NM(1, 11), leaf)
+
+
+def test_single_channel():
+    with pytest.raises(RuleError, match=r"'deep/w' .*has 1 output channel"):
+        build(Channels(), LEAVES["vector"])
+
+
+def test_single_entry():
+    with pytest.raises(RuleError, match="single entry"):
+        build(Unstructured(), ((1, 1), (), (1,), (0,)))
+
+
+@pytest.mark.parametrize(("n", "m"), [(4, 4), (0, 4), (5, 4), (2.0, 4), (True, 4)])
+def test_nm_numbers(n, m):
+    with pytest.raises(RuleError, match="1 <= n < m"):
+        NM(n, m)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 0), [4, 4], 4, (4, 4.0), (2, 2, 2)])
+def test_block_numbers(shape):
+    with pytest.raises(RuleError, match="positive integers"):
+        Block(shape)
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, float("nan"), 50])
+def test_sparsity_out_of_range(sparsity):
+    with pytest.raises(RuleError, match=r"in \[0, 1\)"):
+        Prune(sparsity=sparsity)
+
+
+@pytest.mark.parametrize("sparsity", ["half", True, (0.5,)])
+def test_sparsity_of_no_known_kind(sparsity):
+    with pytest.raises(TypeError, match="use a number"):
+        Prune(sparsity=sparsity)
+
+
+def test_nm_with_another_sparsity():
+    with pytest.raises(RuleError, match=r"NM\(2, 4\) removes 0.5, but .* 0.8"):
+        Prune(pattern=NM(2, 4), sparsity=0.8)
+    assert Prune(pattern=NM(2, 3), sparsity=1 / 3).sparsity == pytest.approx(1 / 3)
+
+
+def test_nm_with_a_global_scope():
+    with pytest.raises(RuleError, match="leave the scope out"):
+        Prune(pattern=NM(2, 4), scope=Scope.GLOBAL)
+
+
+def test_fields_of_the_wrong_type():
+    with pytest.raises(TypeError, match="the pattern is '2:4'"):
+        Prune(pattern="2:4")
+    with pytest.raises(TypeError, match="the scope is 'global'"):
+        Prune(scope="global")
+
+
+def test_specs_are_values():
+    assert Prune(pattern=NM(2, 4)) == Prune(pattern=NM(2, 4))
+    assert hash(Prune(sparsity=0.5)) == hash(Prune(sparsity=0.5))
+    assert Block((4, 4)) != Block((4, 2))
+    assert repr((NM(2, 4), Block((4, 2)), Scope.LEAF)) == (
+        "(NM(2, 4), Block((4, 2)), Scope.LEAF)"
+    )
+
+
+def test_blocks_may_leave_a_leaf_empty_only_when_global():
+    leaf = ((8, 2), (), (1,), (0,))
+    scores = {"a": jnp.ones((8, 2)), "b": jnp.full((8, 2), 0.1)}
+    spec = Prune(pattern=Channels(), sparsity=0.5, scope=Scope.GLOBAL)
+    masks = make_masks(scores, [(..., spec)], sites=sites_of(a=leaf, b=leaf))
+    assert masks["a"].all()
+    assert not masks["b"].any()
+    spec = Prune(pattern=Channels(), sparsity=0.99)
+    masks = make_masks(scores, [(..., spec)], sites=sites_of(a=leaf, b=leaf))
+    assert [int(np.sum(masks[name])) for name in "ab"] == [8, 8]
