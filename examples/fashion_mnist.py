@@ -9,6 +9,7 @@ Debian carries them; no root is needed to unpack the package:
 import gzip
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -56,3 +57,15 @@ def load(
     x, x_test = (a[..., None].astype(np.float32) / 255 for a in (x, x_test))
     y, y_test = y.astype(np.int32), y_test.astype(np.int32)
     return x[:train], y[:train], x_test[:test], y_test[:test]
+
+
+def batches(
+    x: np.ndarray, y: np.ndarray, *, size: int, epochs: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Shuffled batches of `size` examples; an epoch leaves out the rest."""
+    rng = np.random.default_rng(seed)
+    for _ in range(epochs):
+        order = rng.permutation(len(x))
+        for start in range(0, len(x) - size + 1, size):
+            rows = order[start : start + size]
+            yield x[rows], y[rows]

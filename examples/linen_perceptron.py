@@ -1,7 +1,6 @@
 """The 784-128-10 perceptron in Linen: prune, quantize and distil in your own loop."""
 
 import argparse
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -9,21 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from fashion_mnist import load
+from fashion_mnist import batches, load
 from flax.training.train_state import TrainState
 
 from jcompress.distillation import soft_targets
-from jcompress.execution import compressed
 from jcompress.pruning import Prune, cubic_schedule, prune
-from jcompress.quantization import PerGroup, Quantize, Weights, fake_quant, quantize
-from jcompress.report import (
-    Comparison,
-    Facts,
-    latency,
-    nonzero,
-    parameters,
-    stored_bytes,
-)
+from jcompress.quantization import Quantize, Weights, fake_quant, quantize
+from jcompress.report import compare
 from jcompress.sites import find_sites
 
 
@@ -35,19 +26,6 @@ class Perceptron(nn.Module):
         """Logits [n, 10] of images [n, 28, 28, 1]."""
         x = x.reshape(x.shape[0], -1)
         return nn.Dense(10)(nn.relu(nn.Dense(128)(x)))
-
-
-def batches(x: Any, y: Any, size: int, epochs: int, seed: int) -> Any:
-    """Shuffled batches."""
-    rng = np.random.default_rng(seed)
-    for _ in range(epochs):
-        for rows in np.array_split(rng.permutation(len(x)), len(x) // size):
-            yield x[rows[:size]], y[rows[:size]]
-
-
-def accuracy(apply_fn: Any, variables: Any, x: Any, y: Any) -> float:
-    """Fraction of images classified rightly."""
-    return float(np.mean(np.argmax(jax.jit(apply_fn)(variables, x), -1) == y))
 
 
 def main() -> None:
@@ -62,8 +40,8 @@ def main() -> None:
     steps = args.epochs * (len(x) // size)
 
     @jax.jit
-    def train_step(state: TrainState, x: Any, y: Any) -> TrainState:
-        def loss(params: Any) -> jax.Array:
+    def train_step(state: TrainState, x: Any, y: Any) -> Any:
+        def loss(params: Any) -> Any:
             logits = state.apply_fn({"params": params}, x)
             return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
@@ -71,13 +49,13 @@ def main() -> None:
 
     params = model.init(jax.random.key(0), x[:1])["params"]
     state = TrainState.create(apply_fn=model.apply, params=params, tx=optax.adam(1e-3))
-    for batch in batches(x, y, size, args.epochs, seed=0):
+    for batch in batches(x, y, size=size, epochs=args.epochs, seed=0):
         state = train_step(state, *batch)
     teacher = state.params
 
-    # Half of the weights go, the others become 4-bit integers with a scale for 16.
+    # Half of the weights go, the others become 4-bit integers, one scale a unit.
     sites = find_sites(model.apply, {"params": teacher}, x[:1])
-    rules = [(..., Quantize(weights=Weights(bits=4, granularity=PerGroup(16))))]
+    rules = [(..., Quantize(weights=Weights(bits=4)))]
     schedule = cubic_schedule(final_sparsity=0.5, steps=steps // 2)
     optimizer = prune(
         optax.adam(optax.cosine_decay_schedule(5e-4, steps)),
@@ -87,44 +65,34 @@ def main() -> None:
     )
     simulated = fake_quant(model.apply, rules)
 
+    def teach(x: Any) -> Any:
+        return model.apply({"params": teacher}, x)
+
     @jax.jit
-    def compress_step(state: TrainState, x: Any, y: Any) -> TrainState:
-        def loss(params: Any) -> jax.Array:
+    def compress_step(state: TrainState, x: Any, y: Any) -> Any:
+        def loss(params: Any) -> Any:
             logits = state.apply_fn({"params": params}, x)
-            soft = soft_targets(
-                logits, model.apply({"params": teacher}, x), temperature=2.0
-            )
+            soft = soft_targets(logits, teach(x), temperature=2.0)
             hard = optax.softmax_cross_entropy_with_integer_labels(logits, y)
             return jnp.mean(soft + hard)
 
         return state.apply_gradients(grads=jax.grad(loss)(state.params))
 
     state = TrainState.create(apply_fn=simulated, params=teacher, tx=optimizer)
-    for batch in batches(x, y, size, args.epochs, seed=1):
+    for batch in batches(x, y, size=size, epochs=args.epochs, seed=1):
         state = compress_step(state, *batch)
 
-    dense, small = {"params": teacher}, {"params": state.params}
-    print(f"simulated accuracy {accuracy(simulated, small, x_test, y_test):.2%}")
-    small = quantize(small, rules, sites=sites)
-    run = compressed(model.apply)
-    models = {"dense": (model.apply, dense), "compressed": (run, small)}
-    facts = {
-        name: Facts(
-            accuracy=accuracy(fn, tree, x_test, y_test),
-            bytes=stored_bytes(tree),
-            parameters=parameters(tree),
-            nonzero=nonzero(tree),
-            macs=sites.macs,
-        )
-        for name, (fn, tree) in models.items()
-    }
-    inputs = {n: [(x_test[i : i + n],) for i in range(4)] for n in (1, 64)}
-    timed = {
-        name: functools.partial(jax.jit(fn), tree)
-        for name, (fn, tree) in models.items()
-    }
-    times = {n: latency(timed, inputs[n]) for n in inputs}
-    print(Comparison(**facts, latency=times))
+    small = quantize({"params": state.params}, rules, sites=sites)
+    measured = compare(
+        model.apply,
+        {"params": teacher},
+        small,
+        accuracy=lambda run, tree: float(
+            np.mean(np.argmax(run(tree, x_test), -1) == y_test)
+        ),
+        inputs={n: [(x_test[i : i + n],) for i in range(4)] for n in (1, 64)},
+    )
+    print(measured)
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ def resolve(rules: Rules[Spec], sites: Sites, *, transform: str) -> Resolved[Spe
     )
 
 
-def _checked(rules: Rules[Spec], transform: str) -> Rules[Spec]:
+def _checked(rules: Any, transform: str) -> Any:
     wrong = f"{transform}: rules are a list of pairs (predicate, spec)"
     if isinstance(rules, str | bytes) or not isinstance(rules, Sequence):
         raise TypeError(f"{wrong}, not {rules!r}")

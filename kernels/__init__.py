@@ -1,1 +1,13 @@
-"""Placeholder."""
+"""Products with compressed weights: one folder an operation."""
+
+if __name__ != "jcompress.kernels":
+    raise ImportError(
+        f"this package was imported as {__name__!r}; import jcompress.kernels instead "
+        "(is the repository's root on sys.path?)"
+    )
+
+from jcompress.kernels._dispatch import Implementation as Implementation
+from jcompress.kernels.int8_matmul import int8_matmul as int8_matmul
+from jcompress.kernels.weight_only_matmul import (
+    weight_only_matmul as weight_only_matmul,
+)

@@ -1,0 +1,122 @@
+"""Time the XLA forms of the quantized products against the float32 product.
+
+    python benchmarks/xla_forms.py
+    python benchmarks/xla_forms.py --sizes 1024 --rows 1 8 --rounds 5
+
+Every form of one line is timed in turn within each round, so that what slows the
+machine slows them all, and each call takes the next of several weights that together
+exceed the last-level cache. A figure is the median over the rounds of (float time /
+form's time): above 1 the form is faster. In brackets, the quartiles.
+"""
+
+import argparse
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jcompress.kernels import Implementation, int8_matmul, weight_only_matmul
+from jcompress.kernels.weight_only_matmul.shapes import ROWS
+from jcompress.kernels.weight_only_matmul.xla import by_conversion, by_digits
+from jcompress.quantization.arithmetic import quantize_matrix
+from jcompress.quantization.formats import PerChannel, PerGroup, Weights
+from jcompress.tensors.packing import pack_nibbles
+
+Form = tuple[Callable[..., jax.Array], Sequence[tuple[Any, ...]]]
+"""A compiled product and the weights that it takes in turn."""
+
+
+def weights(size: int, count: int, spec: Weights) -> list[tuple[Any, ...]]:
+    """Random quantized `[size, size]` weights as the kernels take them."""
+    convert = jax.jit(functools.partial(quantize_matrix, spec=spec))
+    pack = jax.jit(pack_nibbles)
+    made = []
+    for seed in range(count):
+        dense = jax.random.normal(jax.random.key(seed), (size, size))
+        values, scales, zeros = convert(dense)
+        made.append((pack(values) if spec.bits <= 4 else values, scales, zeros))
+    return made
+
+
+def forms(size: int, group: int, cache_bytes: int) -> dict[str, Form]:
+    """The candidates for square weights, by name."""
+    count = 2 + cache_bytes // (size * size)
+    half = 2 + 2 * cache_bytes // (size * size)
+    dense = [
+        (jax.random.normal(jax.random.key(seed), (size, size)),)
+        for seed in range(2 + cache_bytes // (4 * size * size))
+    ]
+    grouped = PerGroup(group)
+    eight = weights(size, count, Weights(bits=8, granularity=PerChannel()))
+    four = weights(size, half, Weights(bits=4, granularity=PerChannel()))
+    eight_grouped = weights(size, count, Weights(bits=8, granularity=grouped))
+    four_grouped = weights(size, half, Weights(bits=4, granularity=grouped))
+    result: dict[str, Form] = {
+        "float32": (jax.jit(jnp.matmul), dense),
+        "int8_matmul": (jax.jit(int8_matmul), eight),
+    }
+    for label, bits, arrays in (
+        ("w8", 8, eight),
+        ("w4", 4, four),
+        (f"w8 g{group}", 8, eight_grouped),
+        (f"w4 g{group}", 4, four_grouped),
+    ):
+        chosen = functools.partial(
+            weight_only_matmul, bits=bits, implementation=Implementation.XLA
+        )
+        digits = functools.partial(by_digits, bits=bits)
+        converted = functools.partial(by_conversion, bits=bits)
+        result[f"{label} chosen"] = (jax.jit(chosen), arrays)
+        result[f"{label} digits"] = (jax.jit(digits), arrays)
+        result[f"{label} converted"] = (jax.jit(converted), arrays)
+    return result
+
+
+def measure(
+    candidates: dict[str, Form], x: jax.Array, rounds: int, calls: int
+) -> dict[str, list[float]]:
+    """Seconds of one call, for each form and round."""
+    for run, arrays in candidates.values():
+        run(x, *arrays[0]).block_until_ready()
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for index in range(rounds):
+        for name, (run, arrays) in candidates.items():
+            start = time.perf_counter()
+            for call in range(calls):
+                out = run(x, *arrays[(index * calls + call) % len(arrays)])
+            out.block_until_ready()
+            seconds[name].append((time.perf_counter() - start) / calls)
+    return seconds
+
+
+def main() -> None:
+    """Parse the arguments, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 4096])
+    parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS))
+    parser.add_argument("--group", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--cache-mib", type=int, default=64)
+    args = parser.parse_args()
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
+    for size in args.sizes:
+        candidates = forms(size, args.group, args.cache_mib << 20)
+        calls = max(1, (2048 // size) ** 2)
+        for rows in args.rows:
+            x = jax.random.normal(jax.random.key(99), (rows, size))
+            seconds = measure(candidates, x, args.rounds, calls)
+            base = np.asarray(seconds["float32"])
+            print(f"\n[{rows}, {size}] x [{size}, {size}]", flush=True)
+            print(f"  {'float32':18} {np.median(base) * 1e3:8.3f} ms")
+            for name, times in seconds.items():
+                if name != "float32":
+                    low, middle, high = np.percentile(base / times, [25, 50, 75])
+                    print(f"  {name:18} {middle:8.2f}  [{low:.2f}, {high:.2f}]")
+
+
+if __name__ == "__main__":
+    main()

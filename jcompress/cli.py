@@ -1,0 +1,143 @@
+"""The command line: parses, calls the recipes, and turns errors into exit codes."""
+
+import argparse
+import contextlib
+import pathlib
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+
+from jcompress import __version__
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `jcompress` with the given arguments, by default those of the process.
+
+    Returns:
+        The exit code: 0, 1 if a model is not what it should be, 2 for bad input, 130
+        if interrupted.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return _run(arguments) if arguments.command == "run" else _verify(arguments)
+    except KeyboardInterrupt:
+        print(_how_to_resume(arguments), file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jcompress", description="Make a JAX model smaller, and prove it."
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"jcompress {__version__}"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser(
+        "run",
+        help="compress a small network on the embedded digits, from training to proof",
+    )
+    run.add_argument(
+        "--out",
+        metavar="DIR",
+        type=pathlib.Path,
+        help="keep report.json, the checkpoints and the recipe here",
+    )
+    run.add_argument("--seed", metavar="N", type=int, help="replaces the recipe's (0)")
+    run.add_argument(
+        "--recipe",
+        metavar="FILE",
+        type=pathlib.Path,
+        help="hyperparameters in TOML; what it leaves out is as in the default recipe",
+    )
+    run.add_argument(
+        "--resume", action="store_true", help="continue the interrupted run in DIR"
+    )
+    verify = commands.add_parser(
+        "verify", help="check that a saved model predicts what it did when it was made"
+    )
+    verify.add_argument("dir", metavar="DIR", type=pathlib.Path)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.resume and arguments.out is None:
+        return _bad("run: --resume needs --out DIR, the directory of the run")
+    # Importing JAX takes a second, which --help and mistakes need not wait for.
+    from jcompress import recipes
+    from jcompress._progress import for_stream
+    from jcompress.checkpoint import CheckpointError
+    from jcompress.rules import RuleError
+
+    bad = (recipes.RecipeError, recipes.FolderError, CheckpointError, RuleError)
+
+    try:
+        with _folder(arguments.out) as folder:
+            recipe = recipes.open_folder(
+                folder,
+                recipe=arguments.recipe,
+                seed=arguments.seed,
+                resume=arguments.resume,
+            )
+            with for_stream() as progress:
+                result = recipes.run_main_job(recipe, folder, progress=progress)
+    except recipes.VerificationError as error:
+        print(f"jcompress: {error}", file=sys.stderr)
+        return FAILED
+    except (*bad, OSError, ImportError) as error:
+        return _bad(str(error))
+    print(result["table"])
+    print(result["verification"])
+    if arguments.out is not None:
+        print(f"report, checkpoints and recipe: {arguments.out}")
+    return OK
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from jcompress import recipes
+    from jcompress.checkpoint import CheckpointError
+
+    try:
+        found = recipes.verify(arguments.dir)
+    except CheckpointError as error:
+        print(f"NOT verified: {error}", file=sys.stderr)
+        return FAILED
+    except (recipes.FolderError, OSError, ImportError) as error:
+        return _bad(str(error))
+    print(found)
+    return OK if found.passed else FAILED
+
+
+@contextlib.contextmanager
+def _folder(out: pathlib.Path | None) -> Iterator[pathlib.Path]:
+    if out is not None:
+        yield out
+        return
+    with tempfile.TemporaryDirectory(prefix="jcompress-") as folder:
+        yield pathlib.Path(folder)
+
+
+def _how_to_resume(arguments: argparse.Namespace) -> str:
+    if arguments.command != "run":
+        return "jcompress: interrupted"
+    if arguments.out is None:
+        return (
+            "jcompress: interrupted, and nothing is kept; with --out DIR a run can be "
+            "continued"
+        )
+    return (
+        "jcompress: interrupted; continue with: "
+        f"jcompress run --out {arguments.out} --resume"
+    )
+
+
+def _bad(message: str) -> int:
+    line = " ".join(message.split())
+    print(f"jcompress: {line}", file=sys.stderr)
+    return BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

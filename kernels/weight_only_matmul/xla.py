@@ -1,0 +1,158 @@
+"""The fastest forms of `weight_only_matmul` that XLA compiles.
+
+XLA's CPU compiler never fuses the conversion of the weight into the product: it
+writes the whole float matrix to memory first. A product of int8 matrices it does well.
+So for few rows the *activations* are written as two or three int8 digits
+(`split_digits`), the digits of a row become rows of one integer product, and the
+weight is read as it is stored. Two nibbles are taken apart by shifting each to the
+upper half of its byte, 16 times its value, and multiplied with the even and the odd
+inputs; no unpacked matrix is written in their order.
+
+Measured by `benchmarks/xla_forms.py` on a two-core AVX2 CPU that other work kept busy,
+as the time of the float32 product over that of the form. For the digits, two timings
+of the same program in one run; they differ by up to 2.8 times, so only what differs by
+more than that is known.
+
+    K = N          1024                                4096
+    rows           1        2        8        256      1          8         256
+    int8 digits    1.5-1.6  2.5-2.9  1.3-1.4  0.6      2.8-3.7    0.9-1.0   0.6
+    int8 convert   0.5      1.3      1.2      0.9      0.12       0.2       0.8
+    int4 digits    1.1-1.2  1.9-2.1  1.0-1.2  0.5      0.9-1.1    1.0-1.3   0.6
+    int4 convert   0.4      0.8      0.7      0.9      0.08       0.2       0.9
+    g128 digits    0.9-1.0  1.7-1.9  0.9-1.0  0.4      0.2-0.6    0.6-1.1   0.2
+    g128 convert   0.6      1.2      1.2      1.0      0.06       0.2       0.6
+
+Sure is: for few rows of a large weight the digits beat the conversion by far, and for
+256 rows they lose. The limits below are between, not tuned. Against float weights,
+few rows with one int8 scale a channel are not slower, single rows faster; groups in a
+large weight and many rows are *slower*. On other platforms, whose compilers fuse
+conversions, the weight is always converted; none was timed.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jcompress.kernels._integers import DIGIT, LONGEST, integer_dot, split_digits
+from jcompress.kernels.weight_only_matmul.reference import dense_weight
+from jcompress.tensors.packing import unpack_nibbles
+
+SPLIT_ROWS = 32
+"""Up to so many rows the digits are used on a CPU, with one group of scales."""
+SPLIT_ROWS_GROUPED = 16
+"""The same with several groups, each of which is a product of its own."""
+SPLIT_GROUPS = 64
+"""Beyond so many groups the program of one product a group becomes too long."""
+
+
+def xla(
+    x: jax.Array,
+    values: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None,
+    *,
+    bits: int,
+) -> jax.Array:
+    """[M, K] -> float32 [M, N], by the form that suits the platform and the shape."""
+    converted = functools.partial(by_conversion, bits=bits)
+    if not splits(x.shape[0], x.shape[1], scales.shape[1]):
+        return converted(x, values, scales, zeros)
+    chosen: jax.Array = jax.lax.platform_dependent(
+        x,
+        values,
+        scales,
+        zeros,
+        cpu=functools.partial(by_digits, bits=bits),
+        default=converted,
+    )
+    return chosen
+
+
+def splits(rows: int, inputs: int, groups: int) -> bool:
+    """Whether `by_digits` is the faster form on a CPU."""
+    most = SPLIT_ROWS if groups == 1 else SPLIT_ROWS_GROUPED
+    return rows <= most and groups <= SPLIT_GROUPS and inputs // groups <= LONGEST
+
+
+def by_conversion(
+    x: jax.Array,
+    values: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None,
+    *,
+    bits: int,
+) -> jax.Array:
+    """Convert the weight to floats and multiply.
+
+    With one scale a channel the integers are converted, which a 16-bit float holds
+    exactly, and the result is scaled; else the scaled weight is rounded to the dtype
+    of `x`.
+    """
+    rows, inputs = x.shape
+    if scales.shape[1] == 1:
+        integers = unpack_nibbles(values, inputs) if bits <= 4 else values
+        weight = integers.astype(x.dtype)
+        if zeros is not None:
+            weight = weight - zeros.astype(x.dtype)
+    else:
+        dense = dense_weight(values, scales, zeros, bits=bits, inputs=inputs)
+        weight = dense.astype(x.dtype)
+    padded = jnp.pad(x, ((0, 1), (0, 0))) if rows == 1 else x
+    contract = (((1,), (1,)), ((), ()))
+    product = jax.lax.dot_general(
+        padded, weight, contract, preferred_element_type=jnp.float32
+    )[:rows]
+    return product * scales[:, 0][None] if scales.shape[1] == 1 else product
+
+
+def by_digits(
+    x: jax.Array,
+    values: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None,
+    *,
+    bits: int,
+) -> jax.Array:
+    """Multiply the stored integers with the int8 digits of the activations."""
+    rows, inputs = x.shape
+    groups = scales.shape[1]
+    count = 2 if jnp.dtype(x.dtype).itemsize < 4 else 3
+    split, row_scale = split_digits(x.astype(jnp.float32), count)
+    digits = split.reshape(count * rows, inputs)
+    size = inputs // groups
+    pairs = bits <= 4 and (groups == 1 or size % 2 == 0)
+    if bits <= 4 and not pairs:
+        values = unpack_nibbles(values, inputs)
+    unit = 16 if pairs else 1
+    total = jnp.zeros((rows, values.shape[0]), jnp.float32)
+    for group in range(groups):
+        part = digits[:, group * size : (group + 1) * size]
+        if pairs:
+            sums = _pairs_dot(part, _columns(values, group, groups))
+        else:
+            sums = integer_dot(part, _columns(values, group, groups))
+        if zeros is not None:
+            moved = zeros[:, group].astype(jnp.int32)[None] * np.int32(unit)
+            sums = sums - moved * jnp.sum(part, axis=1, dtype=jnp.int32)[:, None]
+        places = sums.reshape(count, rows, values.shape[0]).astype(jnp.float32)
+        number = places[-1]
+        for place in range(count - 2, -1, -1):
+            number = places[place] + number * np.float32(1 / DIGIT)
+        total = total + number * (scales[:, group][None] * np.float32(1 / unit))
+    return total * row_scale
+
+
+def _columns(values: jax.Array, group: int, groups: int) -> jax.Array:
+    size = values.shape[1] // groups
+    return values[:, group * size : (group + 1) * size]
+
+
+def _pairs_dot(digits: jax.Array, packed: jax.Array) -> jax.Array:
+    """int8 [M, K] x uint8 [N, ceil(K / 2)] -> 16 times the int32 [M, N] product."""
+    odd = digits.shape[1] % 2
+    digits = jnp.pad(digits, ((0, 0), (0, odd)))
+    signed = jax.lax.bitcast_convert_type(packed, jnp.int8)
+    even = integer_dot(digits[:, ::2], signed << np.int8(4))
+    return even + integer_dot(digits[:, 1::2], signed & np.int8(-16))

@@ -1,0 +1,284 @@
+"""What every implementation of an operation must do; backends subclass these.
+
+A subclass sets `implementation`, and may narrow `dtypes` or widen `tolerance`:
+
+    class TestXla(WeightOnlyMatmul):
+        implementation = Implementation.XLA
+"""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jcompress.kernels import Implementation, int8_matmul, weight_only_matmul
+from jcompress.quantization import PerChannel, PerGroup, PerTensor, Weights
+from jcompress.quantization.arithmetic import (
+    dequantize_matrix,
+    fake_quantize,
+    quantize_matrix,
+    range_of,
+    scale_and_zero,
+)
+from jcompress.tensors.packing import pack_nibbles
+
+GRANULARITIES = {
+    "tensor": PerTensor(),
+    "channel": PerChannel(),
+    "group": PerGroup(8),
+    "odd_group": PerGroup(3),
+}
+SHAPES = {
+    "one_row": ((1,), 48, 20),
+    "two_rows": ((2,), 24, 7),
+    "batches": ((2, 3), 48, 5),
+    "many_rows": ((130,), 24, 9),
+    "one_output": ((5,), 24, 1),
+    "no_batch_axis": ((), 24, 6),
+    "nothing": ((0,), 24, 4),
+    "nothing_in_batches": ((3, 0), 24, 4),
+    "odd_inputs": ((4,), 33, 6),
+    "one_input": ((4,), 1, 3),
+}
+
+
+def normal(shape: tuple[int, ...], dtype: Any = jnp.float32, seed: int = 0) -> Any:
+    x = np.random.default_rng(seed).normal(size=shape)
+    return jnp.asarray(x, jnp.float32).astype(dtype)
+
+
+def weight(
+    outputs: int, inputs: int, spec: Weights, seed: int = 1
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """The integers, not packed, with scales and zeros."""
+    return quantize_matrix(normal((outputs, inputs), seed=seed) + 0.25, spec)
+
+
+def stored(values: jax.Array, bits: int) -> jax.Array:
+    return pack_nibbles(values) if bits <= 4 else values
+
+
+class WeightOnlyMatmul:
+    """Conformance of an implementation of `weight_only_matmul`."""
+
+    implementation: ClassVar[Implementation | None]
+    dtypes: ClassVar[tuple[Any, ...]] = (jnp.float32, jnp.bfloat16)
+    tolerance: ClassVar[dict[str, float]] = {
+        "float32": 1e-6, "bfloat16": 2**-8, "float16": 2**-10,
+    }  # fmt: skip
+
+    def run(self, x: jax.Array, *arrays: Any, bits: int) -> jax.Array:
+        return weight_only_matmul(
+            x, *arrays, bits=bits, implementation=self.implementation
+        )
+
+    def check(self, x: jax.Array, weight: Any, bits: int, out: jax.Array) -> None:
+        """Compare with a product in float64.
+
+        Rounding errors are relative to the largest element of a row times the sum of
+        the absolute weights, since a form may work in fixed point.
+        """
+        values, scales, zeros = weight
+        dense = np.asarray(dequantize_matrix(values, scales, zeros, jnp.float32))
+        wide = np.asarray(x).astype(np.float64)
+        assert out.shape == (*x.shape[:-1], values.shape[0])
+        assert out.dtype == x.dtype
+        expected = wide @ dense.T.astype(np.float64)
+        top = np.abs(wide).max(-1, initial=0, keepdims=True)
+        size = top * np.abs(dense).sum(1)
+        error = np.abs(np.asarray(out).astype(np.float64) - expected)
+        assert (error <= self.tolerance[x.dtype.name] * size).all(), error.max()
+
+    @pytest.mark.parametrize("granularity", GRANULARITIES)
+    @pytest.mark.parametrize("symmetric", [True, False])
+    @pytest.mark.parametrize("bits", [2, 4, 5, 8])
+    def test_formats(self, bits: int, symmetric: bool, granularity: str) -> None:
+        spec = Weights(
+            bits=bits, symmetric=symmetric, granularity=GRANULARITIES[granularity]
+        )
+        w = weight(10, 48, spec)
+        for dtype in self.dtypes:
+            x = normal((3, 48), dtype)
+            out = self.run(x, stored(w[0], bits), *w[1:], bits=bits)
+            self.check(x, w, bits, out)
+
+    @pytest.mark.parametrize("bits", [4, 8])
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_shapes(self, shape: str, bits: int) -> None:
+        batch, inputs, outputs = SHAPES[shape]
+        kinds = [PerChannel(), PerGroup(3)] if inputs % 3 == 0 else [PerTensor()]
+        for kind in kinds:
+            w = weight(outputs, inputs, Weights(bits=bits, granularity=kind))
+            for dtype in self.dtypes:
+                x = normal((*batch, inputs), dtype)
+                out = self.run(x, stored(w[0], bits), *w[1:], bits=bits)
+                self.check(x, w, bits, out)
+
+    @pytest.mark.parametrize("rows", [1, 200])
+    @pytest.mark.parametrize("bits", [4, 8])
+    def test_jit(self, bits: int, rows: int) -> None:
+        w = weight(10, 48, Weights(bits=bits, symmetric=False))
+        x = normal((rows, 48))
+        f = jax.jit(lambda x, *w: self.run(x, *w, bits=bits))
+        self.check(x, w, bits, f(x, stored(w[0], bits), *w[1:]))
+
+    @pytest.mark.parametrize("symmetric", [True, False])
+    @pytest.mark.parametrize("bits", [4, 8])
+    def test_vmap_over_stacked_weights(self, bits: int, symmetric: bool) -> None:
+        spec = Weights(bits=bits, symmetric=symmetric, granularity=PerGroup(8))
+        ws = [weight(6, 24, spec, seed=seed) for seed in range(3)]
+        stack = jax.tree.map(lambda *parts: jnp.stack(parts), *ws)
+        x = normal((3, 4, 24))
+        f = jax.vmap(lambda x, *w: self.run(x, *w, bits=bits))
+        out = f(x, stored(stack[0], bits), *stack[1:])
+        for i, w in enumerate(ws):
+            self.check(x[i], w, bits, out[i])
+
+    def test_vmap_over_activations(self) -> None:
+        w = weight(6, 24, Weights())
+        x = normal((5, 24))
+        out = jax.vmap(lambda x: self.run(x, *w, bits=8))(x)
+        self.check(x, w, 8, out)
+
+    @pytest.mark.parametrize("granularity", ["channel", "odd_group"])
+    @pytest.mark.parametrize("bits", [4, 8])
+    def test_gradient(self, bits: int, granularity: str) -> None:
+        spec = Weights(
+            bits=bits, symmetric=False, granularity=GRANULARITIES[granularity]
+        )
+        values, scales, zeros = weight(6, 33, spec)
+        dense = dequantize_matrix(values, scales, zeros, jnp.float32)
+        cotangent = normal((2, 3, 6), seed=3)
+        for dtype in self.dtypes:
+            x = normal((2, 3, 33), dtype)
+
+            def f(x: jax.Array) -> jax.Array:
+                return self.run(x, stored(values, bits), scales, zeros, bits=bits)
+
+            (dx,) = jax.vjp(f, x)[1](cotangent.astype(dtype))
+            assert dx.dtype == x.dtype
+            expected = cotangent.astype(dtype).astype(jnp.float32) @ dense
+            rtol = 1e-5 if dtype == jnp.float32 else 2**-7
+            np.testing.assert_allclose(
+                dx.astype(jnp.float32), expected, rtol=rtol, atol=rtol
+            )
+
+    def test_a_number_that_is_not_finite_spoils_its_row_only(self) -> None:
+        w = weight(6, 24, Weights())
+        x = normal((4, 24)).at[1, 2].set(jnp.nan).at[2, 0].set(jnp.inf)
+        out = self.run(x, *w, bits=8)
+        assert not bool(jnp.isfinite(out[1:3]).any())
+        self.check(x[:1], w, 8, out[:1])
+        self.check(x[3:], w, 8, out[3:])
+
+    def test_rows_of_very_different_sizes(self) -> None:
+        w = weight(6, 24, Weights())
+        x = normal((4, 24)) * jnp.asarray([[1e-20], [0.0], [1.0], [1e20]])
+        self.check(x, w, 8, self.run(x, *w, bits=8))
+
+
+class Int8Matmul:
+    """Conformance of an implementation of `int8_matmul`: sums are exact."""
+
+    implementation: ClassVar[Implementation | None]
+    dtypes: ClassVar[tuple[Any, ...]] = (jnp.float32, jnp.bfloat16)
+
+    def run(self, x: jax.Array, *weight: Any, **given: Any) -> jax.Array:
+        return int8_matmul(x, *weight, implementation=self.implementation, **given)
+
+    def expect(
+        self, q: Any, x_scale: Any, x_zero: Any, weight: Any
+    ) -> np.ndarray[Any, Any]:
+        values, scales, zeros = (
+            None if part is None else np.asarray(part) for part in weight
+        )
+        left = np.asarray(q).astype(np.int64)
+        left = left - (0 if x_zero is None else np.asarray(x_zero).astype(np.int64))
+        right = values.astype(np.int64)
+        right = right - (0 if zeros is None else zeros.astype(np.int64))
+        sums = (left @ right.T).astype(np.float32)
+        scaled: np.ndarray[Any, Any] = sums * np.asarray(x_scale) * scales[:, 0]
+        return scaled
+
+    @pytest.mark.parametrize("x_symmetric", [True, False])
+    @pytest.mark.parametrize("symmetric", [True, False])
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_integers(self, shape: str, symmetric: bool, x_symmetric: bool) -> None:
+        batch, inputs, outputs = SHAPES[shape]
+        rng = np.random.default_rng(2)
+        q = jnp.asarray(rng.integers(-128, 128, (*batch, inputs)), jnp.int8)
+        x_scale = jnp.asarray(rng.uniform(0.01, 0.1, (*batch, 1)), jnp.float32)
+        x_zero = jnp.asarray(rng.integers(-128, 128, (*batch, 1)), jnp.float32)
+        zero = None if x_symmetric else x_zero
+        for kind in (PerChannel(), PerTensor()):
+            spec = Weights(symmetric=symmetric, granularity=kind)
+            w = weight(outputs, inputs, spec)
+            out = self.run(q, *w, x_scale=x_scale, x_zero=zero)
+            assert out.dtype == jnp.float32
+            expected = self.expect(q, x_scale, zero, w)
+            np.testing.assert_allclose(out, expected, rtol=1e-6)
+
+    @pytest.mark.parametrize("rows", [1, 3])
+    def test_sums_of_extremes_do_not_overflow(self, rows: int) -> None:
+        inputs = 70_000
+        q = jnp.full((rows, inputs), 127, jnp.int8)
+        values = jnp.full((2, inputs), -128, jnp.int8)
+        scales = jnp.ones((2, 1))
+        zeros = jnp.full((2, 1), 127, jnp.int8)
+        out = self.run(
+            q, values, scales, zeros, x_scale=jnp.ones(()), x_zero=jnp.float32(-128)
+        )
+        np.testing.assert_allclose(out, -255.0 * 255.0 * inputs, rtol=1e-6)
+
+    @pytest.mark.parametrize("x_bits", [4, 8])
+    @pytest.mark.parametrize("symmetric", [True, False])
+    def test_floats_are_fake_quantized(self, symmetric: bool, x_bits: int) -> None:
+        w = weight(10, 48, Weights(symmetric=False))
+        dense = np.asarray(dequantize_matrix(*w, jnp.float32))
+        for dtype in self.dtypes:
+            x = normal((2, 3, 48), dtype)
+            span = range_of(x, -1)
+            scale, zero = scale_and_zero(span, bits=x_bits, symmetric=symmetric)
+            given = {"x_scale": scale, "x_zero": zero, "x_bits": x_bits}
+            out = self.run(x, *w, **given)
+            assert out.dtype == x.dtype
+            faked = fake_quantize(
+                x.astype(jnp.float32), scale, zero, bits=x_bits, symmetric=symmetric
+            )
+            rtol = 1e-5 if dtype == jnp.float32 else 2**-8
+            np.testing.assert_allclose(
+                out.astype(jnp.float32), faked @ dense.T, rtol=rtol, atol=1e-4
+            )
+            if symmetric:
+                np.testing.assert_array_equal(self.run(x, *w, x_bits=x_bits), out)
+
+    def test_jit(self) -> None:
+        w = weight(10, 48, Weights(symmetric=False))
+        x = normal((5, 48))
+        f = jax.jit(lambda x, *w: self.run(x, *w))
+        np.testing.assert_allclose(f(x, *w), self.run(x, *w), rtol=1e-6)
+
+    def test_vmap_over_stacked_weights(self) -> None:
+        ws = [weight(6, 24, Weights(symmetric=False), seed=seed) for seed in range(3)]
+        stack = jax.tree.map(lambda *parts: jnp.stack(parts), *ws)
+        x = normal((3, 4, 24))
+        scale, zero = scale_and_zero(range_of(x, -1), bits=8, symmetric=False)
+        f = jax.vmap(lambda x, s, z, *w: self.run(x, *w, x_scale=s, x_zero=z))
+        out = f(x, scale, zero, *stack)
+        for i, w in enumerate(ws):
+            one = self.run(x[i], *w, x_scale=scale[i], x_zero=zero[i])
+            np.testing.assert_allclose(out[i], one, rtol=1e-6)
+
+    def test_gradient_stops_where_x_is_clipped(self) -> None:
+        w = weight(6, 24, Weights(symmetric=False))
+        dense = dequantize_matrix(*w, jnp.float32)
+        x = normal((5, 24))
+        scale = jnp.float32(1 / 127)
+        cotangent = normal((5, 6), seed=3)
+        (dx,) = jax.vjp(lambda x: self.run(x, *w, x_scale=scale), x)[1](cotangent)
+        inside = np.abs(np.rint(np.asarray(x) * 127)) <= 127
+        assert 0 < inside.mean() < 1
+        expected = np.where(inside, np.asarray(cotangent @ dense), 0)
+        np.testing.assert_allclose(dx, expected, rtol=1e-5, atol=1e-5)

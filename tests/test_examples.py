@@ -1,0 +1,57 @@
+"""The examples run, on a little real data, and end with a model that is smaller."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+DATA = pathlib.Path(
+    os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist")
+)
+NAMES = ("linen_perceptron", "nnx_cnn")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_example(name: str) -> None:
+    if not (DATA / "train-images-idx3-ubyte.gz").is_file():
+        pytest.skip(f"Fashion-MNIST is not in {DATA}; set FASHION_MNIST to its folder")
+    small = ["--train", "2000", "--test", "1000", "--epochs", "1"]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", f"{name}.py", *small],
+        cwd=EXAMPLES,
+        env={**os.environ, "FASHION_MNIST": str(DATA)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    table = {line.split("  ")[0]: line for line in done.stdout.splitlines()}
+    accuracy = [float(x) for x in re.findall(r"([\d.]+)%", table["accuracy"])]
+    assert min(accuracy) > 50, table["accuracy"]
+    fewer = re.search(r"([\d.]+)x fewer +smaller", table["bytes stored"])
+    assert fewer, table["bytes stored"]
+    assert float(fewer[1]) > 7
+    assert "simulated" in table["nonzero"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_example_is_short(name: str) -> None:
+    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 120
+
+
+def test_without_data_it_says_where_to_get_it(tmp_path: pathlib.Path) -> None:
+    env = {**os.environ, "FASHION_MNIST": str(tmp_path)}
+    script = f"import sys; sys.path.insert(0, {str(EXAMPLES)!r}); import fashion_mnist"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{script}; fashion_mnist.load(1, 1)"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    in_debian = (pathlib.Path("/usr/share/datasets/fashion-mnist")).exists()
+    assert (done.returncode == 0) is in_debian
+    assert in_debian or "apt-get download dataset-fashion-mnist" in done.stderr

@@ -1,0 +1,55 @@
+"""Every code block of the README runs."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+BLOCKS = re.findall(
+    r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S
+)
+PYTHON = [text for language, text in BLOCKS if language == "python"]
+SHELL = [text.strip() for language, text in BLOCKS if language == "sh"]
+INSTALL = re.compile(r"pip install (\.|'\.\[test\]')( && |$)")
+
+
+def run(code: list[str], folder: pathlib.Path) -> str:
+    """Run a command as a user does: from elsewhere, with JAX's own settings."""
+    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PYTHONPATH")}
+    env["JAX_PLATFORMS"] = "cpu"
+    env["PATH"] = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    done = subprocess.run(code, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("number", range(len(PYTHON)))
+def test_python_block(number: int, tmp_path: pathlib.Path) -> None:
+    assert run([sys.executable, "-W", "error", "-c", PYTHON[number]], tmp_path)
+
+
+def test_first_success_takes_ten_statements_at_most() -> None:
+    lines = [line for line in PYTHON[0].splitlines() if line.strip()]
+    assert (
+        len([line for line in lines if not line.startswith(("from", "import"))]) <= 10
+    )
+
+
+def test_every_language_is_run() -> None:
+    assert {language for language, _ in BLOCKS} <= {"python", "sh", "text", "toml"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", SHELL)
+def test_shell_block(command: str, tmp_path: pathlib.Path) -> None:
+    assert INSTALL.match(command) or command.startswith("jcompress "), command
+    rest = INSTALL.sub("", command).strip()
+    if rest.startswith("pytest"):
+        assert "PYTEST_CURRENT_TEST" in os.environ
+        return
+    if rest:
+        assert run(["sh", "-c", rest], tmp_path)
