@@ -24,7 +24,7 @@ from jcompress._uses import (
     lookup_role,
     product_role,
 )
-from jcompress._views import View, follow
+from jcompress._views import SAME, View, follow
 from jcompress.sites import Operation, Site
 
 Location = tuple[int, ...]
@@ -138,6 +138,8 @@ class Flow:
         return self.run(body, ins, place.inside(0))
 
     def _primitive(self, eqn: Any, ins: list[Value], place: _Place) -> list[Value]:
+        if eqn.primitive.name in SAME and len(ins) == len(eqn.outvars):
+            return ins
         meets_data = any(value.data for value in ins)
         roles: list[Role | None] = [None] * len(ins)
         for operand, value in enumerate(ins):
@@ -147,9 +149,8 @@ class Flow:
                     roles[operand] = lookup_role(eqn, operand, meets_data)
         if any(role is not None for role in roles):
             self._note(eqn, ins, roles, place)
-            picked = roles[0] is not None and roles[0].operation is Operation.LOOKUP
-            if not picked or meets_data:
-                return [DATA if meets_data else CONST] * len(eqn.outvars)
+            if meets_data:
+                return [DATA] * len(eqn.outvars)
         if meets_data:
             plain = Operation.OPAQUE
             if eqn.primitive.name in ELEMENTWISE:
@@ -189,7 +190,7 @@ class Flow:
         """
         shape = aval_shape(eqn.outvars[0])
         shown = [
-            value.views if aval_shape(var) == shape else ()
+            tuple(view.spread(aval_shape(var), shape) for view in value.views)
             for value, var in zip(ins, eqn.invars, strict=True)
         ]
         full = [v for views in shown for v in views if not v.broadcast]
@@ -216,13 +217,18 @@ class Flow:
             if role is None:
                 continue
             shown = {view.leaf for view in value.views}
+            # Where two parameters meet, the multiplications count once.
+            counted = not any(roles[operand + 1 :])
             for view in value.views:
-                sites.append(self._site(eqn, operand, role, view, place))
+                macs = role.repeats * view.size if counted else 0
+                sites.append(self._site(eqn, operand, role, view, macs, place))
             for leaf in sorted(value.sources - shown):
                 lost = View.whole(leaf, self._leaves[leaf][1].shape)
-                sites.append(
-                    self._site(eqn, operand, Role(Operation.OPAQUE), lost, place)
-                )
+                macs = 0
+                if counted and not value.views and leaf == min(value.sources):
+                    macs = role.repeats * math.prod(aval_shape(eqn.invars[operand]))
+                opaque = Role(Operation.OPAQUE)
+                sites.append(self._site(eqn, operand, opaque, lost, macs, place))
         if not sites:
             return
         weights = [role for role in roles if role and role.data is not None]
@@ -241,7 +247,13 @@ class Flow:
         )
 
     def _site(
-        self, eqn: Any, operand: int, role: Role, view: View, place: _Place
+        self,
+        eqn: Any,
+        operand: int,
+        role: Role,
+        view: View,
+        macs: int,
+        place: _Place,
     ) -> Site:
         path, leaf = self._leaves[view.leaf]
         inputs, outputs, stack = leaf_axes_of(view, role, len(leaf.shape))
@@ -257,8 +269,8 @@ class Flow:
             stack_axes=stack,
             data_shape=data,
             out_shape=aval_shape(eqn.outvars[0]),
-            macs=role.repeats * view.size,
-            runs=place.runs,
+            macs=macs,
+            runs=None if place.runs is None else math.ceil(place.runs * view.share),
             derived=view.derived,
             sealed=place.sealed,
             location=place.location,
@@ -269,12 +281,14 @@ class Flow:
         (body,) = bodies(eqn)
         n_consts, n_carry = scan_counts(eqn)
         consts, carry, xs = split(ins, n_consts, n_carry)
+        length = eqn.params["length"]
         slices = [
-            dataclasses.replace(x, views=tuple(view.take(0) for view in x.views))
+            dataclasses.replace(
+                x, views=tuple(view.take(0, length) for view in x.views)
+            )
             for x in xs
         ]
         stacked = frozenset(view.leaf for x in xs for view in x.views)
-        length = eqn.params["length"]
         inner = place.inside(
             0,
             runs=None if place.runs is None else place.runs * length,

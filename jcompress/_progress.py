@@ -3,6 +3,7 @@
 import importlib
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -32,6 +33,33 @@ class Progress:
         where: TracebackType | None,
     ) -> None:
         """Leave the terminal as it was."""
+
+
+class Watched(Progress):
+    """Hands everything on, and calls `check` at each step.
+
+    Args:
+        progress: what shows it.
+        check: may raise, to end the run between two steps.
+    """
+
+    def __init__(self, progress: Progress, check: Callable[[], None]) -> None:
+        self.progress = progress
+        self.check = check
+
+    def begin(self, name: str, *, total: int, done: int = 0) -> None:
+        """Start a stage."""
+        self.check()
+        self.progress.begin(name, total=total, done=done)
+
+    def step(self, note: str) -> None:
+        """One more step."""
+        self.progress.step(note)
+        self.check()
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        self.progress.say(text)
 
 
 class _Pace:
@@ -78,7 +106,8 @@ class LineProgress(Progress):
         self.pace.step(self.done)
         if self.done % max(1, self.total // self.lines) and self.done != self.total:
             return
-        self.say(f"{self.name}: {self.done}/{self.total}  {self.pace}  {note}")
+        parts = (f"{self.name}: {self.done}/{self.total}", str(self.pace), note)
+        self.say("  ".join(filter(None, parts)))
 
     def say(self, text: str) -> None:
         """Print a line."""

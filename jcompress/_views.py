@@ -1,7 +1,9 @@
 """Which axis of a leaf each axis of a value comes from, through view operations."""
 
 import dataclasses
+import itertools
 import math
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from jcompress._jaxprs import aval_shape
@@ -33,6 +35,8 @@ class View:
         partial: elements are missing, repeated, reordered within an axis, or joined
             with those of another leaf.
         derived: arithmetic changed the elements.
+        share: fraction of a loop's steps that see the leaf, where the loop takes apart
+            an array of which the leaf is a part.
     """
 
     leaf: int
@@ -40,6 +44,7 @@ class View:
     stacked: frozenset[int] = frozenset()
     partial: bool = False
     derived: bool = False
+    share: Fraction = Fraction(1)
 
     @classmethod
     def whole(cls, leaf: int, shape: tuple[int, ...]) -> "View":
@@ -61,12 +66,27 @@ class View:
         """The leaf axes that the given axes of the value are made of."""
         return {f.axis for dim in dims for f in self.dims[dim] if f.axis >= 0}
 
-    def take(self, dim: int) -> "View":
-        """One entry along an axis of the value: that axis numbers copies."""
+    def take(self, dim: int, length: int) -> "View":
+        """One entry along an axis of the value, of that length: it numbers copies."""
         rest = self.dims[:dim] + self.dims[dim + 1 :]
         return dataclasses.replace(
-            self, dims=rest, stacked=self.stacked | self.axes(dim)
+            self,
+            dims=rest,
+            stacked=self.stacked | self.axes(dim),
+            share=self.share * Fraction(_size(self.dims[dim]), max(length, 1)),
         )
+
+    def spread(self, before: tuple[int, ...], after: tuple[int, ...]) -> "View":
+        """What arithmetic makes of the value when the other inputs are larger."""
+        if before == after:
+            return self
+        dims = (() for _ in range(len(after) - len(before))), iter(self.dims)
+        sizes = (1,) * (len(after) - len(before)) + before
+        made = tuple(
+            dim if had == has else (Factor(-1, 0, has),)
+            for dim, had, has in zip(itertools.chain(*dims), sizes, after, strict=True)
+        )
+        return dataclasses.replace(self, dims=made)
 
     def restacked(self, whole: "View | None", length: int) -> "View":
         """What a loop collects from its steps if each hands out this view.
@@ -184,7 +204,7 @@ def _gathered(view: View, numbers: Any, after: tuple[int, ...]) -> View:
     return dataclasses.replace(view, dims=dims, partial=True)
 
 
-_SAME = frozenset(
+SAME = frozenset(
     {
         "convert_element_type",
         "copy",
@@ -203,7 +223,7 @@ _SAME = frozenset(
 )
 """Operations whose results have the elements of their inputs, one by one."""
 
-LAZY = _SAME - {"optimization_barrier", "reduce_precision"} | {
+LAZY = SAME - {"optimization_barrier", "reduce_precision"} | {
     "reshape",
     "transpose",
     "squeeze",
@@ -227,26 +247,27 @@ def follow(eqn: Any, views: list[View | None]) -> list[View | None]:
     name, params = eqn.primitive.name, eqn.params
     before = [aval_shape(atom) for atom in eqn.invars]
     after = [aval_shape(var) for var in eqn.outvars]
-    if name in _SAME and len(views) == len(lost):
+    if name in SAME and len(views) == len(lost):
         return list(views)
     view = views[0]
-    if name == "concatenate":
-        index = next(i for i, v in enumerate(views) if v is not None)
-        view = views[index]
-        assert view is not None
-        return [dataclasses.replace(view, partial=True)]
+    if name in ("concatenate", "stack"):
+        view = next(v for v in views if v is not None)
+        dims = list(view.dims)
+        if name == "stack":
+            dims.insert(params["axis"], ())
+        return [dataclasses.replace(view, dims=tuple(dims), partial=True)]
     if view is None:
         return lost
     match name:
         case "reshape":
             order = params.get("dimensions") or range(len(before[0]))
-            turned = dataclasses.replace(view, dims=tuple(view.dims[d] for d in order))
-            return [_reshaped(turned, tuple(before[0][d] for d in order), after[0])]
+            flat = dataclasses.replace(view, dims=tuple(view.dims[d] for d in order))
+            return [_reshaped(flat, tuple(before[0][d] for d in order), after[0])]
         case "squeeze" | "expand_dims":
             return [_reshaped(view, before[0], after[0])]
         case "transpose":
-            dims = tuple(view.dims[d] for d in params["permutation"])
-            return [dataclasses.replace(view, dims=dims)]
+            turned = tuple(view.dims[d] for d in params["permutation"])
+            return [dataclasses.replace(view, dims=turned)]
         case "broadcast_in_dim":
             made: list[tuple[Factor, ...]] = [
                 (Factor(-1, 0, n),) if n != 1 else () for n in after[0]
@@ -257,10 +278,12 @@ def follow(eqn: Any, views: list[View | None]) -> list[View | None]:
             return [dataclasses.replace(view, dims=tuple(made))]
         case "split" | "pad":
             return [_cut(view, shape) for shape in after]
-        case "rev":
+        case "rev" | "tile":
             return [dataclasses.replace(view, partial=True)]
+        case "dynamic_update_slice" | "scatter" | "scatter-add" | "scatter-mul":
+            return [dataclasses.replace(view, partial=True, derived=True)]
         case "unstack":
-            return [view.take(params["axis"]) for _ in after]
+            return [view.take(params["axis"], 1) for _ in after]
         case "gather":
             return [_gathered(view, params["dimension_numbers"], after[0])]
         case "slice" | "dynamic_slice":

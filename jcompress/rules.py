@@ -211,9 +211,10 @@ def _no_match(transform: str, index: int, predicate: Any, sites: Sites) -> str:
             f"{text}, only leaves that no product or lookup uses: {_listed(others)}; "
             f"the weights are {_listed(sites.weights)}"
         )
-    unused = [name for name in sites.unused if isinstance(predicate, str)]
-    if any(_glob(str(predicate)).fullmatch(name) for name in unused):
-        return f"{text}, only leaves that meet no data: {_listed(unused)}"
+    if isinstance(predicate, str):
+        unused = [name for name in sites.unused if _glob(predicate).fullmatch(name)]
+        if unused:
+            return f"{text}, only leaves that meet no data: {_listed(unused)}"
     return f"{text}; the weights are {_listed(sites.weights)}"
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo._case import ANY, Case, case, data, dot, leaf
+from zoo._case import ANY, Case, case, data, dot, leaf, lookup
 
 
 @case
@@ -163,13 +163,13 @@ def views() -> Case:
 
 @case
 def constant_permutation() -> Case:
-    """Indices that are fixed pick rows of the weight; nothing is looked up."""
+    """Rows that a fixed index picks are looked up, and then multiplied."""
     order = np.array([2, 0, 1, 3, 5, 4, 7, 6], np.int32)
     return Case(
         fn=lambda p, x: x @ p["w"][order],
         variables={"w": leaf(8, 6)},
         args=(data(4, 8),),
-        weights={"w": [dot((0,), (1,), 4 * 8 * 6, derived=ANY)]},
+        weights={"w": [lookup((1,), (0,)), dot((0,), (1,), 4 * 8 * 6, derived=ANY)]},
     )
 
 

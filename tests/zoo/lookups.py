@@ -118,7 +118,7 @@ def positions_at_a_step() -> Case:
 
 @case
 def relative_position_bias() -> Case:
-    """Fixed indices into a table: a bias, and no lookup by data."""
+    """Fixed indices into a table of positions, added like a bias."""
     offsets = np.arange(5)[:, None] - np.arange(5)[None, :] + 4
 
     def fn(p: Any, x: jax.Array) -> jax.Array:
@@ -129,8 +129,10 @@ def relative_position_bias() -> Case:
         fn=fn,
         variables={"w": leaf(6, 6), "table": leaf(9)},
         args=(data(4, 5, 6),),
-        weights={"w": [dot((0,), (1,), 4 * 5 * 6 * 6)]},
-        elementwise=("table",),
+        weights={
+            "w": [dot((0,), (1,), 4 * 5 * 6 * 6)],
+            "table": [lookup((), (0,))],
+        },
     )
 
 
