@@ -1,11 +1,54 @@
-"""Make any JAX model smaller and really faster, and prove it."""
+"""Make any JAX model smaller and really faster, and prove it.
 
+The namespaces, each the one home of its names:
+
+    sites         where parameters meet data in a function
+    rules         which leaves a transform acts on
+    pruning       masks, patterns, scores, schedules, the optax transformation
+    quantization  formats, fake quantization, calibration, conversion
+    tensors       the compressed leaves that stand in a tree for arrays
+    execution     run a function on a tree with compressed leaves
+    kernels       products with compressed weights
+    distillation  losses against a teacher
+    checkpoint    save and load trees with compressed leaves
+    report        sizes, latencies and the labels they earn
+    recipes       the main job
+"""
+
+import importlib as _importlib
 import pathlib as _pathlib
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
+if _TYPE_CHECKING:
+    from jcompress import checkpoint as checkpoint
+    from jcompress import distillation as distillation
+    from jcompress import execution as execution
+    from jcompress import kernels as kernels
+    from jcompress import pruning as pruning
+    from jcompress import quantization as quantization
+    from jcompress import recipes as recipes
+    from jcompress import report as report
+    from jcompress import rules as rules
+    from jcompress import sites as sites
+    from jcompress import tensors as tensors
 
 __version__ = "0.1.0"
+
+_NAMESPACES = (
+    *("checkpoint", "distillation", "execution", "kernels", "pruning", "quantization"),
+    *("recipes", "report", "rules", "sites", "tensors"),
+)
 
 _here = _pathlib.Path(__file__).parent
 if not (_here / "kernels").is_dir():
     # In a checkout kernels/ stands beside this package, not in it; so that a Python
     # started there imports the same modules as one started elsewhere:
     __path__.append(str(_here.parent))
+
+
+def __getattr__(name: str) -> _Any:
+    # Imported when first used: `jcompress --help` need not wait for JAX.
+    if name in _NAMESPACES:
+        return _importlib.import_module(f"jcompress.{name}")
+    raise AttributeError(f"module 'jcompress' has no attribute {name!r}")
