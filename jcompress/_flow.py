@@ -24,68 +24,9 @@ from jcompress._uses import (
     lookup_role,
     product_role,
 )
+from jcompress._values import CONST, DATA, Location, Place, Use, Value
 from jcompress._views import SAME, View, follow
 from jcompress.sites import Operation, Site
-
-Location = tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Value:
-    """What is known of a value: whether data reached it, and which leaves it shows.
-
-    Attributes:
-        data: it depends on the function's other inputs.
-        views: the leaves whose elements it holds in a known arrangement.
-        sources: every leaf that it was made from and that has met no data yet.
-    """
-
-    data: bool
-    views: tuple[View, ...] = ()
-    sources: frozenset[int] = frozenset()
-
-
-DATA = Value(True)
-CONST = Value(False)
-
-
-@dataclasses.dataclass(frozen=True)
-class Use:
-    """One equation at which leaves meet data, with what a handler needs of it.
-
-    Attributes:
-        eqn: the equation.
-        sites: the sites at this equation.
-        views: for each input of the equation, the leaves it shows.
-        data: which input is the data.
-        stacked: location and length of the enclosing scans that take a leaf apart, so
-            that each of their steps is a site of its own, outermost first.
-    """
-
-    eqn: Any
-    sites: tuple[Site, ...]
-    views: tuple[tuple[View, ...], ...]
-    data: int | None
-    stacked: tuple[tuple[Location, int], ...]
-
-    @property
-    def location(self) -> Location:
-        """Where the equation stands."""
-        return self.sites[0].location
-
-
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where a program stands: its location, how often it runs, what encloses it."""
-
-    location: Location = ()
-    runs: int | None = 1
-    sealed: bool = False
-    recording: bool = True
-    stacks: tuple[tuple[Location, int, frozenset[int]], ...] = ()
-
-    def inside(self, index: int, **changes: Any) -> "_Place":
-        return dataclasses.replace(self, location=(*self.location, index), **changes)
 
 
 class Flow:
@@ -103,10 +44,10 @@ class Flow:
         return tuple(site for _, use in ordered for site in use.sites)
 
     def run(
-        self, body: Body, inputs: list[Value], place: _Place | None = None
+        self, body: Body, inputs: list[Value], place: Place | None = None
     ) -> list[Value]:
         """Follow the leaves through a program; gives the values of its results."""
-        place = place or _Place()
+        place = place or Place()
         known: dict[Any, Value] = dict.fromkeys(body.jaxpr.constvars, CONST)
         known.update(zip(body.jaxpr.invars, inputs, strict=True))
         for index, eqn in enumerate(body.jaxpr.eqns):
@@ -119,7 +60,7 @@ class Flow:
             known.update(zip(eqn.outvars, outs, strict=True))
         return [CONST if is_literal(v) else known[v] for v in body.jaxpr.outvars]
 
-    def _equation(self, eqn: Any, ins: list[Value], place: _Place) -> list[Value]:
+    def _equation(self, eqn: Any, ins: list[Value], place: Place) -> list[Value]:
         match kind_of(eqn):
             case Kind.LEAF:
                 return self._primitive(eqn, ins, place)
@@ -137,7 +78,7 @@ class Flow:
         (body,) = bodies(eqn)
         return self.run(body, ins, place.inside(0))
 
-    def _primitive(self, eqn: Any, ins: list[Value], place: _Place) -> list[Value]:
+    def _primitive(self, eqn: Any, ins: list[Value], place: Place) -> list[Value]:
         if eqn.primitive.name in SAME and len(ins) == len(eqn.outvars):
             return ins
         meets_data = any(value.data for value in ins)
@@ -160,9 +101,7 @@ class Flow:
             return [DATA] * len(eqn.outvars)
         return self._parameters_only(eqn, ins, place)
 
-    def _parameters_only(
-        self, eqn: Any, ins: list[Value], place: _Place
-    ) -> list[Value]:
+    def _parameters_only(self, eqn: Any, ins: list[Value], place: Place) -> list[Value]:
         sources = frozenset[int]().union(*(value.sources for value in ins))
         views: list[list[View]] = [[] for _ in eqn.outvars]
         if eqn.primitive.name in ELEMENTWISE:
@@ -181,7 +120,7 @@ class Flow:
         return [Value(False, tuple(found), sources) for found in views]
 
     def _combined(
-        self, eqn: Any, ins: list[Value], place: _Place
+        self, eqn: Any, ins: list[Value], place: Place
     ) -> tuple[list[View], frozenset[int]]:
         """Views of the result of arithmetic on parameters, and leaves used up by it.
 
@@ -208,7 +147,7 @@ class Flow:
         return [dataclasses.replace(v, derived=True) for v in full], used
 
     def _note(
-        self, eqn: Any, ins: list[Value], roles: list[Role | None], place: _Place
+        self, eqn: Any, ins: list[Value], roles: list[Role | None], place: Place
     ) -> None:
         if not place.recording:
             return
@@ -253,7 +192,7 @@ class Flow:
         role: Role,
         view: View,
         macs: int,
-        place: _Place,
+        place: Place,
     ) -> Site:
         path, leaf = self._leaves[view.leaf]
         inputs, outputs, stack = leaf_axes_of(view, role, len(leaf.shape))
@@ -277,7 +216,7 @@ class Flow:
             operand=operand,
         )
 
-    def _scan(self, eqn: Any, ins: list[Value], place: _Place) -> list[Value]:
+    def _scan(self, eqn: Any, ins: list[Value], place: Place) -> list[Value]:
         (body,) = bodies(eqn)
         n_consts, n_carry = scan_counts(eqn)
         consts, carry, xs = split(ins, n_consts, n_carry)
@@ -314,7 +253,7 @@ class Flow:
         ]
         return [*carry, *ys]
 
-    def _while(self, eqn: Any, ins: list[Value], place: _Place) -> list[Value]:
+    def _while(self, eqn: Any, ins: list[Value], place: Place) -> list[Value]:
         cond, body = bodies(eqn)
         n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
         cond_consts, body_consts, carry = split(ins, n_cond, n_body)
@@ -327,7 +266,7 @@ class Flow:
         self.run(body, [*body_consts, *carry], inner)
         return carry
 
-    def _cond(self, eqn: Any, ins: list[Value], place: _Place) -> list[Value]:
+    def _cond(self, eqn: Any, ins: list[Value], place: Place) -> list[Value]:
         chosen, *operands = ins
         results = [
             self.run(branch, operands, place.inside(number))
@@ -344,7 +283,7 @@ class Flow:
             joined = [v if v.views or v.sources else DATA for v in joined]
         return joined
 
-    def _shard_map(self, eqn: Any, ins: list[Value], place: _Place) -> list[Value]:
+    def _shard_map(self, eqn: Any, ins: list[Value], place: Place) -> list[Value]:
         (body,) = bodies(eqn)
         local = [
             dataclasses.replace(
@@ -362,7 +301,7 @@ class Flow:
         return [dataclasses.replace(value, views=()) for value in outs]
 
     def _fixed_point(
-        self, eqn: Any, step: Any, carry: list[Value], place: _Place
+        self, eqn: Any, step: Any, carry: list[Value], place: Place
     ) -> list[Value]:
         while any(not value.data for value in carry):
             after = [
@@ -374,7 +313,7 @@ class Flow:
             carry = after
         return carry
 
-    def _join(self, eqn: Any, a: Value, b: Value, place: _Place) -> Value:
+    def _join(self, eqn: Any, a: Value, b: Value, place: Place) -> Value:
         if a == b:
             return a
         lost = a.sources | b.sources

@@ -3,13 +3,12 @@
 import contextlib
 import dataclasses
 import functools
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 
-from jcompress._flow import Location, Use
+from jcompress._deferred import Deferred, opened
 from jcompress._jaxprs import (
     Body,
     Kind,
@@ -20,6 +19,7 @@ from jcompress._jaxprs import (
     split,
 )
 from jcompress._trace import Traced, trace
+from jcompress._values import Location, Use
 from jcompress._views import LAZY
 from jcompress.tensors import CompressedTensor
 
@@ -64,30 +64,6 @@ class Statistic(Protocol):
     def across(self, value: Any, axis_names: tuple[str, ...]) -> Any:
         """The statistic of the executions on all devices along mesh axes."""
         ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Deferred:
-    """A compressed leaf on its way to a site, with the views put off until then."""
-
-    name: str
-    tensor: CompressedTensor
-    pending: tuple[tuple[Any, Mapping[str, Any]], ...] = ()
-
-    def dense(self) -> jax.Array:
-        """The dense array, views applied."""
-        return self.viewed(self.tensor.dense())
-
-    def viewed(self, value: jax.Array) -> jax.Array:
-        """An array after the views that were put off."""
-        for primitive, params in self.pending:
-            value = primitive.bind(value, **params)
-        return value
-
-    @property
-    def only_cast(self) -> bool:
-        """Whether the views are changes of dtype, which any part of the leaf takes."""
-        return all(p.name == "convert_element_type" for p, _ in self.pending)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -210,12 +186,12 @@ class Program:
 
     def _call(self, eqn: Any, ins: list[Any], here: Location, reads: Any) -> Any:
         (body,) = bodies(eqn)
-        arrays, rebuild = _opened(ins)
+        arrays, rebuild = opened(ins)
         shape: list[Any] = []
 
         def call(*flat: Any) -> Any:
             outs, inner = self._run(body, rebuild(flat), (*here, 0), reads)
-            out_arrays, out_rebuild = _opened(outs)
+            out_arrays, out_rebuild = opened(outs)
             shape[:] = [out_rebuild]
             return out_arrays, inner
 
@@ -225,7 +201,7 @@ class Program:
 
     def _remat(self, eqn: Any, ins: list[Any], here: Location, reads: Any) -> Any:
         (body,) = bodies(eqn)
-        arrays, rebuild = _opened(ins)
+        arrays, rebuild = opened(ins)
 
         def call(*flat: Any) -> Any:
             outs, inner = self._run(body, rebuild(flat), (*here, 0), reads)
@@ -274,9 +250,9 @@ class Program:
 
     def _unstacked(self, x: Any) -> tuple[list[Any], Callable[[Any], Any]]:
         if isinstance(x, Deferred):
-            opened = x.tensor.unstack() if x.only_cast else None
-            if opened is not None:
-                arrays, rebuild = opened
+            slices = x.tensor.unstack() if x.only_cast else None
+            if slices is not None:
+                arrays, rebuild = slices
                 return list(arrays), lambda flat: dataclasses.replace(
                     x, tensor=rebuild(list(flat))
                 )
@@ -378,27 +354,6 @@ def _inlined(eqn: Any) -> bool:
 def _scope(eqn: Any) -> contextlib.AbstractContextManager[Any]:
     name = str(eqn.source_info.name_stack)
     return jax.named_scope(name) if name else contextlib.nullcontext()
-
-
-def _opened(values: Sequence[Any]) -> tuple[list[Any], Callable[[Any], list[Any]]]:
-    """The arrays in a list of arrays and deferred leaves, and the way back."""
-    arrays: list[Any] = []
-    makers: list[Callable[[Any], Any]] = []
-    for value in values:
-        start = len(arrays)
-        if isinstance(value, Deferred):
-            found, tree = jax.tree.flatten(value.tensor)
-            arrays += found
-            part = slice(start, len(arrays))
-            makers.append(functools.partial(_again, value, tree, part))
-        else:
-            arrays.append(value)
-            makers.append(operator.itemgetter(start))
-    return arrays, lambda flat: [make(flat) for make in makers]
-
-
-def _again(value: Deferred, tree: Any, part: slice, flat: Any) -> Deferred:
-    return dataclasses.replace(value, tensor=jax.tree.unflatten(tree, list(flat[part])))
 
 
 def _unchanged(

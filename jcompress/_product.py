@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcompress._flow import Use
 from jcompress._jaxprs import aval_shape
 from jcompress._matrix import Axes, matrix_shape
+from jcompress._values import Use
 from jcompress._views import Factor
 
 

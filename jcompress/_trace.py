@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jcompress._flow import DATA, Flow, Use, Value
+from jcompress._flow import Flow
 from jcompress._jaxprs import Body
 from jcompress._paths import named_leaves
+from jcompress._values import DATA, Use, Value
 from jcompress._views import View
 from jcompress.sites import Sites
 from jcompress.tensors import CompressedTensor, is_compressed

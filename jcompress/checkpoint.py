@@ -1,13 +1,15 @@
 """Saving and loading parameter trees, compressed leaves included, without pickles."""
 
+import concurrent.futures
 import importlib
 import json
 import os
 import pathlib
 import shutil
 import zlib
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +23,7 @@ FORMAT = 1
 """The version of the manifest that `save` writes and the newest that `load` reads."""
 
 Path = str | os.PathLike[str]
+T = TypeVar("T")
 
 
 def save(path: Path, tree: Any) -> None:
@@ -44,7 +47,7 @@ def save(path: Path, tree: Any) -> None:
         CheckpointError: `path` holds something else than a checkpoint.
         TypeError: a leaf is of no kind that can be stored; names it.
     """
-    ocp = _orbax()
+    ocp = require_orbax()
     folder = pathlib.Path(path).absolute()
     _refuse_foreign(folder)
     arrays: dict[str, np.ndarray[Any, Any] | jax.Array] = {}
@@ -62,16 +65,7 @@ def save(path: Path, tree: Any) -> None:
     items = {"manifest": ocp.args.JsonSave(manifest)}
     if stored:
         items["arrays"] = ocp.args.PyTreeSave(stored)
-    folder.mkdir(parents=True, exist_ok=True)
-    versions = _versions(folder)
-    _delete(folder, keep=versions[-1:])
-    new = versions[-1] + 1 if versions else 0
-    draft = folder / f"{new}{_DRAFT}"
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(draft, args=ocp.args.Composite(**items))
-    (draft / _SUMS).write_text(json.dumps(_sums(draft)))
-    draft.rename(folder / str(new))
-    _delete(folder, keep=[new])
+    _to_the_end(lambda: _write(ocp, folder, ocp.args.Composite(**items)))
 
 
 def load(path: Path, like: Any = None) -> Any:
@@ -94,14 +88,14 @@ def load(path: Path, like: Any = None) -> Any:
         CheckpointError: no checkpoint is there, it is damaged, or it does not fit
             `like`; the leaf is named.
     """
-    ocp = _orbax()
+    ocp = require_orbax()
     folder = pathlib.Path(path).absolute()
     if not folder.is_dir():
         raise CheckpointError(f"load: there is no directory {folder}")
     versions = _versions(folder)
     if not versions:
         raise CheckpointError(f"load: {folder} holds no finished checkpoint")
-    manifest, arrays = _read(ocp, folder / str(versions[-1]))
+    manifest, arrays = _to_the_end(lambda: _read(ocp, folder / str(versions[-1])))
     found = {
         name: from_manifest(entry, name, arrays)
         for name, entry in manifest["leaves"].items()
@@ -113,6 +107,20 @@ def exists(path: Path) -> bool:
     """Whether a finished checkpoint is in the directory `path`; it is not read."""
     folder = pathlib.Path(path)
     return folder.is_dir() and bool(_versions(folder))
+
+
+def require_orbax() -> ModuleType:
+    """Import `orbax.checkpoint`, before work whose result is to be saved.
+
+    Raises:
+        ImportError: it is not installed; the extra that brings it is named.
+    """
+    try:
+        return importlib.import_module("orbax.checkpoint")
+    except ImportError as error:
+        raise ImportError(
+            "jcompress.checkpoint needs Orbax: pip install 'jcompress[checkpoint]'"
+        ) from error
 
 
 _DRAFT = ".tmp"
@@ -163,6 +171,29 @@ def _check_files(version: pathlib.Path) -> None:
         if found.get(name) != wanted.get(name):
             what = "changed" if name in found else "missing"
             raise CheckpointError(f"{damaged}: {name} is {what}")
+
+
+def _to_the_end(work: Callable[[], T]) -> T:
+    """Let Orbax finish before KeyboardInterrupt goes on.
+
+    Its background threads report errors of their own if the interpreter ends while
+    they write. An interrupt reaches the main thread, so the work is done in another.
+    """
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(work).result()
+
+
+def _write(ocp: ModuleType, folder: pathlib.Path, items: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    versions = _versions(folder)
+    _delete(folder, keep=versions[-1:])
+    new = versions[-1] + 1 if versions else 0
+    draft = folder / f"{new}{_DRAFT}"
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(draft, args=items)
+    (draft / _SUMS).write_text(json.dumps(_sums(draft)))
+    draft.rename(folder / str(new))
+    _delete(folder, keep=[new])
 
 
 def _read(
@@ -246,12 +277,3 @@ def _kind(leaf: Any) -> str:
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         return f"{leaf.dtype}{list(leaf.shape)}"
     return type(leaf).__name__
-
-
-def _orbax() -> ModuleType:
-    try:
-        return importlib.import_module("orbax.checkpoint")
-    except ImportError as error:
-        raise ImportError(
-            "jcompress.checkpoint needs Orbax: pip install 'jcompress[checkpoint]'"
-        ) from error

@@ -3,9 +3,13 @@
 import argparse
 import contextlib
 import pathlib
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any
 
 from jcompress import __version__
 
@@ -21,7 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        return _run(arguments) if arguments.command == "run" else _verify(arguments)
+        with _Interrupts() as interrupts:
+            if arguments.command == "run":
+                return _run(arguments, interrupts)
+            return _verify(arguments)
     except KeyboardInterrupt:
         print(_how_to_resume(arguments), file=sys.stderr)
         return INTERRUPTED
@@ -62,12 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace, interrupts: "_Interrupts") -> int:
     if arguments.resume and arguments.out is None:
         return _bad("run: --resume needs --out DIR, the directory of the run")
     # Importing JAX takes a second, which --help and mistakes need not wait for.
     from jcompress import recipes
-    from jcompress._progress import for_stream
+    from jcompress._progress import Watched, for_stream
     from jcompress.checkpoint import CheckpointError
     from jcompress.rules import RuleError
 
@@ -81,7 +88,8 @@ def _run(arguments: argparse.Namespace) -> int:
                 seed=arguments.seed,
                 resume=arguments.resume,
             )
-            with for_stream() as progress:
+            with for_stream() as shown:
+                progress = Watched(shown, interrupts.check)
                 result = recipes.run_main_job(recipe, folder, progress=progress)
     except recipes.VerificationError as error:
         print(f"jcompress: {error}", file=sys.stderr)
@@ -108,6 +116,35 @@ def _verify(arguments: argparse.Namespace) -> int:
         return _bad(str(error))
     print(found)
     return OK if found.passed else FAILED
+
+
+class _Interrupts:
+    """Ctrl-C raises KeyboardInterrupt at once, and again at the next check.
+
+    Python drops an exception that is raised in a callback, for example one that the
+    garbage collector calls; the second one makes sure that it ends the run.
+    """
+
+    def __init__(self) -> None:
+        self.seen = False
+        self.previous: Any = None
+
+    def __enter__(self) -> "_Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            self.previous = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGINT, self.previous)
+
+    def check(self) -> None:
+        if self.seen:
+            raise KeyboardInterrupt
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -10,19 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress._flow import Location, Use
-from jcompress._interpreter import Bind, Deferred, Handler, Program
+from jcompress._deferred import Deferred
+from jcompress._interpreter import Bind, Handler, Program
 from jcompress._product import Product
 from jcompress._trace import Traced, trace
+from jcompress._values import Location, Use
 from jcompress.kernels.int8_matmul import int8_matmul
 from jcompress.kernels.weight_only_matmul import weight_only_matmul
+from jcompress.quantization._inputs import input_scale
 from jcompress.quantization.arithmetic import (
     Range,
     dequantize_matrix,
     fake_quantize,
 )
 from jcompress.quantization.formats import Activation
-from jcompress.quantization.simulate import input_scale
 from jcompress.sites import PRODUCTS, WEIGHTS, Operation
 from jcompress.tensors import QTensor, is_compressed
 from jcompress.tensors.packing import unpack_nibbles

@@ -15,4 +15,6 @@ CACHE = pathlib.Path(__file__).parent.parent / ".cache" / f"jax-{jax.__version__
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+# Tests compile thousands of tiny programs, many of them the same in every worker:
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -1,6 +1,7 @@
 import dataclasses
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -201,6 +202,40 @@ def test_a_save_that_fails_leaves_the_previous_one(tmp_path, monkeypatch):
     np.testing.assert_array_equal(checkpoint.load(tmp_path)["x"], np.zeros(3))
     checkpoint.save(tmp_path, {"x": jnp.ones(3)})
     np.testing.assert_array_equal(checkpoint.load(tmp_path)["x"], np.ones(3))
+
+
+INTERRUPTED = """
+import itertools, sys
+import jax.numpy as jnp
+from jcompress import checkpoint
+try:
+    for value in itertools.count():
+        checkpoint.save(sys.argv[1], {"x": jnp.full((64, 64), value)})
+        print(value, flush=True)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+def test_an_interrupted_saver_finishes_quietly(tmp_path):
+    path = tmp_path / "c"
+    for delay in (0.005, 0.025, 0.045):
+        process = subprocess.Popen(
+            [sys.executable, "-c", INTERRUPTED, str(path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        )
+        for _ in range(2):
+            process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        said, errors = process.communicate()
+        assert errors == b""
+        assert said.split()[-1] == b"interrupted"
+        assert [entry.name.isdigit() for entry in path.iterdir()] == [True]
+        x = np.asarray(checkpoint.load(path)["x"])
+        assert (x == x[0, 0]).all()
 
 
 SAVER = """

@@ -1,5 +1,6 @@
 """Quantization: formats, fake quantization, and trees of packed integers."""
 
+from jcompress.quantization._plan import Ranges as Ranges
 from jcompress.quantization.arithmetic import Range as Range
 from jcompress.quantization.arithmetic import dequantize_values as dequantize_values
 from jcompress.quantization.arithmetic import fake_quantize as fake_quantize
@@ -20,7 +21,6 @@ from jcompress.quantization.formats import PerRow as PerRow
 from jcompress.quantization.formats import PerTensor as PerTensor
 from jcompress.quantization.formats import Quantize as Quantize
 from jcompress.quantization.formats import Weights as Weights
-from jcompress.quantization.simulate import Ranges as Ranges
 from jcompress.quantization.simulate import calibrate as calibrate
 from jcompress.quantization.simulate import fake_quant as fake_quant
 from jcompress.quantization.simulate import init_ranges as init_ranges

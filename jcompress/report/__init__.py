@@ -9,7 +9,6 @@ from jcompress.report.labels import label_by_zeros as label_by_zeros
 from jcompress.report.measure import Latency as Latency
 from jcompress.report.measure import Spread as Spread
 from jcompress.report.measure import latency as latency
-from jcompress.report.measure import macs as macs
 from jcompress.report.measure import nonzero as nonzero
 from jcompress.report.measure import parameters as parameters
 from jcompress.report.measure import random_inputs as random_inputs

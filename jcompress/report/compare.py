@@ -9,7 +9,6 @@ import jax
 from jcompress.execution import compressed
 from jcompress.report.measure import (
     latency,
-    macs,
     nonzero,
     parameters,
     stored_bytes,
@@ -57,7 +56,7 @@ def compare(
             bytes=stored_bytes(tree),
             parameters=parameters(tree),
             nonzero=nonzero(tree),
-            macs=macs(find_sites(fn, tree, *inputs[least][0])) // least,
+            macs=find_sites(fn, tree, *inputs[least][0]).macs // least,
         )
         for name, (run, tree) in runs.items()
     }

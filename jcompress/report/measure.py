@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress._paths import named_leaves
-from jcompress.sites import WEIGHTS, Sites
+from jcompress.sites import Sites
 from jcompress.tensors import is_compressed
 
 
@@ -42,14 +42,6 @@ def nonzero(tree: Any, *, sites: Sites | None = None) -> int:
         for name, leaf in named_leaves(tree)
         if names is None or name in names
     )
-
-
-def macs(sites: Sites) -> int:
-    """Multiplications of one call of the function whose sites these are.
-
-    Only products with weights count, zeros in them included.
-    """
-    return sum(site.total_macs for site in sites if site.operation in WEIGHTS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,7 @@ class Line:
         compressed_text: that value for people.
         change: what happened, for people.
         label: the kind of evidence; None if there is no difference to claim.
+        note: what the label rests on, for people.
     """
 
     name: str
@@ -53,6 +54,13 @@ class Line:
     compressed_text: str
     change: str
     label: Label | None
+    note: str = ""
+
+    @property
+    def evidence(self) -> str:
+        """The label, and what it rests on."""
+        name = self.label.value if self.label else "no difference"
+        return f"{name} ({self.note})" if self.note else name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,7 +146,7 @@ class Comparison:
                 line.dense_text,
                 line.compressed_text,
                 line.change,
-                line.label.value if line.label else "no difference",
+                line.evidence,
             )
             for line in self.lines
         ]
@@ -154,6 +162,7 @@ class Comparison:
             compressed_text=f"{compressed:.2%}",
             change=f"{100 * (compressed - dense):+.2f} points",
             label=label_by_bytes(self.dense.bytes, self.compressed.bytes),
+            note="of the model as stored",
         )
 
     def _bytes(self) -> Line:
@@ -177,6 +186,7 @@ class Comparison:
             compressed_text=f"{compressed:,}",
             change="same" if dense == compressed else _times(dense, compressed),
             label=label_by_zeros(dense, compressed),
+            note="" if dense == compressed else "zeros are stored as well",
         )
 
     def _time(self, size: int) -> Line:
@@ -191,6 +201,7 @@ class Comparison:
             compressed_text=_milliseconds(compressed),
             change=f"{ratio.median:.2f}x time ({ratio.low:.2f} to {ratio.high:.2f})",
             label=label_by_time(measured, "compressed"),
+            note="measured here",
         )
 
 

@@ -30,6 +30,7 @@ conversions, the weight is always converted; none was timed.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -126,27 +127,34 @@ def by_digits(
     if bits <= 4 and not pairs:
         values = unpack_nibbles(values, inputs)
     unit = 16 if pairs else 1
-    total = jnp.zeros((rows, values.shape[0]), jnp.float32)
-    for group in range(groups):
-        part = digits[:, group * size : (group + 1) * size]
-        if pairs:
-            sums = _pairs_dot(part, _columns(values, group, groups))
-        else:
-            sums = integer_dot(part, _columns(values, group, groups))
-        if zeros is not None:
-            moved = zeros[:, group].astype(jnp.int32)[None] * np.int32(unit)
+    stored = values.shape[1] // groups
+
+    def group_sum(part: jax.Array, columns: jax.Array, scale: Any, zero: Any) -> Any:
+        sums = (_pairs_dot if pairs else integer_dot)(part, columns)
+        if zero is not None:
+            moved = zero.astype(jnp.int32)[None] * np.int32(unit)
             sums = sums - moved * jnp.sum(part, axis=1, dtype=jnp.int32)[:, None]
         places = sums.reshape(count, rows, values.shape[0]).astype(jnp.float32)
         number = places[-1]
         for place in range(count - 2, -1, -1):
             number = places[place] + number * np.float32(1 / DIGIT)
-        total = total + number * (scales[:, group][None] * np.float32(1 / unit))
-    return total * row_scale
+        return number * (scale[None] * np.float32(1 / unit))
 
+    if groups == 1:
+        zero = None if zeros is None else zeros[:, 0]
+        return group_sum(digits, values, scales[:, 0], zero) * row_scale
 
-def _columns(values: jax.Array, group: int, groups: int) -> jax.Array:
-    size = values.shape[1] // groups
-    return values[:, group * size : (group + 1) * size]
+    def step(total: jax.Array, group: Any) -> tuple[jax.Array, None]:
+        number, scale, zero = group
+        part = jax.lax.dynamic_slice_in_dim(digits, number * size, size, axis=1)
+        start = number * stored
+        columns = jax.lax.dynamic_slice_in_dim(values, start, stored, axis=1)
+        return total + group_sum(part, columns, scale, zero), None
+
+    numbers = jnp.arange(groups, dtype=jnp.int32)
+    each = (numbers, scales.T, None if zeros is None else zeros.T)
+    start = jnp.zeros((rows, values.shape[0]), jnp.float32)
+    return jax.lax.scan(step, start, each)[0] * row_scale
 
 
 def _pairs_dot(digits: jax.Array, packed: jax.Array) -> jax.Array:

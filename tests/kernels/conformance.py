@@ -53,7 +53,15 @@ def weight(
     outputs: int, inputs: int, spec: Weights, seed: int = 1
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """The integers, not packed, with scales and zeros."""
-    return quantize_matrix(normal((outputs, inputs), seed=seed) + 0.25, spec)
+    return _quantize(normal((outputs, inputs), seed=seed) + np.float32(0.25), spec)
+
+
+_quantize = jax.jit(quantize_matrix, static_argnums=1)
+# One program for each case rather than one for each operation in it:
+_weight_only_matmul = jax.jit(
+    weight_only_matmul, static_argnames=("bits", "implementation")
+)
+_int8_matmul = jax.jit(int8_matmul, static_argnames=("x_bits", "implementation"))
 
 
 def stored(values: jax.Array, bits: int) -> jax.Array:
@@ -70,7 +78,7 @@ class WeightOnlyMatmul:
     }  # fmt: skip
 
     def run(self, x: jax.Array, *arrays: Any, bits: int) -> jax.Array:
-        return weight_only_matmul(
+        return _weight_only_matmul(
             x, *arrays, bits=bits, implementation=self.implementation
         )
 
@@ -116,13 +124,13 @@ class WeightOnlyMatmul:
                 out = self.run(x, stored(w[0], bits), *w[1:], bits=bits)
                 self.check(x, w, bits, out)
 
-    @pytest.mark.parametrize("rows", [1, 200])
-    @pytest.mark.parametrize("bits", [4, 8])
-    def test_jit(self, bits: int, rows: int) -> None:
+    @pytest.mark.parametrize(("rows", "bits"), [(1, 4), (200, 8)])
+    def test_without_jit(self, rows: int, bits: int) -> None:
         w = weight(10, 48, Weights(bits=bits, symmetric=False))
         x = normal((rows, 48))
-        f = jax.jit(lambda x, *w: self.run(x, *w, bits=bits))
-        self.check(x, w, bits, f(x, stored(w[0], bits), *w[1:]))
+        given = {"bits": bits, "implementation": self.implementation}
+        out = weight_only_matmul(x, stored(w[0], bits), *w[1:], **given)
+        self.check(x, w, bits, out)
 
     @pytest.mark.parametrize("symmetric", [True, False])
     @pytest.mark.parametrize("bits", [4, 8])
@@ -186,7 +194,7 @@ class Int8Matmul:
     dtypes: ClassVar[tuple[Any, ...]] = (jnp.float32, jnp.bfloat16)
 
     def run(self, x: jax.Array, *weight: Any, **given: Any) -> jax.Array:
-        return int8_matmul(x, *weight, implementation=self.implementation, **given)
+        return _int8_matmul(x, *weight, implementation=self.implementation, **given)
 
     def expect(
         self, q: Any, x_scale: Any, x_zero: Any, weight: Any
@@ -254,11 +262,11 @@ class Int8Matmul:
             if symmetric:
                 np.testing.assert_array_equal(self.run(x, *w, x_bits=x_bits), out)
 
-    def test_jit(self) -> None:
+    def test_without_jit(self) -> None:
         w = weight(10, 48, Weights(symmetric=False))
         x = normal((5, 48))
-        f = jax.jit(lambda x, *w: self.run(x, *w))
-        np.testing.assert_allclose(f(x, *w), self.run(x, *w), rtol=1e-6)
+        out = int8_matmul(x, *w, implementation=self.implementation)
+        np.testing.assert_allclose(out, self.run(x, *w), rtol=1e-6)
 
     def test_vmap_over_stacked_weights(self) -> None:
         ws = [weight(6, 24, Weights(symmetric=False), seed=seed) for seed in range(3)]

@@ -33,7 +33,8 @@ def test_each_form_at_any_size(form: Any, rows: int, bits: int, spec: Any) -> No
         values, scales, zeros = w
         wide = jnp.broadcast_to(scales, (7, scales.shape[1]))
         moved = jnp.broadcast_to(zeros, wide.shape)
-        out = form(x, stored(values, bits), wide, moved, bits=bits)
+        run = jax.jit(form, static_argnames="bits")
+        out = run(x, stored(values, bits), wide, moved, bits=bits)
         TestXla().check(x, w, bits, out.astype(dtype))
 
 

@@ -42,7 +42,7 @@ def test_parameters_and_nonzero_are_those_of_the_dense_equivalents():
 
 def test_macs_count_products_with_weights_only():
     _, _, sites = small_and_dense()
-    assert report.macs(sites) == 64 * 32
+    assert sites.macs == 64 * 32
 
 
 def sleeper(seconds):

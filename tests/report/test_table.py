@@ -37,9 +37,10 @@ def test_a_smaller_model_with_zeros_is_labelled_line_by_line():
     assert found.labels == tuple(Label)
     text = str(found)
     assert "8.00x fewer" in text
+    assert "simulated (zeros are stored as well)" in text
     assert "-0.50 points" in text
     slower = next(line for line in text.splitlines() if "batch 1 " in line)
-    assert slower.endswith("slower")
+    assert slower.endswith("slower (measured here)")
 
 
 def test_masks_alone_are_simulated_and_nothing_else():

@@ -1,0 +1,56 @@
+"""A compressed leaf on its way to the site that knows what to do with it."""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from jcompress.tensors import CompressedTensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Deferred:
+    """A compressed leaf on its way to a site, with the views put off until then."""
+
+    name: str
+    tensor: CompressedTensor
+    pending: tuple[tuple[Any, Mapping[str, Any]], ...] = ()
+
+    def dense(self) -> jax.Array:
+        """The dense array, views applied."""
+        return self.viewed(self.tensor.dense())
+
+    def viewed(self, value: jax.Array) -> jax.Array:
+        """An array after the views that were put off."""
+        for primitive, params in self.pending:
+            value = primitive.bind(value, **params)
+        return value
+
+    @property
+    def only_cast(self) -> bool:
+        """Whether the views are changes of dtype, which any part of the leaf takes."""
+        return all(p.name == "convert_element_type" for p, _ in self.pending)
+
+
+def opened(values: Sequence[Any]) -> tuple[list[Any], Callable[[Any], list[Any]]]:
+    """The arrays in a list of arrays and deferred leaves, and the way back."""
+    arrays: list[Any] = []
+    makers: list[Callable[[Any], Any]] = []
+    for value in values:
+        start = len(arrays)
+        if isinstance(value, Deferred):
+            found, tree = jax.tree.flatten(value.tensor)
+            arrays += found
+            part = slice(start, len(arrays))
+            makers.append(functools.partial(_again, value, tree, part))
+        else:
+            arrays.append(value)
+            makers.append(operator.itemgetter(start))
+    return arrays, lambda flat: [make(flat) for make in makers]
+
+
+def _again(value: Deferred, tree: Any, part: slice, flat: Any) -> Deferred:
+    return dataclasses.replace(value, tensor=jax.tree.unflatten(tree, list(flat[part])))

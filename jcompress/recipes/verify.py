@@ -1,0 +1,128 @@
+"""Checking a saved model against the predictions it made before it was saved."""
+
+import dataclasses
+import os
+import pathlib
+import platform
+from typing import Any
+
+import jax
+import numpy as np
+
+from jcompress import checkpoint
+from jcompress.execution import compressed
+from jcompress.recipes.data import load_digits
+from jcompress.recipes.recipe import Recipe, RecipeError, read_recipe
+from jcompress.recipes.training import accuracy, apply_of, variables_of
+
+RECIPE = "recipe.toml"
+WEIGHTS = "compressed"
+PREDICTIONS = "predictions.npz"
+
+
+class FolderError(ValueError):
+    """A directory that is not what the command needs; the message is one line."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verification:
+    """How the predictions of a saved model compare with those before saving.
+
+    Attributes:
+        examples: number of test images.
+        same_predictions: how many are classified as before.
+        bit_equal: whether every logit is, bit for bit, what it was.
+        largest_difference: the greatest absolute difference of a logit.
+        same_environment: whether JAX, processor and number of cores are as before;
+            then the logits have to be bit-equal, elsewhere only the predictions.
+        accuracy: fraction of test images classified rightly now.
+    """
+
+    examples: int
+    same_predictions: int
+    bit_equal: bool
+    largest_difference: float
+    same_environment: bool
+    accuracy: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the saved model is the one that was converted."""
+        same = self.same_predictions == self.examples
+        return same and (self.bit_equal or not self.same_environment)
+
+    def __str__(self) -> str:
+        verdict = "verified" if self.passed else "NOT verified"
+        bits = (
+            "logits bit-equal"
+            if self.bit_equal
+            else f"logits differ by up to {self.largest_difference:.1e}"
+        )
+        where = "" if self.same_environment else ", on another machine or JAX"
+        return (
+            f"{verdict}: {self.same_predictions} of {self.examples} predictions "
+            f"identical, {bits}{where}; accuracy {self.accuracy:.2%}"
+        )
+
+
+def verify(folder: str | os.PathLike[str]) -> Verification:
+    """Load the compressed model of a finished run and predict the test images again.
+
+    Args:
+        folder: the directory that `jcompress run --out` made.
+
+    Raises:
+        FolderError: it is not the directory of a run that got that far.
+        CheckpointError: the saved model is damaged, or not the recipe's.
+    """
+    home = pathlib.Path(folder)
+    for needed in (RECIPE, WEIGHTS, PREDICTIONS):
+        if not (home / needed).exists():
+            raise FolderError(
+                f"verify: {home} has no {needed}; give the directory of a finished "
+                "`jcompress run --out DIR`"
+            )
+    try:
+        recipe = read_recipe(home / RECIPE)
+        with np.load(home / PREDICTIONS, allow_pickle=False) as archive:
+            before, made_in = archive["logits"], str(archive["environment"])
+    except (RecipeError, OSError, ValueError, KeyError) as error:
+        raise FolderError(f"verify: {home} is damaged: {error}") from error
+    # Dense shapes as a template: a model that is not the recipe's is noticed here.
+    now = predict(recipe, checkpoint.load(home / WEIGHTS, like=variables_of(recipe)))
+    if before.shape != now.shape:
+        raise FolderError(
+            f"verify: {home / PREDICTIONS} has logits {list(before.shape)}, the model "
+            f"gives {list(now.shape)}"
+        )
+    return Verification(
+        examples=len(now),
+        same_predictions=int(np.sum(now.argmax(axis=-1) == before.argmax(axis=-1))),
+        bit_equal=now.tobytes() == before.tobytes(),
+        largest_difference=float(np.max(np.abs(now - before))),
+        same_environment=made_in == environment(),
+        accuracy=accuracy(now, load_digits().test.labels),
+    )
+
+
+def predict(recipe: Recipe, tree: Any) -> np.ndarray[Any, Any]:
+    """Logits of the test images by a compressed model: float32 [N, 10]."""
+    run = jax.jit(compressed(apply_of(recipe)))
+    return np.asarray(run(tree, load_digits().test.images))
+
+
+def save_predictions(folder: pathlib.Path, logits: np.ndarray[Any, Any]) -> None:
+    """Store logits, and where they were computed, for `verify`."""
+    draft = folder / f"{PREDICTIONS}.tmp"
+    with draft.open("wb") as stream:
+        np.savez(stream, logits=logits, environment=np.asarray(environment()))
+    draft.replace(folder / PREDICTIONS)
+
+
+def environment() -> str:
+    """What may change the last bits of a result."""
+    device = jax.devices()[0]
+    return (
+        f"jax {jax.__version__}, {device.platform} {device.device_kind}, "
+        f"{platform.machine()}, {os.cpu_count()} cores"
+    )
