@@ -129,7 +129,9 @@ def by_digits(
     unit = 16 if pairs else 1
     stored = values.shape[1] // groups
 
-    def group_sum(part: jax.Array, columns: jax.Array, scale: Any, zero: Any) -> Any:
+    def group_sum(
+        part: jax.Array, columns: jax.Array, scale: jax.Array, zero: jax.Array | None
+    ) -> jax.Array:
         sums = (_pairs_dot if pairs else integer_dot)(part, columns)
         if zero is not None:
             moved = zero.astype(jnp.int32)[None] * np.int32(unit)
@@ -154,7 +156,8 @@ def by_digits(
     numbers = jnp.arange(groups, dtype=jnp.int32)
     each = (numbers, scales.T, None if zeros is None else zeros.T)
     start = jnp.zeros((rows, values.shape[0]), jnp.float32)
-    return jax.lax.scan(step, start, each)[0] * row_scale
+    total, _ = jax.lax.scan(step, start, each)
+    return total * row_scale
 
 
 def _pairs_dot(digits: jax.Array, packed: jax.Array) -> jax.Array:
