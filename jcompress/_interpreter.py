@@ -190,13 +190,17 @@ class Program:
         shape: list[Any] = []
 
         def call(*flat: Any) -> Any:
-            outs, inner = self._run(body, rebuild(flat), (*here, 0), reads)
+            given = _placed(rebuild(flat), eqn.params["in_shardings"])
+            outs, inner = self._run(body, given, (*here, 0), reads)
+            outs = _placed(outs, eqn.params["out_shardings"])
             out_arrays, out_rebuild = opened(outs)
             shape[:] = [out_rebuild]
             return out_arrays, inner
 
         call.__name__ = eqn.params["name"]
-        flat_outs, inner = jax.jit(call, inline=bool(_inlined(eqn)))(*arrays)
+        options = dict(eqn.params["compiler_options_kvs"]) or None
+        compiled = jax.jit(call, inline=_inlined(eqn), compiler_options=options)
+        flat_outs, inner = compiled(*arrays)
         return shape[0](flat_outs), inner
 
     def _remat(self, eqn: Any, ins: list[Any], here: Location, reads: Any) -> Any:
@@ -216,7 +220,7 @@ class Program:
         n_consts, n_carry = scan_counts(eqn)
         consts, carry, xs = split(ins, n_consts, n_carry)
         sliced = [self._unstacked(x) for x in xs]
-        here_reads = {k: v for k, v in reads.items() if k[: len(here)] == here}
+        here_reads = _below(here, reads)
         steps = {k: v for k, v in here_reads.items() if self._stacks(k, here)}
 
         def step(carried: Any, given: Any) -> Any:
@@ -280,7 +284,7 @@ class Program:
             joined = {k: self._joined(before[k], v) for k, v in inner.items()}
             return outs, joined
 
-        _, like = jax.eval_shape(step, carry)
+        like = jax.eval_shape(step, carry)[1] if _below(here, reads) else {}
         return jax.lax.while_loop(goes_on, advance, (carry, self._empty(like)))
 
     def _empty(self, like: dict[Location, Any]) -> dict[Location, Any]:
@@ -305,7 +309,7 @@ class Program:
             for number, body in enumerate(bodies(eqn))
         ]
         like: dict[Location, Any] = {}
-        if any(key[: len(here)] == here for key in reads):
+        if _below(here, reads):
             for call in calls:
                 like.update(jax.eval_shape(call)[1])
 
@@ -319,7 +323,7 @@ class Program:
         (body,) = bodies(eqn)
         params = eqn.params
         arrays = [self._dense(value, "shard_map") for value in ins]
-        here_reads = {k: v for k, v in reads.items() if k[: len(here)] == here}
+        here_reads = _below(here, reads)
         axes = tuple(sorted(params.get("newly_manual_axes", params["mesh"].axis_names)))
 
         def call(flat: Sequence[Any], read: Any) -> Any:
@@ -344,6 +348,21 @@ def _bind(eqn: Any, inputs: Sequence[Any]) -> list[Any]:
     params = eqn.primitive.get_bind_params(eqn.params)
     out = eqn.primitive.bind(*inputs, **params)
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _below(here: Location, reads: Mapping[Location, Any]) -> dict[Location, Any]:
+    return {key: value for key, value in reads.items() if key[: len(here)] == here}
+
+
+def _placed(values: Sequence[Any], shardings: Sequence[Any]) -> list[Any]:
+    """Arrays where a jitted function wants them; others wherever they are."""
+    return [
+        jax.lax.with_sharding_constraint(value, sharding)
+        if isinstance(sharding, jax.sharding.Sharding)
+        and not isinstance(value, Deferred)
+        else value
+        for value, sharding in zip(values, shardings, strict=True)
+    ]
 
 
 def _inlined(eqn: Any) -> bool:

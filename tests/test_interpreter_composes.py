@@ -317,3 +317,18 @@ def test_compiled_cost_is_the_same(name: str) -> None:
         cost: Any = compiled.cost_analysis()
         costs.append((cost["flops"], cost["bytes accessed"]))
     assert costs[0] == costs[1]
+
+
+def test_shardings_and_options_of_a_jitted_function_stay() -> None:
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
+    columns = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "d"))
+
+    def product(params: Any, x: jax.Array) -> jax.Array:
+        return x @ params["w"]
+
+    fn = jax.jit(product, in_shardings=({"w": columns}, rows), out_shardings=columns)
+    params, x = {"w": jnp.ones((8, 4))}, jnp.arange(32.0).reshape(4, 8)
+    out = jax.jit(identity(fn))(params, x)
+    assert out.sharding.is_equivalent_to(columns, 2)
+    np.testing.assert_array_equal(out, fn(params, x))
