@@ -136,6 +136,16 @@ class Program:
         env.update(zip(body.jaxpr.invars, inputs, strict=True))
         statistics: dict[Location, Any] = {}
 
+        last_use = {
+            atom: index
+            for index, eqn in enumerate(body.jaxpr.eqns)
+            for atom in eqn.invars
+            if not is_literal(atom)
+        }
+        for atom in body.jaxpr.outvars:
+            if not is_literal(atom):
+                last_use.pop(atom, None)
+
         def value_of(atom: Any) -> Any:
             return atom.val if is_literal(atom) else env[atom]
 
@@ -144,6 +154,10 @@ class Program:
             with eqn.ctx.manager, _scope(eqn):
                 outs = self._equation(eqn, ins, (*at, index), reads, statistics)
             env.update(zip(eqn.outvars, outs, strict=True))
+            for atom in eqn.invars:
+                # Outside of jit a value that nothing needs any more frees its memory.
+                if not is_literal(atom) and last_use.get(atom) == index:
+                    env.pop(atom, None)
         return [value_of(atom) for atom in body.jaxpr.outvars], statistics
 
     def _equation(
