@@ -11,6 +11,7 @@ form's time): above 1 the form is faster. In brackets, the quartiles.
 
 import argparse
 import functools
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -83,11 +84,17 @@ def measure(
     for run, arrays in candidates.values():
         run(x, *arrays[0]).block_until_ready()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for index in range(rounds):
-        for name, (run, arrays) in candidates.items():
+    # Forms of one kind share their weights; each takes those used longest ago, so that
+    # none finds in the cache what the one before it has read.
+    turns = {id(arrays): itertools.cycle(arrays) for _, arrays in candidates.values()}
+    order = np.random.default_rng(0)
+    for _ in range(rounds):
+        # In another order each time: what fills the cache slows what comes after it.
+        for name in order.permutation(list(candidates)):
+            run, arrays = candidates[name]
             start = time.perf_counter()
-            for call in range(calls):
-                out = run(x, *arrays[(index * calls + call) % len(arrays)])
+            for _ in range(calls):
+                out = run(x, *next(turns[id(arrays)]))
             out.block_until_ready()
             seconds[name].append((time.perf_counter() - start) / calls)
     return seconds

@@ -39,10 +39,9 @@ def weight_only_matmul(
         scales: float32 [N or 1, G], where G divides K.
         zeros: int8 of the shape of `scales`, or None.
         bits: bits of an integer, 2 to 8.
-        implementation: None for the fastest. On a CPU that is about as fast as float
-            weights for few rows, faster for one, and slower for many rows and with
-            groups of scales in large weights; the figures are in
-            `jcompress.kernels.weight_only_matmul.xla`.
+        implementation: None for the fastest. Against float weights `XLA` was measured
+            faster on a CPU for one or two rows, on a par for eight with one scale a
+            channel, and slower beyond (benchmarks/README.md).
 
     Returns:
         [..., N] in the dtype of `x`.
