@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress._deferred import Deferred
-from jcompress._interpreter import Bind, Handler, Program
+from jcompress._handlers import Bind, Handler
+from jcompress._interpreter import Program
 from jcompress._product import Product
 from jcompress._trace import Traced, trace
 from jcompress._values import Location, Use

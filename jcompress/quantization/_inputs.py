@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcompress._interpreter import Bind
+from jcompress._handlers import Bind
 from jcompress._jaxprs import aval_shape
 from jcompress._values import Use
 from jcompress.quantization.arithmetic import (

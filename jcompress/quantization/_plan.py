@@ -6,7 +6,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jcompress._interpreter import Handler, Program
+from jcompress._handlers import Handler
+from jcompress._interpreter import Program
 from jcompress._matrix import leaf_axes
 from jcompress._trace import Traced, trace
 from jcompress._values import Location, Use

@@ -8,24 +8,10 @@ weight is read as it is stored. Two nibbles are taken apart by shifting each to 
 upper half of its byte, 16 times its value, and multiplied with the even and the odd
 inputs; no unpacked matrix is written in their order.
 
-Measured by `benchmarks/xla_forms.py` on a two-core AVX2 CPU that other work kept busy,
-as the time of the float32 product over that of the form. For the digits, two timings
-of the same program in one run; they differ by up to 2.8 times, so only what differs by
-more than that is known.
-
-    K = N          1024                                4096
-    rows           1        2        8        256      1          8         256
-    int8 digits    1.5-1.6  2.5-2.9  1.3-1.4  0.6      2.8-3.7    0.9-1.0   0.6
-    int8 convert   0.5      1.3      1.2      0.9      0.12       0.2       0.8
-    int4 digits    1.1-1.2  1.9-2.1  1.0-1.2  0.5      0.9-1.1    1.0-1.3   0.6
-    int4 convert   0.4      0.8      0.7      0.9      0.08       0.2       0.9
-    g128 digits    0.9-1.0  1.7-1.9  0.9-1.0  0.4      0.2-0.6    0.6-1.1   0.2
-    g128 convert   0.6      1.2      1.2      1.0      0.06       0.2       0.6
-
-Sure is: for few rows of a large weight the digits beat the conversion by far, and for
-256 rows they lose. The limits below are between, not tuned. Against float weights,
-few rows with one int8 scale a channel are not slower, single rows faster; groups in a
-large weight and many rows are *slower*. On other platforms, whose compilers fuse
+`benchmarks/README.md` has the figures of `benchmarks/xla_forms.py`: the digits beat
+the conversion 2 to 11 times for one or two rows, and lose from some dozen rows on. The
+limits below are between. Against float weights they are faster for one or two rows, on
+a par for eight, and slower beyond. On other platforms, whose compilers fuse
 conversions, the weight is always converted; none was timed.
 """
 
