@@ -105,13 +105,11 @@ class Resolved(Generic[Spec]):
         leaves: the spec of every leaf that is acted on, in tree order.
         rule_of: which rule, by its place in the list, took each of these leaves.
         skipped: why each other weight is left alone.
-        at: the spec of every single site, by its location.
     """
 
     leaves: Mapping[str, Spec]
     rule_of: Mapping[str, int]
     skipped: Mapping[str, str]
-    at: Mapping[tuple[int, ...], Spec]
 
 
 def resolve(rules: Rules[Spec], sites: Sites, *, transform: str) -> Resolved[Spec]:
@@ -139,14 +137,12 @@ def resolve(rules: Rules[Spec], sites: Sites, *, transform: str) -> Resolved[Spe
             f"or lookup; the tree has {_listed([name for name, _ in sites.leaves])}"
         )
     taken: dict[str, int] = {}
-    at: dict[tuple[int, ...], Spec] = {}
-    for index, (predicate, spec) in enumerate(rules):
+    for index, (predicate, _) in enumerate(rules):
         hits = [site for site in weights if matches(predicate, site)]
         if not hits:
             raise RuleError(_no_match(transform, index, predicate, sites))
         fresh = [site for site in hits if site.path not in taken]
-        new_sites = [site for site in hits if site.location not in at]
-        if not fresh and not new_sites:
+        if not fresh:
             raise RuleError(
                 f"{transform}: rule {index} ({predicate!r}) matches only what earlier "
                 f"rules already took: {_listed([site.path for site in hits])}; "
@@ -154,8 +150,6 @@ def resolve(rules: Rules[Spec], sites: Sites, *, transform: str) -> Resolved[Spe
             )
         for site in fresh:
             taken[site.path] = index
-        for site in new_sites:
-            at[site.location] = spec  # type: ignore[assignment]
     leaves: dict[str, Spec] = {}
     skipped: dict[str, str] = {}
     for name in sites.weights:
@@ -176,7 +170,6 @@ def resolve(rules: Rules[Spec], sites: Sites, *, transform: str) -> Resolved[Spe
         leaves=leaves,
         rule_of={name: taken[name] for name in leaves},
         skipped=skipped,
-        at={where: spec for where, spec in at.items() if spec is not None},
     )
 
 

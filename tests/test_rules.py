@@ -161,7 +161,6 @@ def test_everything() -> None:
     assert set(resolved.leaves.values()) == {"spec"}
     assert set(resolved.rule_of.values()) == {0}
     assert resolved.skipped == {}
-    assert resolved.at == dict.fromkeys([(0,), (1,), (3,), (4,), (5,)], "spec")
 
 
 def test_the_first_match_wins() -> None:
@@ -178,7 +177,6 @@ def test_the_first_match_wins() -> None:
         "params/block/down/kernel": 1,
         "params/conv/kernel": 2,
     }
-    assert resolved.at == {(0,): "c", (1,): "a", (3,): "b", (4,): "c", (5,): "c"}
 
 
 def test_leaves_come_in_tree_order() -> None:
@@ -196,30 +194,31 @@ def test_none_leaves_alone() -> None:
         "params/embed/table": "excluded by rule 0 ('**/embed/**')",
         "params/conv/kernel": "no rule matches it",
     }
-    assert resolved.at == {(1,): "spec", (3,): "spec"}
     assert "params/embed/table" not in resolved.rule_of
 
 
 def test_specs_that_are_false_are_specs() -> None:
     assert set(run((..., 0)).leaves.values()) == {0}
-    assert set(run((..., ())).at.values()) == {()}
+    assert set(run((..., ())).leaves.values()) == {()}
 
 
-def test_a_leaf_with_two_sites() -> None:
-    """The leaf takes the first rule that matches a site of it; each site its own."""
-    resolved = run((Operation.DOT, "dot"), (Operation.LOOKUP, "lookup"))
-    assert resolved.leaves["params/embed/table"] == "dot"
+def test_a_leaf_with_two_sites_takes_one_rule() -> None:
+    resolved = run((Operation.LOOKUP, "lookup"), ("**/up/*", "up"))
+    assert resolved.leaves["params/embed/table"] == "lookup"
     assert resolved.rule_of["params/embed/table"] == 0
-    assert resolved.at[(5,)] == "dot"
-    assert resolved.at[(0,)] == "lookup"
-    assert resolved.skipped == {"params/conv/kernel": "no rule matches it"}
+    # A rule for its other site alone would do nothing, so it does not pass in silence.
+    with pytest.raises(RuleError, match="already took: params/embed/table"):
+        run((Operation.LOOKUP, "lookup"), (tied_product, "dot"))
 
 
-def test_a_leaf_with_two_sites_one_left_alone() -> None:
+def tied_product(site: Site) -> bool:
+    return site.operation is Operation.DOT and site.path == "params/embed/table"
+
+
+def test_a_leaf_with_two_sites_is_left_alone_as_a_whole() -> None:
     resolved = run((Operation.LOOKUP, None), (Operation.DOT, "dot"))
     assert "params/embed/table" not in resolved.leaves
-    assert (0,) not in resolved.at
-    assert resolved.at[(5,)] == "dot"
+    assert "params/block/up/kernel" in resolved.leaves
 
 
 def test_two_leaves_at_one_site() -> None:
