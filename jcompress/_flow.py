@@ -35,7 +35,6 @@ class Flow:
     def __init__(self, leaves: Sequence[tuple[str, jax.ShapeDtypeStruct]]) -> None:
         self._leaves = leaves
         self.uses: dict[Location, Use] = {}
-        self._bodies: dict[int, tuple[Any, tuple[Body, ...], Kind]] = {}
 
     @property
     def table(self) -> tuple[Site, ...]:

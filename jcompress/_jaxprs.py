@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.extend.core as jex
-import numpy as np
 
 
 class Kind(enum.Enum):
@@ -118,8 +117,4 @@ def is_literal(atom: Any) -> bool:
 
 def aval_shape(atom: Any) -> tuple[int, ...]:
     """Shape of an equation's input or output; of a token, ()."""
-    return (
-        tuple(np.shape(atom.aval))
-        if not hasattr(atom.aval, "shape")
-        else tuple(atom.aval.shape)
-    )
+    return tuple(getattr(atom.aval, "shape", ()))

@@ -109,7 +109,7 @@ class View:
         dims = tuple(
             _resized(dim, size) for dim, size in zip(self.dims, shape, strict=True)
         )
-        return dataclasses.replace(self, dims=dims, partial=self.partial)
+        return dataclasses.replace(self, dims=dims)
 
 
 def _size(dim: tuple[Factor, ...]) -> int:
