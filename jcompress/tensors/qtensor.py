@@ -10,7 +10,7 @@ import numpy as np
 
 from jcompress._matrix import Axes, from_matrix, matrix_shape
 from jcompress.tensors.base import CompressedTensor, Rebuild
-from jcompress.tensors.packing import packed_size, unpack_nibbles
+from jcompress.tensors.packing import packed_size, stored_dtype, unpack_bits
 
 if TYPE_CHECKING:
     from jcompress.quantization.arithmetic import Range
@@ -37,13 +37,13 @@ class QTensor(CompressedTensor):
 
         sorted(stack_axes + output_axes + input_axes) == range(len(shape))
         2 <= bits <= 8
-        values: bits > 4: int8 [*S, N, K]; else uint8 [*S, N, ceil(K / 2)]
+        values: bits > 4: int8 [*S, N, K]; else uint8 [*S, N, ceil(K bits / 8)]
         scales: float32 [*S, N or 1, G],  K % G == 0
         zeros: int8 of the shape of scales, or None
 
     Attributes:
-        values: the integers; up to 4 bits, two two's-complement nibbles a byte, even k
-            in the low one, an odd K padded with 0.
+        values: the integers; up to 4 bits, each row a stream of bits without gaps
+            (`packing.pack_bits`), its last byte filled up with 0.
         scales: the steps.
         zeros: the integers that stand for 0; None if the format is symmetric.
         input_ranges: ranges of the data that the leaf's products meet, one for each
@@ -93,12 +93,11 @@ class QTensor(CompressedTensor):
 
     def _check_arrays(self) -> None:
         *stacks, outputs, inputs = self.matrix_shape
-        packed = self.bits <= 4
-        stored = packed_size(inputs) if packed else inputs
+        stored = packed_size(inputs, self.bits)
         _check(
             "values",
             self.values,
-            jnp.uint8 if packed else jnp.int8,
+            stored_dtype(self.bits),
             [(*stacks, outputs, stored)],
         )
         groups = self.scales.shape[-1] if np.ndim(self.scales) else 1
@@ -125,9 +124,7 @@ class QTensor(CompressedTensor):
     @property
     def integers(self) -> jax.Array:
         """The integers unpacked, int8 [*S, N, K]."""
-        if self.bits > 4:
-            return self.values
-        return unpack_nibbles(self.values, self.matrix_shape[-1])
+        return unpack_bits(self.values, self.matrix_shape[-1], self.bits)
 
     def dense(self) -> jax.Array:
         """The dense array, of `shape` and `dtype`."""
