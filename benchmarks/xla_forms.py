@@ -25,7 +25,7 @@ from jcompress.kernels.weight_only_matmul.shapes import ROWS
 from jcompress.kernels.weight_only_matmul.xla import by_conversion, by_digits
 from jcompress.quantization.arithmetic import quantize_matrix
 from jcompress.quantization.formats import PerChannel, PerGroup, Weights
-from jcompress.tensors.packing import pack_nibbles
+from jcompress.tensors.packing import pack_bits
 
 Form = tuple[Callable[..., jax.Array], Sequence[tuple[Any, ...]]]
 """A compiled product and the weights that it takes in turn."""
@@ -34,12 +34,12 @@ Form = tuple[Callable[..., jax.Array], Sequence[tuple[Any, ...]]]
 def weights(size: int, count: int, spec: Weights) -> list[tuple[Any, ...]]:
     """Random quantized `[size, size]` weights as the kernels take them."""
     convert = jax.jit(functools.partial(quantize_matrix, spec=spec))
-    pack = jax.jit(pack_nibbles)
+    pack = jax.jit(pack_bits, static_argnums=1)
     made = []
     for seed in range(count):
         dense = jax.random.normal(jax.random.key(seed), (size, size))
         values, scales, zeros = convert(dense)
-        made.append((pack(values) if spec.bits <= 4 else values, scales, zeros))
+        made.append((pack(values, spec.bits), scales, zeros))
     return made
 
 

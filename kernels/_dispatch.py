@@ -1,10 +1,13 @@
-"""The one resolver: which implementation of an operation runs."""
+"""The one place that chooses which implementation of an operation runs."""
 
+import dataclasses
 import enum
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-Form = TypeVar("Form", bound=Callable[..., Any])
+import jax
+
+from jcompress.kernels._partition import vary, varying
 
 
 class Implementation(enum.Enum):
@@ -14,30 +17,107 @@ class Implementation(enum.Enum):
     """Plain float32 JAX that defines the operation; correct everywhere, not fast."""
     XLA = "xla"
     """The fastest form found that XLA compiles, by platform and shape."""
+    CPU = "cpu"
+    """The library's own C++ code."""
+    TPU = "tpu"
+    """A Pallas kernel for TPUs."""
+    GPU = "gpu"
+    """A Pallas kernel for NVIDIA's GPUs."""
 
     def __repr__(self) -> str:
         return f"Implementation.{self.name}"
 
 
-def resolve(
-    operation: str,
-    implementation: Implementation | None,
-    forms: Mapping[Implementation, Form],
-) -> Form:
-    """The function that computes an operation.
+_PLATFORMS = {
+    Implementation.CPU: "cpu",
+    Implementation.TPU: "tpu",
+    Implementation.GPU: "cuda",
+}
 
-    Args:
-        operation: its name, for the errors.
-        implementation: a named one runs or raises; None takes the best there is,
-            which decides by platform when the program is lowered.
-        forms: what the operation has.
+
+def _never(*args: Any, **static: Any) -> str:
+    return ""
+
+
+def _always(*args: Any, **static: Any) -> bool:
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """One implementation of an operation on matrices.
+
+    Attributes:
+        run: the function: arrays (None for one left out), static keyword arguments ->
+            the product [M, N].
+        refuses: why it cannot compute arguments of these shapes and dtypes; "" if it
+            can. It and `prefers` get the arguments of `run` as `ShapeDtypeStruct`s.
+        prefers: whether it is a better choice than `xla` on its platform.
+        stacked: whether `run` takes each array, and gives its result, with a leading
+            stack axis; if not, stacks reach it through `jax.vmap`.
+    """
+
+    run: Callable[..., jax.Array]
+    refuses: Callable[..., str] = _never
+    prefers: Callable[..., bool] = _always
+    stacked: bool = False
+
+    def why_not(self, args: tuple[Any, ...], static: Mapping[str, Any]) -> str:
+        """Why it cannot compute stacked arguments; "" if it can."""
+        return self.refuses(*self._seen(args), **static)
+
+    def chosen(self, args: tuple[Any, ...], static: Mapping[str, Any]) -> bool:
+        """Whether it takes stacked arguments when nothing is named."""
+        seen = self._seen(args)
+        return not self.refuses(*seen, **static) and self.prefers(*seen, **static)
+
+    def _seen(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        first = 0 if self.stacked else 1
+        return tuple(
+            None if a is None else jax.ShapeDtypeStruct(a.shape[first:], a.dtype)
+            for a in args
+        )
+
+    def on_stack(self, args: tuple[Any, ...], static: Mapping[str, Any]) -> jax.Array:
+        """The products [S, M, N] of stacked arguments."""
+        # A call to foreign code may not say over which axes its result varies.
+        product: jax.Array = vary(self._stacks(args, static), varying(args))
+        return product
+
+    def _stacks(self, args: tuple[Any, ...], static: Mapping[str, Any]) -> jax.Array:
+        if self.stacked:
+            return self.run(*args, **static)
+
+        def one(*matrices: Any) -> jax.Array:
+            return self.run(*matrices, **static)
+
+        if args[0].shape[0] == 1:
+            return one(*(None if a is None else a[0] for a in args))[None]
+        axes = tuple(None if a is None else 0 for a in args)
+        stacked: jax.Array = jax.vmap(one, axes)(*args)
+        return stacked
+
+
+Forms = Mapping[Implementation, Form]
+"""What an operation has."""
+
+
+def check_named(
+    operation: str,
+    forms: Forms,
+    implementation: Implementation | None,
+    args: tuple[Any, ...],
+    static: Mapping[str, Any],
+) -> None:
+    """Raise unless an implementation is None or can compute the stacked arguments.
 
     Raises:
         TypeError: `implementation` is of another kind.
-        NotImplementedError: the operation has no such implementation.
+        NotImplementedError: the operation has no such implementation, or that one
+            refuses these shapes and dtypes; with its reason.
     """
     if implementation is None:
-        implementation = Implementation.XLA
+        return
     if not isinstance(implementation, Implementation):
         raise TypeError(
             f"{operation}: implementation is None or one of "
@@ -47,4 +127,52 @@ def resolve(
         raise NotImplementedError(
             f"{operation} has no {implementation!r}; it has {list(forms)}"
         )
-    return forms[implementation]
+    reason = forms[implementation].why_not(args, static)
+    if reason:
+        raise NotImplementedError(f"{operation}: {implementation!r} {reason}")
+
+
+def dispatch(
+    operation: str,
+    forms: Forms,
+    implementation: Implementation | None,
+    args: tuple[Any, ...],
+    static: Mapping[str, Any],
+) -> jax.Array:
+    """Compute an operation on stacked arguments.
+
+    A named implementation runs. None takes, on each platform, that platform's own form
+    if it neither refuses the shapes nor calls another better, and `XLA` else; which it
+    is falls when the program is lowered, so that every form is traced everywhere and
+    none may ask for a device.
+
+    Args:
+        operation: its name, for the errors.
+        forms: what the operation has.
+        implementation: a name or None.
+        args: arrays with a leading stack axis, or None for one left out.
+        static: the keyword arguments.
+
+    Returns:
+        [S, M, N].
+
+    Raises:
+        TypeError, NotImplementedError: as `check_named`.
+    """
+    check_named(operation, forms, implementation, args, static)
+    if implementation is not None:
+        return forms[implementation].on_stack(args, static)
+
+    def branch(form: Form) -> Callable[..., jax.Array]:
+        return lambda *arrays: form.on_stack(arrays, static)
+
+    own = {
+        platform: branch(forms[kind])
+        for kind, platform in _PLATFORMS.items()
+        if kind in forms and forms[kind].chosen(args, static)
+    }
+    default = branch(forms[Implementation.XLA])
+    if not own:
+        return default(*args)
+    product: jax.Array = jax.lax.platform_dependent(*args, **own, default=default)
+    return product

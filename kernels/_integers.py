@@ -1,16 +1,68 @@
-"""Products of small integers as XLA computes them fast on a CPU."""
+"""Rows of activations as small integers, and their products as XLA computes them."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.quantization.arithmetic import range_of, scale_and_zero
+from jcompress.quantization.arithmetic import (
+    Range,
+    quantize_values,
+    range_of,
+    scale_and_zero,
+)
 
 DIGIT = 254
 """Base of the digits of `split_digits`: a rest of at most 1/2 becomes one of 127."""
 
 LONGEST = 2**15
 """Products of two differences of bytes, (2^8 - 1)^2, of which int32 holds the sum."""
+
+
+def result_dtype(x: jax.Array) -> np.dtype[Any]:
+    """The dtype of a product: that of float activations, float32 for integers."""
+    return np.dtype(x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32)
+
+
+def row_scale(x: jax.Array, bits: int, over: tuple[str, ...] = ()) -> jax.Array:
+    """The symmetric scale of each row, [..., M, K] -> float32 [..., M, 1].
+
+    Args:
+        x: floats.
+        bits: bits of the integers.
+        over: mesh axes along which the rows are cut.
+    """
+    span = range_of(x, -1)
+    if over:
+        width = jnp.maximum(jnp.abs(span.low), jnp.abs(span.high))
+        width = jax.lax.pmax(width, over)
+        span = Range(-width, width)
+    scale, _ = scale_and_zero(span, bits=bits, symmetric=True)
+    return scale
+
+
+def quantize_rows(
+    x: jax.Array, scale: jax.Array | None, zero: jax.Array | None, bits: int
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """The integers of rows, with their scales and zero points.
+
+    Args:
+        x: floats [..., M, K]; or int8, which stays as it is.
+        scale: float32 [..., M, 1]; None, for floats, takes each row's `row_scale`.
+        zero: integers in float32 [..., M, 1], or None.
+        bits: bits of the integers.
+
+    Returns:
+        int8 [..., M, K], the scale and the zero.
+    """
+    if x.dtype == jnp.int8:
+        assert scale is not None
+        return x, scale, zero
+    if scale is None:
+        scale = row_scale(x, bits)
+    q = quantize_values(x, scale, zero, bits=bits, symmetric=zero is None)
+    return q.astype(jnp.int8), scale, zero
 
 
 def integer_dot(a: jax.Array, b: jax.Array) -> jax.Array:

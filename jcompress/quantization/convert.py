@@ -24,7 +24,7 @@ from jcompress.quantization.formats import (
 from jcompress.rules import Resolved, RuleError, Rules, resolve
 from jcompress.sites import PRODUCTS, Site, Sites
 from jcompress.tensors import QTensor, is_compressed
-from jcompress.tensors.packing import pack_nibbles
+from jcompress.tensors.packing import pack_bits
 
 
 def _products(sites: Sequence[Site]) -> list[Site]:
@@ -160,7 +160,8 @@ def _convert(
     if is_compressed(leaf):
         raise RuleError(
             f"quantize: {path} is already a {type(leaf).__name__}; convert the tree of "
-            f"dense weights, or exclude it by a rule ({path!r}, None)"
+            "dense weights (and quantize before to_sparse), or exclude it by a rule "
+            f"({path!r}, None)"
         )
     if np.shape(leaf) != uses[0].shape:
         raise ValueError(
@@ -180,7 +181,7 @@ def _convert(
     products = _products(uses)
     activation = spec.activation if products else None
     return QTensor(
-        values=pack_nibbles(values) if spec.weights.bits <= 4 else values,
+        values=pack_bits(values, spec.weights.bits),
         scales=scales,
         zeros=zeros,
         input_ranges=_input_ranges(path, activation, len(products), ranges),

@@ -1,6 +1,5 @@
 """`int8_matmul`: integer activations, integer weights, exact sums."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -8,19 +7,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcompress.kernels._dispatch import Implementation, resolve
+from jcompress.kernels._dispatch import Form, Implementation
+from jcompress.kernels._integers import quantize_rows, result_dtype, row_scale
+from jcompress.kernels._operation import Arrays, Operation
+from jcompress.kernels.int8_matmul import cpu, gpu
 from jcompress.kernels.int8_matmul.reference import reference
 from jcompress.kernels.int8_matmul.xla import xla
-from jcompress.quantization.arithmetic import (
-    dequantize_matrix,
-    quantize_values,
-    range_of,
-    scale_and_zero,
-    unclipped,
-)
+from jcompress.quantization.arithmetic import dequantize_matrix, unclipped
 
-_FORMS = {Implementation.REFERENCE: reference, Implementation.XLA: xla}
 _NAME = "int8_matmul"
+_FORMS = {
+    Implementation.REFERENCE: Form(reference),
+    Implementation.XLA: Form(xla),
+    Implementation.CPU: Form(cpu.cpu, cpu.refuses, cpu.prefers, stacked=True),
+    Implementation.GPU: Form(gpu.gpu, gpu.refuses, gpu.prefers),
+}
 
 
 def int8_matmul(
@@ -32,16 +33,21 @@ def int8_matmul(
     x_scale: jax.Array | None = None,
     x_zero: jax.Array | None = None,
     x_bits: int = 8,
+    bias: jax.Array | None = None,
     implementation: Implementation | None = None,
 ) -> jax.Array:
     """Multiply in integers: quantized activations by a quantized weight.
 
-    `y[..., n] = x_scale scales[n] sum_k (q[..., k] - x_zero) (values[n, k] - zeros[n])`
-    with the sum exact in int32 (beyond 32768 inputs, a float32 sum of such sums). Float
-    `x` is quantized on the way, `q = quantize_values(x, x_scale, x_zero)`, symmetric if
-    `x_zero` is None; int8 `x` is q. Use `jax.vmap` for stacks. Differentiable in
-    reverse with respect to float `x` only, with the straight-through gradient of
-    `fake_quantize`: the stored arrays, `x_scale` and `x_zero` count as constants.
+    `y[..., n] = x_scale scales[n] sum_k (q[..., k] - x_zero) (values[n, k] - zeros[n])
+    + bias[n]` with the sum exact in int32 (beyond 32768 inputs, a float32 sum of such
+    sums). Float `x` is quantized on the way, `q = quantize_values(x, x_scale, x_zero)`,
+    symmetric if `x_zero` is None; int8 `x` is q. Use `jax.vmap` for stacks.
+    Differentiable in reverse with respect to `bias` and float `x`, with the
+    straight-through gradient of `fake_quantize`: the stored arrays, `x_scale` and
+    `x_zero` count as constants.
+
+    On a mesh each device multiplies the part of the weight that it has; where the
+    inputs are cut, the parts are summed over the devices.
 
     Args:
         x: floats or int8 [..., K].
@@ -52,6 +58,7 @@ def int8_matmul(
             symmetric range of each row.
         x_zero: integers in float32 of the shape of `x_scale`, or None.
         x_bits: bits of the integers that float `x` becomes, 2 to 8.
+        bias: float32 [N], or None.
         implementation: None for the fastest.
 
     Returns:
@@ -60,75 +67,111 @@ def int8_matmul(
     Raises:
         ValueError: shapes or dtypes do not fit, or `x_scale` is missing.
         TypeError: `implementation` is of another kind.
+        NotImplementedError: there is no such implementation, or it cannot compute
+            these shapes and dtypes.
     """
-    form = resolve(_NAME, implementation, _FORMS)
-    _check_weight(x, values, scales, zeros)
-    if x_scale is None:
-        if x.dtype == jnp.int8 or x_zero is not None:
-            raise ValueError(
-                f"{_NAME}: x_scale is missing; only float x without x_zero gets one"
-            )
-        span = range_of(jax.lax.stop_gradient(x), -1)
-        x_scale, _ = scale_and_zero(span, bits=x_bits, symmetric=True)
+    _check_weight(x, values, scales, zeros, bias)
     _check_input(x, x_scale, x_zero, x_bits)
     count, outputs = math.prod(x.shape[:-1]), values.shape[0]
     wide = jnp.broadcast_to(scales, (outputs, 1))
-    weight = (
+    product = _OPERATION(
+        x.reshape(count, x.shape[-1]),
+        _by_row(x_scale, x.shape[:-1]),
+        _by_row(x_zero, x.shape[:-1]),
         values,
         wide,
         None if zeros is None else jnp.broadcast_to(zeros, wide.shape),
+        bias,
+        implementation=implementation,
+        x_bits=x_bits,
     )
-    rows = x.reshape(count, x.shape[-1])
-    scale = _by_row(x_scale, x.shape[:-1])
-    zero = None if x_zero is None else _by_row(x_zero, x.shape[:-1])
-    if x.dtype == jnp.int8:
-        product = form(rows, scale, zero, *weight)
-    else:
-        product = _quantized(form, x_bits, rows, scale, zero, *weight)
     return product.reshape(*x.shape[:-1], outputs)
 
 
-def _by_row(number: jax.Array, batch: tuple[int, ...]) -> jax.Array:
+def _by_row(number: jax.Array | None, batch: tuple[int, ...]) -> jax.Array | None:
+    if number is None:
+        return None
     if number.ndim == 0:
         return jnp.broadcast_to(number, (math.prod(batch), 1))
     return jnp.broadcast_to(number, (*batch, 1)).reshape(math.prod(batch), 1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _quantized(
-    form: Callable[..., jax.Array],
-    bits: int,
+def _roles(*args: Any, x_bits: int) -> tuple[str, ...]:
+    roles = ("mk", "m.", "m.", "nk", "n.", "n.", "n")
+    return tuple(role for role, a in zip(roles, args, strict=True) if a is not None)
+
+
+def _save(
     x: jax.Array,
-    scale: jax.Array,
-    zero: jax.Array | None,
-    *weight: Any,
-) -> jax.Array:
-    q = quantize_values(x, scale, zero, bits=bits, symmetric=zero is None)
-    return form(q.astype(jnp.int8), scale, zero, *weight).astype(x.dtype)
+    x_scale: jax.Array | None,
+    x_zero: jax.Array | None,
+    values: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None,
+    bias: jax.Array | None,
+    *,
+    x_bits: int,
+) -> Arrays:
+    # Nothing is clipped by a row's own range, so its activations need not be kept.
+    clips = (x, x_scale, x_zero) if x_scale is not None else (x[:0], None, None)
+    return (*clips, values, scales, zeros, bias)
 
 
-def _forward(
-    form: Callable[..., jax.Array], bits: int, *args: Any
-) -> tuple[jax.Array, Any]:
-    return _quantized(form, bits, *args), args
-
-
-def _backward(
-    form: Callable[..., jax.Array], bits: int, args: Any, cotangent: jax.Array
-) -> tuple[jax.Array | None, ...]:
-    x, scale, zero, values, scales, zeros = args
+def _backward(saved: Arrays, cotangent: jax.Array, *, x_bits: int) -> Arrays:
+    x, scale, zero, values, scales, zeros, bias = saved
+    wide = cotangent.astype(jnp.float32)
+    by_bias = None if bias is None else jnp.sum(wide, axis=0)
+    constants = (None,) * 5
+    if x.dtype == jnp.int8:
+        return (None, *constants, by_bias)
     dense = dequantize_matrix(values, scales, zeros, jnp.float32)
-    gradient = jnp.matmul(cotangent.astype(jnp.float32), dense).astype(x.dtype)
-    kept = unclipped(x, scale, zero, bits=bits, symmetric=zero is None)
-    passed = jnp.where(kept, gradient, jnp.zeros_like(gradient))
-    return passed, None, None, None, None, None
+    gradient = jnp.matmul(wide, dense).astype(x.dtype)
+    if scale is not None:
+        kept = unclipped(x, scale, zero, bits=x_bits, symmetric=zero is None)
+        gradient = jnp.where(kept, gradient, jnp.zeros_like(gradient))
+    return (gradient, *constants, by_bias)
 
 
-_quantized.defvjp(_forward, _backward)
+def _over_parts(
+    run: Callable[..., jax.Array],
+    names: tuple[str, ...],
+    x: jax.Array,
+    x_scale: jax.Array | None,
+    x_zero: jax.Array | None,
+    values: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None,
+    bias: jax.Array | None,
+    *,
+    x_bits: int,
+) -> jax.Array:
+    if x_scale is None:
+        x_scale = row_scale(x, x_bits, names)
+    q, x_scale, x_zero = quantize_rows(x, x_scale, x_zero, x_bits)
+    product: jax.Array = jax.lax.psum(
+        run(q, x_scale, x_zero, values, scales, zeros, None), names
+    )
+    if bias is not None:
+        product = product + bias[:, None]
+    return product.astype(result_dtype(x))
+
+
+_OPERATION = Operation(
+    name=_NAME,
+    forms=_FORMS,
+    roles=_roles,
+    backward=_backward,
+    save=_save,
+    over_parts=_over_parts,
+)
 
 
 def _check_weight(
-    x: jax.Array, values: jax.Array, scales: jax.Array, zeros: jax.Array | None
+    x: jax.Array,
+    values: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None,
+    bias: jax.Array | None,
 ) -> None:
     kind = jnp.issubdtype(x.dtype, jnp.floating) or x.dtype == jnp.int8
     if x.ndim < 1 or x.shape[-1] < 1 or not kind:
@@ -151,13 +194,21 @@ def _check_weight(
             f"{_NAME}: zeros is int8 of the shape of scales {list(scales.shape)}, not "
             f"{_said(zeros)}"
         )
+    if bias is not None and (bias.shape != (outputs,) or bias.dtype != jnp.float32):
+        raise ValueError(f"{_NAME}: bias is float32 [{outputs}], not {_said(bias)}")
 
 
 def _check_input(
-    x: jax.Array, scale: jax.Array, zero: jax.Array | None, bits: int
+    x: jax.Array, scale: jax.Array | None, zero: jax.Array | None, bits: int
 ) -> None:
     if not 2 <= bits <= 8:
         raise ValueError(f"{_NAME}: x_bits is from 2 to 8, not {bits!r}")
+    if scale is None:
+        if x.dtype == jnp.int8 or zero is not None:
+            raise ValueError(
+                f"{_NAME}: x_scale is missing; only float x without x_zero gets one"
+            )
+        return
     wanted = (*x.shape[:-1], 1)
     broadcasts = scale.ndim == 0 or (
         scale.ndim == len(wanted)

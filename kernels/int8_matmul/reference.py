@@ -3,21 +3,25 @@
 import jax
 import jax.numpy as jnp
 
-from jcompress.kernels._integers import LONGEST
+from jcompress.kernels._integers import LONGEST, quantize_rows, result_dtype
 
 
 def reference(
     x: jax.Array,
-    x_scale: jax.Array,
+    x_scale: jax.Array | None,
     x_zero: jax.Array | None,
     values: jax.Array,
     scales: jax.Array,
     zeros: jax.Array | None,
+    bias: jax.Array | None,
+    *,
+    x_bits: int,
 ) -> jax.Array:
-    """Exact int32 sums, scaled in float32: int8 [M, K] -> float32 [M, N]."""
-    left = x.astype(jnp.int32)
-    if x_zero is not None:
-        left = left - x_zero.astype(jnp.int32)
+    """Exact int32 sums, scaled in float32: [M, K] -> [M, N]."""
+    q, scale, zero = quantize_rows(x, x_scale, x_zero, x_bits)
+    left = q.astype(jnp.int32)
+    if zero is not None:
+        left = left - zero.astype(jnp.int32)
     right = values.astype(jnp.int32)
     if zeros is not None:
         right = right - zeros.astype(jnp.int32)
@@ -25,4 +29,7 @@ def reference(
     for start in range(0, x.shape[1], LONGEST):
         part = slice(start, start + LONGEST)
         total = total + jnp.matmul(left[:, part], right[:, part].T).astype(jnp.float32)
-    return total * x_scale * scales.T
+    product = total * scale * scales.T
+    if bias is not None:
+        product = product + bias[None]
+    return product.astype(result_dtype(x))

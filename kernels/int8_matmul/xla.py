@@ -14,24 +14,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.kernels._integers import LONGEST, integer_dot
+from jcompress.kernels._integers import (
+    LONGEST,
+    integer_dot,
+    quantize_rows,
+    result_dtype,
+)
 
 
 def xla(
     x: jax.Array,
-    x_scale: jax.Array,
+    x_scale: jax.Array | None,
     x_zero: jax.Array | None,
     values: jax.Array,
     scales: jax.Array,
     zeros: jax.Array | None,
+    bias: jax.Array | None,
+    *,
+    x_bits: int,
 ) -> jax.Array:
-    """int8 [M, K] -> float32 [M, N]; the sums are exact, as the reference's are."""
+    """[M, K] -> [M, N]; the sums are exact, as the reference's are."""
+    q, scale, zero = quantize_rows(x, x_scale, x_zero, x_bits)
     total = jnp.zeros((x.shape[0], values.shape[0]), jnp.float32)
     for start in range(0, x.shape[1], LONGEST):
         part = slice(start, start + LONGEST)
-        sums = _sums(x[:, part], x_zero, values[:, part], zeros)
+        sums = _sums(q[:, part], zero, values[:, part], zeros)
         total = total + sums.astype(jnp.float32)
-    return total * x_scale * scales.T
+    product = total * scale * scales.T
+    if bias is not None:
+        product = product + bias[None]
+    return product.astype(result_dtype(x))
 
 
 def _sums(

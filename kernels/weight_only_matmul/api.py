@@ -1,6 +1,5 @@
 """`weight_only_matmul`: float activations, integer weights."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +7,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcompress.kernels._dispatch import Implementation, resolve
+from jcompress.kernels._dispatch import Form, Implementation
+from jcompress.kernels._integers import quantize_rows, row_scale
+from jcompress.kernels._operation import Arrays, Operation
+from jcompress.kernels.weight_only_matmul import cpu, gpu, tpu
 from jcompress.kernels.weight_only_matmul.reference import dense_weight, reference
 from jcompress.kernels.weight_only_matmul.xla import xla
-from jcompress.tensors.packing import packed_size
+from jcompress.tensors.packing import is_packed, packed_size, stored_dtype
 
-_FORMS = {Implementation.REFERENCE: reference, Implementation.XLA: xla}
+_NAME = "weight_only_matmul"
+_FORMS = {
+    Implementation.REFERENCE: Form(reference),
+    Implementation.XLA: Form(xla),
+    Implementation.CPU: Form(cpu.cpu, cpu.refuses, cpu.prefers, stacked=True),
+    Implementation.TPU: Form(tpu.tpu, tpu.refuses, tpu.prefers),
+    Implementation.GPU: Form(gpu.gpu, gpu.refuses, gpu.prefers),
+}
 
 
 def weight_only_matmul(
@@ -23,22 +32,31 @@ def weight_only_matmul(
     zeros: jax.Array | None = None,
     *,
     bits: int,
+    x_bits: int | None = None,
     implementation: Implementation | None = None,
 ) -> jax.Array:
     """Multiply float activations by a weight stored as small integers.
 
     `y[..., n] = sum_k x[..., k] * (values[n, k] - zeros[n, g]) * scales[n, g]` with
     `g = k // (K / G)`, accumulated in float32 (int32 within a form) and cast to the
-    dtype of `x`. The arguments are the arrays of a `QTensor` of one matrix; use
-    `jax.vmap` for stacks. Differentiable in reverse with respect to `x` only: the
-    stored arrays count as constants.
+    dtype of `x`. With `x_bits` the activations are quantized on the way, symmetric,
+    by each row's own range (W4A8, W8A8): `x` is replaced by what its integers stand
+    for. The arguments are the arrays of a `QTensor` of one matrix; use `jax.vmap` for
+    stacks. Differentiable in reverse with respect to `x` only, straight through its
+    rounding: the stored arrays count as constants.
+
+    On a mesh each device multiplies the part of the weight that it has; where the
+    inputs are cut, the parts are summed over the devices. Only a cut in the middle of a
+    group of scales or of a byte is undone first.
 
     Args:
         x: floats [..., K].
-        values: int8 [N, K]; for `bits <= 4`, uint8 [N, ceil(K / 2)] of nibbles.
+        values: int8 [N, K]; for `bits <= 4`, uint8 [N, ceil(K bits / 8)], as
+            `jcompress.tensors.packing.pack_bits` packs them.
         scales: float32 [N or 1, G], where G divides K.
         zeros: int8 of the shape of `scales`, or None.
-        bits: bits of an integer, 2 to 8.
+        bits: bits of an integer of the weight, 2 to 8.
+        x_bits: bits of an integer of the activations, 2 to 8; None for floats.
         implementation: None for the fastest. Against float weights `XLA` was measured
             faster on a CPU for one or two rows, on a par for eight with one scale a
             channel, and slower beyond (benchmarks/README.md).
@@ -49,50 +67,83 @@ def weight_only_matmul(
     Raises:
         ValueError: shapes or dtypes do not fit.
         TypeError: `implementation` is of another kind.
+        NotImplementedError: there is no such implementation, or it cannot compute
+            these shapes and dtypes.
     """
-    form = resolve("weight_only_matmul", implementation, _FORMS)
-    _check(x, values, scales, zeros, bits)
+    _check(x, values, scales, zeros, bits, x_bits)
     outputs = values.shape[0]
     scales = jnp.broadcast_to(scales, (outputs, scales.shape[1]))
-    if zeros is not None:
-        zeros = jnp.broadcast_to(zeros, scales.shape)
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    product = _product(form, bits, x.shape[-1], rows, values, scales, zeros)
+    product = _OPERATION(
+        x.reshape(math.prod(x.shape[:-1]), x.shape[-1]),
+        values,
+        scales,
+        None if zeros is None else jnp.broadcast_to(zeros, scales.shape),
+        implementation=implementation,
+        bits=bits,
+        x_bits=x_bits,
+    )
     return product.reshape(*x.shape[:-1], outputs)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _product(
-    form: Callable[..., jax.Array],
-    bits: int,
-    inputs: int,
+def _roles(
     x: jax.Array,
     values: jax.Array,
     scales: jax.Array,
     zeros: jax.Array | None,
-) -> jax.Array:
-    return form(x, values, scales, zeros, bits=bits).astype(x.dtype)
+    *,
+    bits: int,
+    x_bits: int | None,
+) -> tuple[str, ...]:
+    # Parts of a stream that ends within a byte are no parts of the inputs.
+    whole = not is_packed(bits) or x.shape[1] * bits % 8 == 0
+    inputs = "k" if whole else "."
+    groups = "n" + (inputs if scales.shape[1] > 1 else ".")
+    roles = ("m" + inputs, "n" + inputs, groups)
+    return roles if zeros is None else (*roles, groups)
 
 
-def _forward(
-    form: Callable[..., jax.Array], bits: int, inputs: int, x: jax.Array, *weight: Any
-) -> tuple[jax.Array, Any]:
-    return _product(form, bits, inputs, x, *weight), weight
+def _save(x: jax.Array, *weight: Any, **static: Any) -> Arrays:
+    # Of the activations only the dtype and the number of inputs matter.
+    return (x[:0], *weight)
 
 
 def _backward(
-    form: Callable[..., jax.Array],
-    bits: int,
-    inputs: int,
-    weight: Any,
-    cotangent: jax.Array,
-) -> tuple[jax.Array, None, None, None]:
-    dense = dense_weight(*weight, bits=bits, inputs=inputs)
+    saved: Arrays, cotangent: jax.Array, *, bits: int, x_bits: int | None
+) -> Arrays:
+    x, *weight = saved
+    dense = dense_weight(*weight, bits=bits, inputs=x.shape[1])
     gradient = jnp.matmul(cotangent.astype(jnp.float32), dense)
-    return gradient.astype(cotangent.dtype), None, None, None
+    return (gradient.astype(x.dtype), None, None, None)
 
 
-_product.defvjp(_forward, _backward)
+def _over_parts(
+    run: Callable[..., jax.Array],
+    names: tuple[str, ...],
+    x: jax.Array,
+    *weight: Any,
+    bits: int,
+    x_bits: int | None,
+) -> jax.Array:
+    if x_bits is None:
+        part = run(x, *weight).astype(jnp.float32)
+        total: jax.Array = jax.lax.psum(part, names)
+        return total.astype(x.dtype)
+    # Small integers are exact in any float: what is left is a product of floats.
+    scale = row_scale(x, x_bits, names)
+    q, _, _ = quantize_rows(x, scale, None, x_bits)
+    part = run(q.astype(x.dtype), *weight, x_bits=None).astype(jnp.float32)
+    total = jax.lax.psum(part, names)
+    return (total * scale).astype(x.dtype)
+
+
+_OPERATION = Operation(
+    name=_NAME,
+    forms=_FORMS,
+    roles=_roles,
+    backward=_backward,
+    save=_save,
+    over_parts=_over_parts,
+)
 
 
 def _check(
@@ -101,15 +152,17 @@ def _check(
     scales: jax.Array,
     zeros: jax.Array | None,
     bits: int,
+    x_bits: int | None,
 ) -> None:
-    name = "weight_only_matmul"
-    if not 2 <= bits <= 8:
-        raise ValueError(f"{name}: bits is from 2 to 8, not {bits!r}")
+    name = _NAME
+    for label, given in (("bits", bits), ("x_bits", x_bits)):
+        if given is not None and not 2 <= given <= 8:
+            raise ValueError(f"{name}: {label} is from 2 to 8, not {given!r}")
     if x.ndim < 1 or x.shape[-1] < 1 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{name}: x is floats [..., K], not {_said(x)}")
     inputs = x.shape[-1]
-    stored = packed_size(inputs) if bits <= 4 else inputs
-    dtype = jnp.dtype(jnp.uint8 if bits <= 4 else jnp.int8)
+    stored = packed_size(inputs, bits)
+    dtype = stored_dtype(bits)
     fits = values.ndim == 2 and values.shape[1] == stored and values.dtype == dtype
     if not fits:
         raise ValueError(

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from jcompress.kernels._integers import quantize_rows
 from jcompress.quantization.arithmetic import dequantize_matrix
-from jcompress.tensors.packing import unpack_nibbles
+from jcompress.tensors.packing import unpack_bits
 
 
 def dense_weight(
@@ -16,7 +17,7 @@ def dense_weight(
     inputs: int,
 ) -> jax.Array:
     """The float32 [N, K] matrix that the stored arrays describe."""
-    integers = unpack_nibbles(values, inputs) if bits <= 4 else values
+    integers = unpack_bits(values, inputs, bits)
     return dequantize_matrix(integers, scales, zeros, jnp.float32)
 
 
@@ -27,9 +28,16 @@ def reference(
     zeros: jax.Array | None,
     *,
     bits: int,
+    x_bits: int | None,
 ) -> jax.Array:
-    """`x @ dense_weight.T` in float32: [M, K] -> [M, N]."""
+    """`x @ dense_weight.T` in float32: [M, K] -> [M, N].
+
+    With `x_bits`, what the integers of each row of `x` stand for takes its place.
+    """
     weight = dense_weight(values, scales, zeros, bits=bits, inputs=x.shape[-1])
-    return jnp.matmul(
-        x.astype(jnp.float32), weight.T, precision=jax.lax.Precision.HIGHEST
-    )
+    rows = x.astype(jnp.float32)
+    if x_bits is not None:
+        q, scale, _ = quantize_rows(rows, None, None, x_bits)
+        rows = q.astype(jnp.float32) * scale
+    product = jnp.matmul(rows, weight.T, precision=jax.lax.Precision.HIGHEST)
+    return product.astype(x.dtype)

@@ -4,9 +4,10 @@ XLA's CPU compiler never fuses the conversion of the weight into the product: it
 writes the whole float matrix to memory first. A product of int8 matrices it does well.
 So for few rows the *activations* are written as two or three int8 digits
 (`split_digits`), the digits of a row become rows of one integer product, and the
-weight is read as it is stored. Two nibbles are taken apart by shifting each to the
-upper half of its byte, 16 times its value, and multiplied with the even and the odd
-inputs; no unpacked matrix is written in their order.
+weight is read as it is stored. Integers of 2 and 4 bits are taken apart by shifting
+each to the upper end of its byte, 64 or 16 times its value, and multiplied with every
+fourth or second input; no unpacked matrix is written in their order. Activations that
+are quantized anyway have one digit, their integers.
 
 `benchmarks/README.md` has the figures of `benchmarks/xla_forms.py`: the digits beat
 the conversion 2 to 11 times for one or two rows, and lose from some dozen rows on. The
@@ -22,13 +23,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.kernels._integers import DIGIT, LONGEST, integer_dot, split_digits
+from jcompress.kernels._integers import (
+    DIGIT,
+    LONGEST,
+    integer_dot,
+    quantize_rows,
+    split_digits,
+)
+from jcompress.kernels._partition import vary, varying
 from jcompress.kernels.weight_only_matmul.reference import dense_weight
-from jcompress.tensors.packing import unpack_nibbles
+from jcompress.tensors.packing import unpack_bits
 
-SPLIT_ROWS = 32
-"""Up to so many rows the digits are used on a CPU, with one group of scales."""
-SPLIT_ROWS_GROUPED = 16
+SPLIT_ROWS = 96
+"""Up to so many rows of digits they are used on a CPU, with one group of scales."""
+SPLIT_ROWS_GROUPED = 48
 """The same with several groups, each of which is a product of its own."""
 SPLIT_GROUPS = 64
 """Beyond so many groups the program of one product a group becomes too long."""
@@ -41,26 +49,35 @@ def xla(
     zeros: jax.Array | None,
     *,
     bits: int,
+    x_bits: int | None,
 ) -> jax.Array:
-    """[M, K] -> float32 [M, N], by the form that suits the platform and the shape."""
-    converted = functools.partial(by_conversion, bits=bits)
-    if not splits(x.shape[0], x.shape[1], scales.shape[1]):
+    """[M, K] -> [M, N], by the form that suits the platform and the shape."""
+    digits = functools.partial(by_digits, bits=bits, x_bits=x_bits)
+    converted = functools.partial(by_conversion, bits=bits, x_bits=x_bits)
+    rows, inputs = x.shape
+    groups = scales.shape[1]
+    if x_bits is not None and groups == 1 and inputs <= LONGEST:
+        return digits(x, values, scales, zeros)
+    if not splits(rows, inputs, groups, digit_count(x.dtype, x_bits)):
         return converted(x, values, scales, zeros)
     chosen: jax.Array = jax.lax.platform_dependent(
-        x,
-        values,
-        scales,
-        zeros,
-        cpu=functools.partial(by_digits, bits=bits),
-        default=converted,
+        x, values, scales, zeros, cpu=digits, default=converted
     )
     return chosen
 
 
-def splits(rows: int, inputs: int, groups: int) -> bool:
+def digit_count(dtype: Any, x_bits: int | None) -> int:
+    """How many int8 digits stand for an activation."""
+    if x_bits is not None:
+        return 1
+    return 2 if jnp.dtype(dtype).itemsize < 4 else 3
+
+
+def splits(rows: int, inputs: int, groups: int, digits: int = 3) -> bool:
     """Whether `by_digits` is the faster form on a CPU."""
     most = SPLIT_ROWS if groups == 1 else SPLIT_ROWS_GROUPED
-    return rows <= most and groups <= SPLIT_GROUPS and inputs // groups <= LONGEST
+    few = digits * rows <= most
+    return few and groups <= SPLIT_GROUPS and inputs // groups <= LONGEST
 
 
 def by_conversion(
@@ -70,6 +87,7 @@ def by_conversion(
     zeros: jax.Array | None,
     *,
     bits: int,
+    x_bits: int | None = None,
 ) -> jax.Array:
     """Convert the weight to floats and multiply.
 
@@ -78,8 +96,13 @@ def by_conversion(
     of `x`.
     """
     rows, inputs = x.shape
+    row_scale = None
+    dtype = x.dtype
+    if x_bits is not None:
+        q, row_scale, _ = quantize_rows(x, None, None, x_bits)
+        x = q.astype(dtype)
     if scales.shape[1] == 1:
-        integers = unpack_nibbles(values, inputs) if bits <= 4 else values
+        integers = unpack_bits(values, inputs, bits)
         weight = integers.astype(x.dtype)
         if zeros is not None:
             weight = weight - zeros.astype(x.dtype)
@@ -91,7 +114,9 @@ def by_conversion(
     product = jax.lax.dot_general(
         padded, weight, contract, preferred_element_type=jnp.float32
     )[:rows]
-    return product * scales[:, 0][None] if scales.shape[1] == 1 else product
+    if scales.shape[1] == 1:
+        product = product * scales[:, 0][None]
+    return (product if row_scale is None else product * row_scale).astype(dtype)
 
 
 def by_digits(
@@ -101,24 +126,30 @@ def by_digits(
     zeros: jax.Array | None,
     *,
     bits: int,
+    x_bits: int | None = None,
 ) -> jax.Array:
     """Multiply the stored integers with the int8 digits of the activations."""
     rows, inputs = x.shape
     groups = scales.shape[1]
-    count = 2 if jnp.dtype(x.dtype).itemsize < 4 else 3
-    split, row_scale = split_digits(x.astype(jnp.float32), count)
-    digits = split.reshape(count * rows, inputs)
+    count = digit_count(x.dtype, x_bits)
+    if x_bits is None:
+        split, row_scale = split_digits(x.astype(jnp.float32), count)
+        digits = split.reshape(count * rows, inputs)
+    else:
+        digits, whole_scale, _ = quantize_rows(x, None, None, x_bits)
+        assert whole_scale is not None
+        row_scale = whole_scale
     size = inputs // groups
-    pairs = bits <= 4 and (groups == 1 or size % 2 == 0)
-    if bits <= 4 and not pairs:
-        values = unpack_nibbles(values, inputs)
-    unit = 16 if pairs else 1
+    each = 8 // bits if bits in (2, 4) else 1
+    if bits <= 4 and (each == 1 or (groups > 1 and size % each)):
+        values, each = unpack_bits(values, inputs, bits), 1
+    unit = 2 ** (8 - bits) if each > 1 else 1
     stored = values.shape[1] // groups
 
     def group_sum(
         part: jax.Array, columns: jax.Array, scale: jax.Array, zero: jax.Array | None
     ) -> jax.Array:
-        sums = (_pairs_dot if pairs else integer_dot)(part, columns)
+        sums = _shifted_dot(part, columns, each)
         if zero is not None:
             moved = zero.astype(jnp.int32)[None] * np.int32(unit)
             sums = sums - moved * jnp.sum(part, axis=1, dtype=jnp.int32)[:, None]
@@ -130,7 +161,8 @@ def by_digits(
 
     if groups == 1:
         zero = None if zeros is None else zeros[:, 0]
-        return group_sum(digits, values, scales[:, 0], zero) * row_scale
+        product = group_sum(digits, values, scales[:, 0], zero) * row_scale
+        return product.astype(x.dtype)
 
     def step(total: jax.Array, group: Any) -> tuple[jax.Array, None]:
         number, scale, zero = group
@@ -140,16 +172,28 @@ def by_digits(
         return total + group_sum(part, columns, scale, zero), None
 
     numbers = jnp.arange(groups, dtype=jnp.int32)
-    each = (numbers, scales.T, None if zeros is None else zeros.T)
-    start = jnp.zeros((rows, values.shape[0]), jnp.float32)
-    total, _ = jax.lax.scan(step, start, each)
-    return total * row_scale
+    slices = (numbers, scales.T, None if zeros is None else zeros.T)
+    zero = jnp.zeros((rows, values.shape[0]), jnp.float32)
+    start = vary(zero, varying([x, values]))
+    total, _ = jax.lax.scan(step, start, slices)
+    summed: jax.Array = total * row_scale
+    return summed.astype(x.dtype)
 
 
-def _pairs_dot(digits: jax.Array, packed: jax.Array) -> jax.Array:
-    """int8 [M, K] x uint8 [N, ceil(K / 2)] -> 16 times the int32 [M, N] product."""
-    odd = digits.shape[1] % 2
-    digits = jnp.pad(digits, ((0, 0), (0, odd)))
-    signed = jax.lax.bitcast_convert_type(packed, jnp.int8)
-    even = integer_dot(digits[:, ::2], signed << np.int8(4))
-    return even + integer_dot(digits[:, 1::2], signed & np.int8(-16))
+def _shifted_dot(digits: jax.Array, stored: jax.Array, each: int) -> jax.Array:
+    """int8 [M, K] x [N, ceil(K / each)] -> int32 [M, N], of raised integers.
+
+    With several integers a byte, that is uint8, each is raised to the upper end of
+    its byte, so that the product is 2^(8 - 8 / each) times theirs.
+    """
+    if each == 1:
+        return integer_dot(digits, stored)
+    digits = jnp.pad(digits, ((0, 0), (0, -digits.shape[1] % each)))
+    signed = jax.lax.bitcast_convert_type(stored, jnp.int8)
+    bits = 8 // each
+    upper = np.int8(-(2 ** (8 - bits)))
+    total = integer_dot(digits[:, ::each], signed << np.int8(8 - bits))
+    for place in range(1, each):
+        raised = (signed << np.int8(8 - bits * (place + 1))) & upper
+        total = total + integer_dot(digits[:, place::each], raised)
+    return total

@@ -1,11 +1,13 @@
 """What every implementation of an operation must do; backends subclass these.
 
-A subclass sets `implementation`, and may narrow `dtypes` or widen `tolerance`:
+A subclass sets `implementation`, and may narrow `dtypes`, widen `tolerance`, or name
+what the form `may_refuse`:
 
     class TestXla(WeightOnlyMatmul):
         implementation = Implementation.XLA
 """
 
+import re
 from typing import Any, ClassVar
 
 import jax
@@ -19,10 +21,11 @@ from jcompress.quantization.arithmetic import (
     dequantize_matrix,
     fake_quantize,
     quantize_matrix,
+    quantize_values,
     range_of,
     scale_and_zero,
 )
-from jcompress.tensors.packing import pack_nibbles
+from jcompress.tensors.packing import pack_bits
 
 GRANULARITIES = {
     "tensor": PerTensor(),
@@ -59,30 +62,47 @@ def weight(
 _quantize = jax.jit(quantize_matrix, static_argnums=1)
 # One program for each case rather than one for each operation in it:
 _weight_only_matmul = jax.jit(
-    weight_only_matmul, static_argnames=("bits", "implementation")
+    weight_only_matmul, static_argnames=("bits", "x_bits", "implementation")
 )
 _int8_matmul = jax.jit(int8_matmul, static_argnames=("x_bits", "implementation"))
 
 
 def stored(values: jax.Array, bits: int) -> jax.Array:
-    return pack_nibbles(values) if bits <= 4 else values
+    return pack_bits(values, bits)
 
 
 class WeightOnlyMatmul:
-    """Conformance of an implementation of `weight_only_matmul`."""
+    """Conformance of an implementation of `weight_only_matmul`.
 
+    What it refuses with a reason in which `may_refuse` is found is skipped.
+    """
+
+    may_refuse: ClassVar[str] = ""
     implementation: ClassVar[Implementation | None]
     dtypes: ClassVar[tuple[Any, ...]] = (jnp.float32, jnp.bfloat16)
     tolerance: ClassVar[dict[str, float]] = {
         "float32": 1e-6, "bfloat16": 2**-8, "float16": 2**-10,
     }  # fmt: skip
 
-    def run(self, x: jax.Array, *arrays: Any, bits: int) -> jax.Array:
-        return _weight_only_matmul(
-            x, *arrays, bits=bits, implementation=self.implementation
-        )
+    def run(
+        self, x: jax.Array, *arrays: Any, bits: int, x_bits: int | None = None
+    ) -> jax.Array:
+        given = {"bits": bits, "x_bits": x_bits, "implementation": self.implementation}
+        try:
+            return _weight_only_matmul(x, *arrays, **given)
+        except NotImplementedError as refusal:
+            if not self.may_refuse or not re.search(self.may_refuse, str(refusal)):
+                raise
+            return pytest.skip(str(refusal))
 
-    def check(self, x: jax.Array, weight: Any, bits: int, out: jax.Array) -> None:
+    def check(
+        self,
+        x: jax.Array,
+        weight: Any,
+        bits: int,
+        out: jax.Array,
+        x_bits: int | None = None,
+    ) -> None:
         """Compare with a product in float64.
 
         Rounding errors are relative to the largest element of a row times the sum of
@@ -91,6 +111,11 @@ class WeightOnlyMatmul:
         values, scales, zeros = weight
         dense = np.asarray(dequantize_matrix(values, scales, zeros, jnp.float32))
         wide = np.asarray(x).astype(np.float64)
+        if x_bits is not None:
+            rows = x.astype(jnp.float32)
+            scale, _ = scale_and_zero(range_of(rows, -1), bits=x_bits, symmetric=True)
+            q = quantize_values(rows, scale, None, bits=x_bits, symmetric=True)
+            wide = np.asarray(q).astype(np.float64) * np.asarray(scale)
         assert out.shape == (*x.shape[:-1], values.shape[0])
         assert out.dtype == x.dtype
         expected = wide @ dense.T.astype(np.float64)
@@ -116,13 +141,46 @@ class WeightOnlyMatmul:
     @pytest.mark.parametrize("shape", SHAPES)
     def test_shapes(self, shape: str, bits: int) -> None:
         batch, inputs, outputs = SHAPES[shape]
-        kinds = [PerChannel(), PerGroup(3)] if inputs % 3 == 0 else [PerTensor()]
+        kinds = [PerChannel(), PerGroup(8)] if inputs % 8 == 0 else [PerTensor()]
         for kind in kinds:
             w = weight(outputs, inputs, Weights(bits=bits, granularity=kind))
             for dtype in self.dtypes:
                 x = normal((*batch, inputs), dtype)
                 out = self.run(x, stored(w[0], bits), *w[1:], bits=bits)
                 self.check(x, w, bits, out)
+
+    @pytest.mark.parametrize("shape", ["one_row", "odd_inputs", "one_input"])
+    @pytest.mark.parametrize("bits", [2, 3])
+    def test_shapes_of_packed_integers(self, bits: int, shape: str) -> None:
+        batch, inputs, outputs = SHAPES[shape]
+        w = weight(outputs, inputs, Weights(bits=bits, symmetric=False))
+        x = normal((*batch, inputs))
+        out = self.run(x, stored(w[0], bits), *w[1:], bits=bits)
+        self.check(x, w, bits, out)
+
+    @pytest.mark.parametrize(
+        ("rows", "bits", "x_bits", "granularity"),
+        [
+            (0, 8, 8, "channel"),
+            (1, 3, 8, "group"),
+            (1, 4, 8, "channel"),
+            (1, 8, 4, "group"),
+            (60, 4, 8, "group"),
+            (60, 8, 8, "channel"),
+        ],
+    )
+    def test_quantized_activations(
+        self, rows: int, bits: int, x_bits: int, granularity: str
+    ) -> None:
+        spec = Weights(
+            bits=bits, symmetric=False, granularity=GRANULARITIES[granularity]
+        )
+        w = weight(10, 48, spec)
+        for dtype in self.dtypes:
+            x = normal((rows, 48), dtype)
+            given = {"bits": bits, "x_bits": x_bits}
+            out = self.run(x, stored(w[0], bits), *w[1:], **given)
+            self.check(x, w, bits, out, x_bits)
 
     @pytest.mark.parametrize(("rows", "bits"), [(1, 4), (200, 8)])
     def test_without_jit(self, rows: int, bits: int) -> None:
@@ -133,16 +191,33 @@ class WeightOnlyMatmul:
         self.check(x, w, bits, out)
 
     @pytest.mark.parametrize("symmetric", [True, False])
-    @pytest.mark.parametrize("bits", [4, 8])
-    def test_vmap_over_stacked_weights(self, bits: int, symmetric: bool) -> None:
+    @pytest.mark.parametrize(("bits", "x_bits"), [(4, None), (8, None), (3, 8)])
+    def test_vmap_over_stacked_weights(
+        self, bits: int, x_bits: int | None, symmetric: bool
+    ) -> None:
         spec = Weights(bits=bits, symmetric=symmetric, granularity=PerGroup(8))
         ws = [weight(6, 24, spec, seed=seed) for seed in range(3)]
         stack = jax.tree.map(lambda *parts: jnp.stack(parts), *ws)
         x = normal((3, 4, 24))
-        f = jax.vmap(lambda x, *w: self.run(x, *w, bits=bits))
+        f = jax.vmap(lambda x, *w: self.run(x, *w, bits=bits, x_bits=x_bits))
         out = f(x, stored(stack[0], bits), *stack[1:])
         for i, w in enumerate(ws):
-            self.check(x[i], w, bits, out[i])
+            self.check(x[i], w, bits, out[i], x_bits)
+
+    def test_vmap_in_vmap(self) -> None:
+        """Every copy of the weight meets every batch; axes lie anywhere."""
+        ws = [weight(6, 24, Weights(), seed=seed) for seed in range(3)]
+        values = jnp.stack([w[0] for w in ws], axis=2)
+        scales = jnp.stack([w[1] for w in ws])
+        x = normal((4, 24, 2))
+
+        def both(x: jax.Array, values: jax.Array, scales: jax.Array) -> jax.Array:
+            return jax.vmap(lambda x: self.run(x, values, scales, bits=8), 2, 1)(x)
+
+        out = jax.vmap(both, (None, 2, 0))(x, values, scales)
+        for i, w in enumerate(ws):
+            for batch in range(2):
+                self.check(x[:, :, batch], w, 8, out[i][:, batch])
 
     def test_vmap_over_activations(self) -> None:
         w = weight(6, 24, Weights())
@@ -172,6 +247,39 @@ class WeightOnlyMatmul:
             np.testing.assert_allclose(
                 dx.astype(jnp.float32), expected, rtol=rtol, atol=rtol
             )
+
+    def test_gradient_is_straight_through_the_rounding(self) -> None:
+        values, scales, zeros = weight(6, 24, Weights(bits=4, symmetric=False))
+        dense = dequantize_matrix(values, scales, zeros, jnp.float32)
+        x, cotangent = normal((5, 24)), normal((5, 6), seed=3)
+
+        def f(x: jax.Array) -> jax.Array:
+            return self.run(x, stored(values, 4), scales, zeros, bits=4, x_bits=4)
+
+        (dx,) = jax.vjp(f, x)[1](cotangent)
+        np.testing.assert_allclose(dx, cotangent @ dense, rtol=1e-5, atol=1e-5)
+
+    def test_in_a_loop_that_recomputes(self) -> None:
+        ws = [weight(24, 24, Weights(bits=4), seed=seed) for seed in range(3)]
+        stack = jax.tree.map(lambda *parts: jnp.stack(parts), *ws)
+        packed, scales = stored(stack[0], 4), stack[1]
+        x = normal((2, 24))
+
+        def layers(x: jax.Array, how: Any) -> jax.Array:
+            def layer(x: jax.Array, w: Any) -> tuple[jax.Array, None]:
+                return jnp.tanh(self.run(x, *w, bits=4)), None
+
+            return jnp.sum(jax.lax.scan(how(layer), x, (packed, scales))[0])
+
+        def dense(x: jax.Array) -> jax.Array:
+            for values, scale, _ in ws:
+                matrix = dequantize_matrix(values, scale, None, jnp.float32)
+                x = jnp.tanh(x @ matrix.T)
+            return jnp.sum(x)
+
+        for how in (jax.checkpoint, lambda f: f):
+            got = jax.jit(jax.grad(lambda x, how=how: layers(x, how)))(x)
+            np.testing.assert_allclose(got, jax.grad(dense)(x), rtol=1e-4, atol=1e-6)
 
     def test_a_number_that_is_not_finite_spoils_its_row_only(self) -> None:
         w = weight(6, 24, Weights())
@@ -278,6 +386,43 @@ class Int8Matmul:
         for i, w in enumerate(ws):
             one = self.run(x[i], *w, x_scale=scale[i], x_zero=zero[i])
             np.testing.assert_allclose(out[i], one, rtol=1e-6)
+
+    @pytest.mark.parametrize("dynamic", [True, False])
+    def test_bias(self, dynamic: bool) -> None:
+        w = weight(10, 48, Weights(symmetric=False))
+        bias = normal((10,), seed=4)
+        for dtype in self.dtypes:
+            x = normal((2, 3, 48), dtype)
+            given = {} if dynamic else {"x_scale": jnp.float32(0.03)}
+            plain = self.run(x.astype(jnp.float32), *w, **given)
+            out = self.run(x, *w, bias=bias, **given)
+            assert out.dtype == dtype
+            expected = np.asarray(plain) + np.asarray(bias)
+            rtol = 1e-5 if dtype == jnp.float32 else 2**-8
+            np.testing.assert_allclose(
+                out.astype(jnp.float32), expected, rtol=rtol, atol=1e-5
+            )
+
+    def test_stacked_biases_and_their_gradient(self) -> None:
+        ws = [weight(6, 24, Weights(), seed=seed)[:2] for seed in range(3)]
+        stack = jax.tree.map(lambda *parts: jnp.stack(parts), *ws)
+        x, bias = normal((3, 4, 24)), normal((3, 6), seed=4)
+
+        def f(x: jax.Array, bias: jax.Array) -> jax.Array:
+            run = jax.vmap(lambda x, v, s, b: self.run(x, v, s, bias=b))
+            return run(x, *stack, bias)
+
+        out, pull = jax.vjp(f, x, bias)
+        for i, w in enumerate(ws):
+            one = self.run(x[i], *w, bias=bias[i])
+            np.testing.assert_allclose(out[i], one, rtol=1e-5, atol=1e-5)
+        cotangent = normal(out.shape, seed=5)
+        dx, by_bias = pull(cotangent)
+        np.testing.assert_allclose(by_bias, cotangent.sum(1), rtol=1e-5, atol=1e-5)
+        for i, (values, scales) in enumerate(ws):
+            dense = dequantize_matrix(values, scales, None, jnp.float32)
+            expected = cotangent[i] @ dense
+            np.testing.assert_allclose(dx[i], expected, rtol=1e-5, atol=1e-5)
 
     def test_gradient_stops_where_x_is_clipped(self) -> None:
         w = weight(6, 24, Weights(symmetric=False))

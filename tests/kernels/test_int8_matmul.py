@@ -33,6 +33,8 @@ X, Q, V, S, Z = (
         ((X, V.astype(jnp.uint8), S), {}, r"values is int8 \[N, 12\].*integers\)"),
         ((X, V, jnp.ones((5, 3))), {}, r"\[5 or 1, 1\], .*weight_only_matmul"),
         ((X, V, S, S), {}, r"zeros is int8 of the shape of scales"),
+        ((X, V, S), {"bias": jnp.ones(4)}, r"bias is float32 \[5\], not float32 \[4\]"),
+        ((X, V, S), {"bias": jnp.ones(5, jnp.int8)}, "not int8"),
         ((Q, V, S), {}, "x_scale is missing"),
         ((X, V, S), {"x_zero": jnp.ones(())}, "x_scale is missing"),
         ((X, V, S), {"x_bits": 16}, "x_bits is from 2 to 8, not 16"),

@@ -49,18 +49,13 @@ def test_three_digits_are_as_good_as_float32() -> None:
 def test_few_rows_read_the_weight_as_it_is_stored() -> None:
     """On a CPU no float matrix of the size of the weight appears in the program."""
     values, scales, _ = weight(256, 512, Weights())
-    run = functools.partial(weight_only_matmul, bits=8)
+    run = functools.partial(
+        weight_only_matmul, bits=8, implementation=Implementation.XLA
+    )
     few = jax.jit(run).lower(normal((4, 512)), values, scales).compile().as_text()
     assert "f32[256,512]" not in few
     many = jax.jit(run).lower(normal((300, 512)), values, scales).compile().as_text()
     assert "f32[256,512]" in many
-
-
-def test_the_default_is_xla() -> None:
-    w = weight(6, 24, Weights())
-    x = normal((3, 24))
-    named = weight_only_matmul(x, *w, bits=8, implementation=Implementation.XLA)
-    np.testing.assert_array_equal(weight_only_matmul(x, *w, bits=8), named)
 
 
 def test_when_digits_are_used() -> None:
@@ -70,14 +65,17 @@ def test_when_digits_are_used() -> None:
     assert not splits(32, 4096, 32)
     assert not splits(1, 4096, 128)
     assert not splits(1, 1 << 20, 1)
+    assert splits(96, 4096, 1, digits=1)
+    assert not splits(97, 4096, 1, digits=1)
 
 
 def test_inputs_beyond_one_int32_sum() -> None:
     inputs = 40_000
     values = jnp.full((2, inputs), 127, jnp.int8)
     x = jnp.ones((1, inputs))
-    out = weight_only_matmul(x, values, jnp.ones((2, 1)), bits=8)
-    np.testing.assert_allclose(out, 127.0 * inputs, rtol=1e-5)
+    for x_bits in (None, 8):
+        out = weight_only_matmul(x, values, jnp.ones((2, 1)), bits=8, x_bits=x_bits)
+        np.testing.assert_allclose(out, 127.0 * inputs, rtol=1e-5)
 
 
 X, V8, V4, S = (
@@ -92,6 +90,7 @@ X, V8, V4, S = (
     ("args", "bits", "message"),
     [
         ((X, V8, S), 9, "bits is from 2 to 8, not 9"),
+        ((X, V8, S), 3, r"12 inputs and 3 bits, values is uint8 \[N, 5\], not int8"),
         ((X, V8, S), 4, r"12 inputs and 4 bits, values is uint8 \[N, 6\], not int8"),
         ((X, V4, S), 8, r"values is int8 \[N, 12\], not uint8 \[5, 6\]"),
         ((X.astype(jnp.int32), V8, S), 8, r"x is floats \[..., K\], not int32"),
@@ -111,3 +110,8 @@ def test_errors(args: Any, bits: int, message: str) -> None:
 def test_an_implementation_by_another_name() -> None:
     with pytest.raises(TypeError, match=r"implementation is None or one of .* 'xla'"):
         weight_only_matmul(X, V8, S, bits=8, implementation="xla")  # type: ignore[arg-type]
+
+
+def test_x_bits_out_of_bounds() -> None:
+    with pytest.raises(ValueError, match="x_bits is from 2 to 8, not 9"):
+        weight_only_matmul(X, V8, S, bits=8, x_bits=9)

@@ -1,0 +1,111 @@
+"""The compiled kernels for CPUs: finding the library and naming its handlers to XLA.
+
+The library is built when the package is installed, if there is a C++ compiler; without
+it everything works on the forms that XLA compiles. `jcompress doctor` tells which.
+"""
+
+import ctypes
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+LIBRARY = pathlib.Path(__file__).with_name("native") / "library.so"
+"""Where the installation puts the library."""
+
+LAYOUT = 1
+"""Version of the arrays' layout that the handlers and their callers agree on."""
+
+HANDLERS = ("jcompress_matmul",)
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The library, its handlers registered with XLA; None if it was not built."""
+    if not LIBRARY.exists():
+        return None
+    found = ctypes.CDLL(str(LIBRARY))
+    for name in HANDLERS:
+        capsule = jax.ffi.pycapsule(getattr(found, name))
+        jax.ffi.register_ffi_target(name, capsule, platform="cpu")
+    found.jcompress_instructions.restype = ctypes.c_char_p
+    found.jcompress_grouping.argtypes = [ctypes.c_int32, *(2 * [ctypes.c_int64])]
+    return found
+
+
+def instructions() -> str | None:
+    """Name of the instruction set that the kernels use; None without the library."""
+    found = library()
+    return None if found is None else found.jcompress_instructions().decode()
+
+
+def missing() -> str:
+    """Why the compiled kernels cannot run; empty if they can."""
+    if library() is None:
+        return "the compiled kernels are not installed (see `jcompress doctor`)"
+    return ""
+
+
+@functools.cache
+def takes_groups(bits: int, inputs: int, groups: int) -> bool:
+    """Whether the kernels can scale groups of inputs of this size."""
+    found = library()
+    unable = 3
+    return (
+        found is not None and found.jcompress_grouping(bits, inputs, groups) != unable
+    )
+
+
+def matmul(
+    x: jax.Array,
+    values: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None,
+    *,
+    x_scale: jax.Array | None = None,
+    x_zero: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    bits: int,
+    x_bits: int,
+    digits: int,
+) -> jax.Array:
+    """Integer products with stacked weights, `[S, M, K] x [S, N, K] -> [S, M, N]`.
+
+    Args:
+        x: float32, bfloat16, float16 or int8.
+        values: as `QTensor` stores them, of 2, 3, 4 or (one byte each) 8 bits.
+        scales: float32 [S, N, G].
+        zeros: int8 [S, N, G] or None.
+        x_scale: float32 [S, M, 1]; None for the symmetric range of each row.
+        x_zero: integers in float32 [S, M, 1], or None. Needs one group and one digit.
+        bias: float32 [S, N], or None.
+        bits: of a stored integer.
+        x_bits: of an integer that a float becomes.
+        digits: int8 digits that a float becomes; several make it a fixed-point number.
+
+    Returns:
+        The dtype of `x`; float32 if that is int8.
+    """
+    stacks, rows, _ = x.shape
+    dtype = jnp.dtype(jnp.float32) if x.dtype == jnp.int8 else x.dtype
+    out = jax.ShapeDtypeStruct((stacks, rows, scales.shape[1]), dtype)
+    product: jax.Array = jax.ffi.ffi_call("jcompress_matmul", out)(
+        x,
+        _number_by_row(x_scale),
+        _number_by_row(x_zero),
+        values,
+        scales,
+        jnp.zeros((0,), jnp.int8) if zeros is None else zeros,
+        jnp.zeros((0,), jnp.float32) if bias is None else bias,
+        bits=np.int64(bits),
+        x_bits=np.int64(x_bits),
+        digits=np.int64(digits),
+        layout=np.int64(LAYOUT),
+    )
+    return product
+
+
+def _number_by_row(x: jax.Array | None) -> jax.Array:
+    return jnp.zeros((0,), jnp.float32) if x is None else x.reshape(x.shape[:-1])

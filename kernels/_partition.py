@@ -1,0 +1,216 @@
+"""Products whose arrays lie on several devices: each multiplies what it has.
+
+Shardy learns from a sharding rule which axes belong together and carries shardings
+along. The partitioner then asks for the program of one device. The answer here: stored
+arrays stay as they are cut, activations and results follow, and where the inputs are
+cut the parts are summed over the devices. Only a cut that does not go through every
+array alike (in the middle of a group of scales, of a byte) is undone.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental.custom_partitioning import (
+    ArrayMapping,
+    CompoundFactor,
+    SdyShardingRule,
+    custom_partitioning,
+)
+from jax.sharding import NamedSharding, PartitionSpec
+
+OTHER = "."
+"""The letter of an axis that is never cut."""
+
+Names = tuple[str, ...]
+"""Names of mesh axes."""
+
+
+def partitioned(
+    whole: Callable[..., jax.Array],
+    of_parts: Callable[..., jax.Array] | None,
+    roles: Sequence[str],
+    arrays: Sequence[jax.Array],
+) -> jax.Array:
+    """`whole(*arrays)`, cut as the arrays are.
+
+    Args:
+        whole: computes [S, M, N] from arrays of which no input is missing.
+        of_parts: `of_parts(axis_names, *arrays)` computes it from a part of the inputs,
+            with sums over the devices along these mesh axes; None if it cannot.
+        roles: one letter for each axis of each array (see `Operation.roles`), without
+            the stack axis `s` that leads each.
+        arrays: the arrays.
+    """
+    outputs = "n" if any("n" in role for role in roles) else OTHER
+    letters = (*("s" + role for role in roles), "sm" + outputs)
+
+    def rule(mesh: Any, operands: Any, results: Any) -> SdyShardingRule:
+        shapes = [tuple(one.shape) for one in (*operands, *results)]
+        return _rule(letters, shapes, cuts_inputs=of_parts is not None)
+
+    def run_whole(*parts: jax.Array) -> jax.Array:
+        with _no_mesh():
+            return whole(*parts)
+
+    def partition(mesh: Any, operands: Any, result: Any) -> Any:
+        known = [*operands, result]
+        if not all(isinstance(one.sharding, NamedSharding) for one in known):
+            # Without a named mesh nothing says which device has what: let each do all.
+            devices = sorted(result.sharding.device_set, key=lambda device: device.id)
+            mesh = jax.sharding.Mesh(np.array(devices), ("devices",))
+            everywhere = NamedSharding(mesh, PartitionSpec())
+            return mesh, run_whole, everywhere, (everywhere,) * len(operands)
+        shapes = [tuple(one.shape) for one in known]
+        given = list(zip(letters, map(_spec, known), shapes, strict=True))
+        common = _common(letters, shapes)
+        cut = _cuts(mesh, common, given, cuts_inputs=of_parts is not None)
+        *placed, product = (
+            NamedSharding(mesh, PartitionSpec(*(cut.get(letter) for letter in role)))
+            for role in letters
+        )
+
+        def run(*parts: jax.Array) -> jax.Array:
+            if "k" not in cut:
+                return run_whole(*parts)
+            assert of_parts is not None
+            with _no_mesh():
+                return of_parts(cut["k"], *parts)
+
+        return mesh, run, product, tuple(placed)
+
+    # The primitive takes no constants, such as tables; a jitted function keeps its own.
+    # And the layers around evaluate it more than once, each time as one equation.
+    call = custom_partitioning(jax.jit(whole))
+    call.def_partition(partition, sharding_rule=rule)
+    product: jax.Array = call(*arrays)
+    return product
+
+
+def _no_mesh() -> AbstractContextManager[Any]:
+    """Keep the mesh that is set out of the types of one device's arrays."""
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+
+
+def partly_manual() -> bool:
+    """Whether this is inside a `shard_map` over some axes of the mesh only.
+
+    There the partitioner does not say by which axes of the mesh an array is cut.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return bool(mesh.manual_axes) and len(mesh.manual_axes) < len(mesh.axis_names)
+
+
+def varying(arrays: Iterable[Any]) -> frozenset[str]:
+    """The mesh axes of a `shard_map` over which any of some arrays varies."""
+    present = (jax.typeof(a) for a in arrays if a is not None)
+    return frozenset[str]().union(*(one.manual_axis_type.varying for one in present))
+
+
+def vary(array: Any, names: frozenset[str]) -> Any:
+    """Count an array, if it is not None, as one that varies over mesh axes."""
+    if array is None:
+        return None
+    missing = names - varying([array])
+    return jax.lax.pcast(array, tuple(sorted(missing)), to="varying")
+
+
+def _common(
+    letters: Sequence[str], shapes: Sequence[tuple[int, ...]]
+) -> dict[str, int]:
+    """Into how many equal parts the axes of a letter can be cut, at most."""
+    common: dict[str, int] = {}
+    for role, shape in zip(letters, shapes, strict=True):
+        for letter, size in zip(role, shape, strict=True):
+            if letter != OTHER:
+                common[letter] = math.gcd(common.get(letter, 0), size)
+    return common
+
+
+def _rule(
+    letters: Sequence[str],
+    shapes: Sequence[tuple[int, ...]],
+    *,
+    cuts_inputs: bool,
+) -> SdyShardingRule:
+    """The axes of the arguments and the result that belong together, for Shardy.
+
+    An axis with more elements than the common number of parts is a part number and,
+    under a name of its own, a number within the part.
+    """
+    common = _common(letters, shapes)
+    sizes: dict[str, int] = {}
+    whole_axes: set[str] = set()
+    fixed: list[str] = []
+
+    def mapping(number: int, role: str, shape: tuple[int, ...]) -> ArrayMapping:
+        dims: list[Any] = []
+        for axis, (letter, size) in enumerate(zip(role, shape, strict=True)):
+            own = f"i{number}x{axis}"
+            if letter == OTHER:
+                fixed.append(own)
+                dims.append(own)
+            elif size == common[letter]:
+                whole_axes.add(letter)
+                dims.append(letter)
+            else:
+                sizes[letter] = common[letter]
+                sizes[own] = size // common[letter]
+                dims.append(CompoundFactor(letter, own))
+        return ArrayMapping(*dims)
+
+    *operands, product = (
+        mapping(number, role, shape)
+        for number, (role, shape) in enumerate(zip(letters, shapes, strict=True))
+    )
+    if "k" in common and not cuts_inputs:
+        fixed.append("k")
+    in_part: dict[str, Any] = {
+        name: size for name, size in sizes.items() if name not in whole_axes
+    }
+    return SdyShardingRule(
+        tuple(operands),
+        (product,),
+        reduction_factors=("k",) if "k" in common and cuts_inputs else (),
+        need_replication_factors=tuple(fixed),
+        **in_part,
+    )
+
+
+def _spec(array: Any) -> tuple[Any, ...]:
+    spec = tuple(array.sharding.spec)
+    return spec + (None,) * (len(array.shape) - len(spec))
+
+
+def _cuts(
+    mesh: Any, common: dict[str, int], given: Sequence[Any], *, cuts_inputs: bool
+) -> dict[str, Names]:
+    """The mesh axes along which the axes of each letter are cut.
+
+    Stored arrays have the first word, the largest first, then activations, then the
+    result. Inputs are cut only if a stored array is cut there. No mesh axis is used
+    twice.
+    """
+    stored = [entry for entry in given if "m" not in entry[0]]
+    stored.sort(key=lambda entry: -math.prod(entry[2]))
+    ordered = [*stored, *(entry for entry in given if "m" in entry[0])]
+    cut: dict[str, Names] = {}
+    used: set[str] = set()
+    for letter in (letter for letter in "nksm" if letter in common):
+        for role, spec, _ in stored if letter == "k" else ordered:
+            place = role.find(letter)
+            if place < 0 or spec[place] is None:
+                continue
+            names = spec[place] if isinstance(spec[place], tuple) else (spec[place],)
+            names = tuple(name for name in names if name not in used)
+            parts = math.prod(mesh.shape[name] for name in names)
+            if parts > 1 and common[letter] % parts == 0:
+                cut[letter] = names
+                used.update(names)
+                break
+    if not cuts_inputs:
+        cut.pop("k", None)
+    return cut

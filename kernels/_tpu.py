@@ -1,0 +1,89 @@
+"""What the kernels for TPUs share."""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+
+LANES = 128
+"""Numbers side by side in a vector register."""
+SUBLANES = 8
+"""Rows of 32-bit numbers in a vector register."""
+_LANE_BITS = LANES.bit_length() - 1
+CONTRACT_LAST = (((1,), (1,)), ((), ()))
+"""Dimension numbers of `a @ b.T`."""
+VMEM_BYTES = 48 * 2**20
+"""What a kernel may use of the core's memory: v5e, v6e and 7x have 64 MiB or more."""
+
+
+def round_up(number: int, unit: int) -> int:
+    """The smallest multiple of `unit` that is no less."""
+    return -(-number // unit) * unit
+
+
+def per_byte(bits: int) -> int:
+    """Integers in a byte."""
+    return 8 // bits if bits <= 4 else 1
+
+
+def gather_places(span: int, per: int) -> jax.Array:
+    """The permutation, as a matrix, that brings together the places of bytes.
+
+    `x @ gather_places(span, per)` has the inputs `k % per == 0` first, then 1, ...
+    """
+    source = jax.lax.broadcasted_iota(jnp.int32, (span, span), 0)
+    target = jax.lax.broadcasted_iota(jnp.int32, (span, span), 1)
+    place, byte = target >> _LANE_BITS, target & (LANES - 1)
+    moved = source == byte * per + place
+    return moved.astype(jnp.float32).astype(jnp.bfloat16)
+
+
+def multiplies_integers() -> bool:
+    """Whether int8 products have instructions on the device that is compiled for.
+
+    They have on every generation but the seventh. The device is known while tracing
+    under `jax.set_mesh` or `jax.sharding.use_abstract_mesh`; nothing asks for hardware.
+    Where it is unknown the answer is yes, which is right or slower, never wrong.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    kind = "" if device is None else device.device_kind.lower()
+    return not ("tpu7" in kind or "tpu v7" in kind or "tpu 7" in kind)
+
+
+def planes(stored: jax.Array, bits: int) -> list[jax.Array]:
+    """The integers in each place of a byte, times the power of 2 of the top place.
+
+    Args:
+        stored: uint8 [n, lanes] of `8 // bits` integers a byte, or int8 for 8 bits.
+        bits: 2, 4 or 8.
+
+    Returns:
+        int8 [n, lanes] for each place; each is the integer times `2^(8 - bits)`.
+    """
+    if bits == 8:
+        return [stored]
+    words = pltpu.bitcast(stored, jnp.int32)
+    low = (1 << bits) - 1
+    top = sum(low << (8 * byte + 8 - bits) for byte in range(4))
+    mask = jnp.int32(top - 2**32)
+    shifts = range(8 - bits, -1, -bits)
+    return [pltpu.bitcast((words << s) & mask, jnp.int8) for s in shifts]
+
+
+def unsigned_nibbles(stored: jax.Array, bits: int) -> list[jax.Array]:
+    """Nibbles as float8 numbers: 2^-9 times the nibble, plus 8 if it is signed.
+
+    The bit patterns 0 to 15 of float8_e4m3fn are 0 to 15 times its smallest number,
+    2^-9, so that a mask converts. Flipping the sign bit of a nibble adds 8.
+
+    Args:
+        stored: uint8 [n, lanes] of two nibbles, both signed, for 4 bits; for 8 bits
+            int8, whose lower nibble is not.
+        bits: 4 or 8.
+    """
+    words = pltpu.bitcast(stored, jnp.int32)
+    flip = 0x08080808
+    lower = words & jnp.int32(0x0F0F0F0F)
+    upper = ((words >> 4) & jnp.int32(0x0F0F0F0F)) ^ jnp.int32(flip)
+    if bits == 4:
+        lower = lower ^ jnp.int32(flip)
+    return [pltpu.bitcast(part, jnp.float8_e4m3fn) for part in (lower, upper)]

@@ -1,0 +1,45 @@
+"""`int8_matmul` by the compiled kernels for CPUs."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jcompress.kernels import _native
+
+
+def cpu(
+    x: jax.Array,
+    x_scale: jax.Array | None,
+    x_zero: jax.Array | None,
+    values: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None,
+    bias: jax.Array | None,
+    *,
+    x_bits: int,
+) -> jax.Array:
+    """[S, M, K] x int8 [S, N, K] -> [S, M, N]; the sums are exact."""
+    return _native.matmul(
+        x,
+        values,
+        scales,
+        zeros,
+        x_scale=x_scale,
+        x_zero=x_zero,
+        bias=bias,
+        bits=8,
+        x_bits=x_bits,
+        digits=1,
+    )
+
+
+def refuses(x: Any, *arrays: Any, x_bits: int) -> str:
+    """Why these arguments cannot be multiplied here; empty if they can."""
+    wide = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize > 4
+    return f"takes no {x.dtype} activations" if wide else _native.missing()
+
+
+def prefers(*arrays: Any, x_bits: int) -> bool:
+    """Whether this is the better choice: with vector instructions, always."""
+    return _native.instructions() != "generic"

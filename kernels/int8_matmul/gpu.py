@@ -1,0 +1,107 @@
+"""`int8_matmul` on NVIDIA GPUs of compute capability 9.0 (H100, H200).
+
+One product of int8 matrices by `wgmma` with exact int32 sums, which stay in registers
+until they are scaled. XLA's program has an int8 product too, of the instructions of
+compute capability 8.0 if it is compiled ahead of time, and writes the sums to memory,
+four bytes each, before it scales them (`benchmarks/gpu_compiled.py`). On a device XLA
+also tries the products of NVIDIA's library. None has been timed, so XLA's stays the
+choice where nothing is named.
+"""
+
+from typing import Any
+
+import jax
+
+from jcompress.kernels._gpu import (
+    LONGEST_INTEGER_SUM,
+    WARPGROUP_ROWS,
+    Tiles,
+    choose_tiles,
+    lacks_wgmma,
+    step_inputs,
+)
+from jcompress.kernels._integers import quantize_rows, result_dtype
+
+
+def gpu(
+    x: jax.Array,
+    x_scale: jax.Array | None,
+    x_zero: jax.Array | None,
+    values: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None,
+    bias: jax.Array | None,
+    *,
+    x_bits: int,
+    tiles: Tiles | None = None,
+    interpret: Any = None,
+) -> jax.Array:
+    """[M, K] -> [M, N]; `reference` says what the arguments are.
+
+    Args:
+        x, x_scale, x_zero, values, scales, zeros, bias, x_bits: see `reference`.
+        tiles: how to cut the product; None: `choose_tiles`.
+        interpret: parameters of Pallas' interpreter; None compiles.
+
+    Raises:
+        ValueError: `refuses` says why.
+    """
+    reason = refuses(x, x_scale, x_zero, values, scales, zeros, bias, x_bits=x_bits)
+    if reason:
+        raise ValueError(f"int8_matmul on GPUs: {reason}")
+    from jcompress.kernels._gpu_wgmma import product
+
+    q, scale, _ = quantize_rows(x, x_scale, None, x_bits)
+    assert scale is not None
+    if tiles is None:
+        tiles = choose_tiles(
+            q.shape[0], values.shape[0], q.shape[1], 1, x_bits=8, bits=8
+        )
+    return product(
+        q, values, scales, zeros, scale[:, 0], bias,
+        tiles=tiles, out_dtype=result_dtype(x), interpret=interpret,
+    )  # fmt: skip
+
+
+def refuses(
+    x: jax.Array,
+    x_scale: jax.Array | None,
+    x_zero: jax.Array | None,
+    values: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None,
+    bias: jax.Array | None,
+    *,
+    x_bits: int,
+) -> str:
+    """Why the kernel cannot compute this; "" if it can."""
+    rows, inputs = x.shape
+    outputs = values.shape[0]
+    if rows == 0:
+        return "there is nothing to compute"
+    if lacks_wgmma():
+        return "the kernel is for H100 and H200 only"
+    if x_zero is not None:
+        return "there are no zero points of activations in the kernel"
+    if outputs % WARPGROUP_ROWS:
+        return f"N = {outputs} is no multiple of {WARPGROUP_ROWS}"
+    if not step_inputs(inputs, 1):
+        return f"K = {inputs} is no multiple of 64"
+    if inputs > LONGEST_INTEGER_SUM:
+        return f"int32 does not hold sums of {inputs} products"
+    return ""
+
+
+def prefers(
+    x: jax.Array,
+    x_scale: jax.Array | None,
+    x_zero: jax.Array | None,
+    values: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None,
+    bias: jax.Array | None,
+    *,
+    x_bits: int,
+) -> bool:
+    """Whether the kernel is the better choice: unknown, so XLA's form is kept."""
+    return False

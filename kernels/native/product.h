@@ -1,0 +1,145 @@
+// Integer products of rows of activations with a packed weight: what the kernels of
+// each instruction set provide, and the arrays they work on.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "instructions.h"
+
+namespace jcompress {
+
+enum class Float : int32_t { kF32 = 0, kBF16 = 1, kF16 = 2, kS8 = 3 };
+
+// A weight of `outputs` rows of `inputs` integers, as `QTensor` stores a matrix.
+struct Weight {
+  const uint8_t* values;  // [outputs, row_bytes]
+  const float* scales;    // [outputs, groups]
+  const int8_t* zeros;    // [outputs, groups] or null
+  int64_t outputs;
+  int64_t inputs;
+  int64_t groups;
+  int bits;  // 2, 3, 4, or 8 for one byte an integer
+
+  int64_t row_bytes() const { return (inputs * bits + 7) / 8; }
+  int64_t group_size() const { return inputs / groups; }
+};
+
+// How the inputs of a weight are cut for an instruction set. A step is what one load of
+// packed weights covers; its integers unpack into `parts` vectors, of which vector p
+// holds the inputs p, p + parts, p + 2 parts, ... of the step. A lane is one 32-bit sum;
+// it covers `lane_span` neighbouring inputs.
+struct Cut {
+  int parts;
+  int part_inputs;   // inputs in one vector
+  int vector_bytes;  // of activations; 1 or 2 bytes an input
+  int lanes;
+  int offset;  // the kernel multiplies weight + offset
+
+  int step_inputs() const { return parts * part_inputs; }
+  int lane_span() const { return step_inputs() / lanes; }
+};
+
+// How scales meet sums.
+enum class Grouping : int32_t {
+  kNone,   // one scale for all inputs: exact integer sums
+  kSteps,  // a group is a whole number of steps
+  kLanes,  // a step is a whole number of groups, a group of lanes
+  kUnable,
+};
+
+Grouping grouping_of(const Cut& cut, int64_t inputs, int64_t groups);
+
+// Rows of small integers, laid out for one weight. Row r = m * digits + j is digit j of
+// row m of the activations; with `ones`, row 0 is all ones and the others follow.
+struct Rows {
+  int8_t* packed;      // [tile][step][part][row in tile][vector_bytes]
+  int32_t* sums;       // kNone: [row]; kSteps: [row][group]; kLanes: [row][step][lane]
+  float* scale;        // [m]
+  const float* zero;   // [m] or null: the integer that stands for 0
+  int64_t count;       // all rows, ones included
+  int64_t digits;
+  bool ones;
+  int64_t steps;
+  Cut cut;
+  Grouping grouping;
+
+  static constexpr int64_t kTile = 6;
+
+  int64_t tiles() const { return (count + kTile - 1) / kTile; }
+  int64_t step_bytes() const { return int64_t{cut.parts} * cut.vector_bytes; }
+  int64_t tile_bytes() const { return kTile * steps * step_bytes(); }
+  int64_t sums_per_row(int64_t groups) const {
+    if (grouping == Grouping::kNone) return 1;
+    return grouping == Grouping::kSteps ? groups : steps * cut.lanes;
+  }
+};
+
+// Float or int8 activations, and how they become integers.
+struct Activations {
+  const void* x;  // [rows, inputs]
+  Float dtype;
+  const float* scale;  // [rows], or null for the symmetric range of each row
+  const float* zero;   // [rows] or null
+  int64_t rows;
+  int64_t inputs;
+  int bits;    // of an integer
+  int digits;  // 1, or several to write a float as a fixed-point number
+};
+
+// Rows that are patches of images: row m stands for output position `first + m`, counted
+// through the images, and its inputs are runs of bytes of an image of small integers,
+// which is padded.
+struct Patches {
+  const int8_t* images;    // [image][digit][image_bytes]
+  int64_t image_bytes;
+  int64_t first;
+  int64_t positions;       // of an image, in lines of `line`
+  int64_t line;
+  const int64_t* lines;    // where the patch of the first position of each line begins
+  int64_t stride;          // bytes from one position of a line to the next
+  const int64_t* offsets;  // [runs], from the beginning of a patch
+  int64_t runs;
+  int64_t run_bytes;
+
+  static constexpr int64_t kSlack = 64;  // bytes that may be read, written past an end
+};
+
+struct Result {
+  void* y;  // [rows, outputs]
+  Float dtype;
+  const float* bias;  // [outputs] or null
+};
+
+// What an instruction set provides.
+struct Products {
+  Cut (*cut)(int bits);
+  // Lay out the rows of tile `tile`; `scratch` holds `inputs` + 512 floats.
+  void (*pack)(const Activations&, const Weight&, const Rows&, int64_t tile,
+               float* scratch);
+  // Write y[:, first : last].
+  void (*multiply)(const Rows&, const Weight&, const Result&, int64_t rows,
+                   int64_t first, int64_t last);
+  // The largest absolute value of x[start : start + count]; `scratch` holds `count`.
+  float (*largest)(const Activations&, int64_t start, int64_t count, float* scratch);
+  // Write the digits of x[start : start + count] of row m, one digit `stride` from the
+  // next.
+  void (*digits)(const Activations&, int64_t m, int64_t start, int64_t count,
+                 int64_t stride, int8_t* out, float* scratch);
+  // Lay out tile `tile` of rows that are patches; `scratch` holds `inputs` + 512 bytes.
+  void (*patches)(const Patches&, const Weight&, const Rows&, int64_t tile,
+                  int8_t* scratch);
+};
+
+const Products* generic_products();
+const Products* avx2_products();
+const Products* avx_vnni_products();
+const Products* avx512_vnni_products();
+const Products* avx512_vbmi_products();
+const Products* neon_products();
+
+const Products& products_of(Instructions set);
+
+constexpr int64_t kBase = 254;  // of the digits, as split_digits in _integers.py
+
+}  // namespace jcompress

@@ -1,0 +1,23 @@
+// The sparse kernels of one translation unit, in the widest vectors that it has.
+#pragma once
+
+#include "sparse_blocks.h"
+#include "sparse_rows.h"
+
+namespace jcompress {
+namespace {
+
+constexpr SparseProducts kSparseProducts{
+    &lay_table<WideFloats>,
+    &coded_size<WideFloats>,
+    &coded_pieces<WideFloats>,
+    &pack_coded<WideFloats>,
+    &multiply_coded<WideFloats>,
+    &blocks_size<WideFloats, FewFloats>,
+    &blocks_pieces<WideFloats, FewFloats>,
+    &pack_blocks<WideFloats, FewFloats>,
+    &multiply_blocks<WideFloats, FewFloats>,
+};
+
+}  // namespace
+}  // namespace jcompress

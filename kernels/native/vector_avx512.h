@@ -1,0 +1,151 @@
+// Vectors of AVX-512 with VNNI; with VBMI, 3-bit integers unpack in three instructions.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace jcompress {
+namespace {
+
+struct Avx512 {
+  using I = __m512i;
+  using F = __m512;
+  static constexpr int kBytes = 64;
+  static constexpr int kLanes = 16;
+
+  static constexpr int outputs(int rows, bool grouped) {
+    return !grouped || rows <= 3 ? 4 : 2;
+  }
+
+  static I zero() { return _mm512_setzero_si512(); }
+  static F zero_float() { return _mm512_setzero_ps(); }
+  static F broadcast(float x) { return _mm512_set1_ps(x); }
+  static I load(const void* p) { return _mm512_loadu_si512(p); }
+  static I first(int32_t x) {
+    return _mm512_zextsi128_si512(_mm_cvtsi32_si128(x));
+  }
+  static F add_scaled(F total, I sums, F scale) {
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), scale, total);
+  }
+
+  static I lane_groups(int groups) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13,
+                                           14, 15);
+    return _mm512_srli_epi32(_mm512_mullo_epi32(lane, _mm512_set1_epi32(groups)), 4);
+  }
+  static F scale_lanes(const float* scales, int count, I index) {
+    const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
+    return _mm512_permutexvar_ps(index, _mm512_maskz_loadu_ps(mask, scales));
+  }
+  static I zero_lanes(const int8_t* zeros, int count, I index, int offset) {
+    const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
+    const __m128i few = _mm_maskz_loadu_epi8(mask, zeros);
+    const I wide = _mm512_permutexvar_epi32(index, _mm512_cvtepi8_epi32(few));
+    return _mm512_add_epi32(wide, _mm512_set1_epi32(offset));
+  }
+  static I minus_product(I a, I b) {
+    return _mm512_sub_epi32(zero(), _mm512_mullo_epi32(a, b));
+  }
+
+  template <int kCount>
+  static void add_sums(const I (&v)[kCount], int32_t* out) {
+    if constexpr (kCount == 4) {
+      const I a = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]),
+                                   _mm512_unpackhi_epi32(v[0], v[1]));
+      const I b = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]),
+                                   _mm512_unpackhi_epi32(v[2], v[3]));
+      const I c = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b),
+                                   _mm512_unpackhi_epi64(a, b));
+      const __m256i d = _mm256_add_epi32(_mm512_castsi512_si256(c),
+                                         _mm512_extracti64x4_epi64(c, 1));
+      const __m128i e = _mm_add_epi32(_mm256_castsi256_si128(d),
+                                      _mm256_extracti128_si256(d, 1));
+      __m128i* to = reinterpret_cast<__m128i*>(out);
+      _mm_storeu_si128(to, _mm_add_epi32(_mm_loadu_si128(to), e));
+    } else {
+      for (int n = 0; n < kCount; ++n) out[n] += _mm512_reduce_add_epi32(v[n]);
+    }
+  }
+  template <int kCount>
+  static void add_totals(const F (&v)[kCount], float* out) {
+    if constexpr (kCount == 4) {
+      const F a = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]),
+                                _mm512_unpackhi_ps(v[0], v[1]));
+      const F b = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]),
+                                _mm512_unpackhi_ps(v[2], v[3]));
+      const __m512d lo = _mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b));
+      const __m512d hi = _mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b));
+      const F c = _mm512_add_ps(_mm512_castpd_ps(lo), _mm512_castpd_ps(hi));
+      const __m256 d = _mm256_add_ps(
+          _mm512_castps512_ps256(c),
+          _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(c), 1)));
+      const __m128 e = _mm_add_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1));
+      _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(out), e));
+    } else {
+      for (int n = 0; n < kCount; ++n) out[n] += _mm512_reduce_add_ps(v[n]);
+    }
+  }
+
+  // Weights become unsigned, by an offset of half their range, as the instruction wants.
+  template <int kBits>
+  struct Format {
+    static constexpr int kParts = kBits == 4 ? 2 : kBits == 2 ? 4 : 1;
+    static constexpr int kPartInputs = 64;
+    static constexpr int kOffset = 1 << (kBits - 1);
+
+    static I load(const uint8_t* p) {
+      if constexpr (kBits == 3) {
+        return _mm512_castsi256_si512(_mm256_maskz_loadu_epi8(0xffffffu, p));
+      } else {
+        return _mm512_loadu_si512(p);
+      }
+    }
+    template <int kPart>
+    static I decode(I raw) {
+      if constexpr (kBits == 8) {
+        return _mm512_xor_si512(raw, _mm512_set1_epi8(static_cast<char>(0x80)));
+      } else if constexpr (kBits == 4) {
+        const I flipped = _mm512_xor_si512(raw, _mm512_set1_epi8(static_cast<char>(0x88)));
+        return _mm512_and_si512(kPart ? _mm512_srli_epi16(flipped, 4) : flipped,
+                                _mm512_set1_epi8(15));
+      } else if constexpr (kBits == 2) {
+        const I flipped = _mm512_xor_si512(raw, _mm512_set1_epi8(static_cast<char>(0xaa)));
+        return _mm512_and_si512(kPart ? _mm512_srli_epi16(flipped, 2 * kPart) : flipped,
+                                _mm512_set1_epi8(3));
+      } else {
+        return _mm512_xor_si512(triples(raw), _mm512_set1_epi8(4));
+      }
+    }
+    static I dot(I sums, I weight, I x) {
+      // As an intrinsic it makes GCC 12 keep most of the sums in memory.
+      __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(weight), "v"(x));
+      return sums;
+    }
+
+   private:
+    // Sixty-four 3-bit integers from 24 bytes.
+    static I triples(I raw) {
+#if defined(__AVX512VBMI__)
+      const I spread = _mm512_setr_epi64(0x020100, 0x050403, 0x080706, 0x0b0a09, 0x0e0d0c,
+                                         0x11100f, 0x141312, 0x171615);
+      const I shifts = _mm512_set1_epi64(0x15120f0c09060300);
+      const I eights = _mm512_permutexvar_epi8(spread, raw);
+      return _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, eights),
+                              _mm512_set1_epi8(7));
+#else
+      alignas(64) uint8_t in[64], out[64];
+      _mm512_store_si512(in, raw);
+      for (int i = 0; i < 8; ++i) {
+        const uint32_t word = in[3 * i] | in[3 * i + 1] << 8 | in[3 * i + 2] << 16;
+        for (int j = 0; j < 8; ++j) out[8 * i + j] = (word >> (3 * j)) & 7;
+      }
+      return _mm512_load_si512(out);
+#endif
+    }
+  };
+};
+
+}  // namespace
+}  // namespace jcompress

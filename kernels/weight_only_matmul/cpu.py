@@ -1,0 +1,57 @@
+"""`weight_only_matmul` by the compiled kernels for CPUs.
+
+The stored integers are multiplied by integers, as they are stored. Float activations
+become fixed-point numbers of two or three int8 digits (`split_digits` in
+`_integers.py`), each of which is a row of its own: as exact as a float32 product, and
+on a processor with instructions for sums of products of bytes faster than one.
+"""
+
+from typing import Any
+
+import jax
+
+from jcompress.kernels import _native
+
+
+def cpu(
+    x: jax.Array,
+    values: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None,
+    *,
+    bits: int,
+    x_bits: int | None,
+) -> jax.Array:
+    """[S, M, K] x the stored [S, N, K] -> [S, M, N]."""
+    exact = 2 if x.dtype.itemsize < 4 else 3
+    return _native.matmul(
+        x,
+        values,
+        scales,
+        zeros,
+        bits=bits if bits <= 4 else 8,
+        x_bits=8 if x_bits is None else x_bits,
+        digits=exact if x_bits is None else 1,
+    )
+
+
+def refuses(
+    x: Any, values: Any, scales: Any, zeros: Any, *, bits: int, x_bits: int | None
+) -> str:
+    """Why these arguments cannot be multiplied here; empty if they can."""
+    if x.dtype.itemsize > 4:
+        return f"takes no {x.dtype} activations"
+    missing = _native.missing()
+    if missing:
+        return missing
+    inputs, groups = x.shape[-1], scales.shape[-1]
+    if not _native.takes_groups(bits if bits <= 4 else 8, inputs, groups):
+        return f"cannot scale groups of {inputs // groups} inputs"
+    return ""
+
+
+def prefers(
+    x: Any, values: Any, scales: Any, zeros: Any, *, bits: int, x_bits: int | None
+) -> bool:
+    """Whether this is the better choice than what XLA compiles."""
+    return _native.instructions() != "generic"

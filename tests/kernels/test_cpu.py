@@ -1,0 +1,83 @@
+"""The compiled kernels for CPUs conform; sizes at the edges of what they cut."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conformance import Int8Matmul, WeightOnlyMatmul, normal, stored, weight
+
+from jcompress.kernels import (
+    Implementation,
+    _native,
+    int8_matmul,
+    weight_only_matmul,
+)
+from jcompress.quantization import PerChannel, PerGroup, Weights
+
+pytestmark = pytest.mark.skipif(bool(_native.missing()), reason=_native.missing())
+
+
+class TestInt8Matmul(Int8Matmul):
+    implementation = Implementation.CPU
+
+
+class TestWeightOnlyMatmul(WeightOnlyMatmul):
+    implementation = Implementation.CPU
+
+    def run(self, x: jax.Array, *arrays: Any, bits: int, **given: Any) -> jax.Array:
+        """Groups that no instruction set takes are refused, and left to XLA."""
+        size = x.shape[-1] // arrays[1].shape[-1]
+        if size % 4 and arrays[1].shape[-1] > 1:
+            with pytest.raises(NotImplementedError, match=f"groups of {size} inputs"):
+                super().run(x, *arrays, bits=bits, **given)
+            return weight_only_matmul(x, *arrays, bits=bits, **given)
+        return super().run(x, *arrays, bits=bits, **given)
+
+
+# Rows at the edges of a tile, outputs of a quad, inputs of a step of any vector.
+@pytest.mark.parametrize("rows", [1, 5, 6, 7, 13])
+@pytest.mark.parametrize("inputs", [64, 127, 512, 1030])
+@pytest.mark.parametrize("outputs", [3, 8])
+def test_edges_of_what_is_cut(rows: int, inputs: int, outputs: int) -> None:
+    x = normal((rows, inputs))
+    for bits in (2, 3, 4, 8):
+        w = weight(outputs, inputs, Weights(bits=bits, symmetric=False))
+        given = {"bits": bits, "implementation": Implementation.CPU}
+        out = weight_only_matmul(x, stored(w[0], bits), *w[1:], **given)
+        TestWeightOnlyMatmul().check(x, w, bits, out)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("size", [32, 64, 128, 256])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_groups_in_a_step_and_steps_in_a_group(
+    bits: int, size: int, symmetric: bool
+) -> None:
+    spec = Weights(bits=bits, symmetric=symmetric, granularity=PerGroup(size))
+    w = weight(6, 768, spec)
+    for rows in (1, 7):
+        x = normal((rows, 768))
+        given = {"bits": bits, "implementation": Implementation.CPU}
+        out = weight_only_matmul(x, stored(w[0], bits), *w[1:], **given)
+        TestWeightOnlyMatmul().check(x, w, bits, out)
+
+
+def test_many_rows_in_blocks_of_the_caches() -> None:
+    # 100 rows of three digits fill several blocks of rows and of inputs.
+    w = weight(9, 5000, Weights())
+    x = normal((100, 5000))
+    out = weight_only_matmul(x, *w, bits=8, implementation=Implementation.CPU)
+    TestWeightOnlyMatmul().check(x, w, 8, out)
+
+
+def test_the_rounding_of_activations_is_that_of_the_reference() -> None:
+    w = weight(5, 300, Weights(granularity=PerChannel()))
+    x = normal((40, 300)) * jnp.exp(normal((40, 1), seed=3))
+    one = int8_matmul(x, *w, implementation=Implementation.CPU)
+    two = jax.jit(int8_matmul, static_argnames="implementation")(
+        x, *w, implementation=Implementation.REFERENCE
+    )
+    # The sums are exact, so that only a float of another rounding could differ.
+    np.testing.assert_allclose(one, two, rtol=3e-7)

@@ -1,0 +1,65 @@
+"""Products go through `jax.export`: written, read and called again."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conformance import normal, stored, weight
+from jax import export
+
+from jcompress.kernels import int8_matmul, weight_only_matmul
+from jcompress.quantization import PerGroup, Weights
+
+UNCHECKED = [
+    export.DisabledSafetyCheck.custom_call(name) for name in ("jcompress_matmul",)
+]
+"""The compiled kernels, of whose stability JAX cannot know."""
+
+
+def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    grouped = Weights(bits=3, symmetric=False, granularity=PerGroup(8))
+    values, scales, zeros = weight(6, 24, grouped)
+    eight = weight(6, 24, Weights())[:2]
+    x = normal((4, 24))
+    return {
+        "int8": (int8_matmul, (x, *eight)),
+        "w3": (
+            functools.partial(weight_only_matmul, bits=3),
+            (x, stored(values, 3), scales, zeros),
+        ),
+        "w8a8": (
+            functools.partial(weight_only_matmul, bits=8, x_bits=8),
+            (x.astype(jnp.bfloat16), *eight),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", cases())
+def test_written_and_read(name: str) -> None:
+    pytest.importorskip("flatbuffers", reason="jax.export writes with flatbuffers")
+    run, args = cases()[name]
+    jitted = jax.jit(run)
+    written = export.export(jitted, disabled_checks=UNCHECKED)(*args).serialize()
+    out = jax.jit(export.deserialize(written).call)(*args)
+    np.testing.assert_array_equal(out, jitted(*args))
+
+
+@pytest.mark.parametrize("name", ["int8", "w8a8"])
+def test_for_any_number_of_rows_and_several_platforms(name: str) -> None:
+    run, (x, *weight) = cases()[name]
+    (rows,) = export.symbolic_shape("rows")
+    any_rows = jax.ShapeDtypeStruct((rows, x.shape[1]), x.dtype)
+    jitted = jax.jit(run)
+    exported = export.export(
+        jitted, platforms=("cpu", "tpu"), disabled_checks=UNCHECKED
+    )(any_rows, *weight)
+    for count in (1, 3):
+        part = x[:count]
+        np.testing.assert_allclose(
+            np.asarray(exported.call(part, *weight), np.float32),
+            np.asarray(jitted(part, *weight), np.float32),
+            rtol=1e-6,
+        )

@@ -1,0 +1,327 @@
+"""The kernels for NVIDIA GPUs: numbers in interpret mode, programs compiled.
+
+Interpret mode executes the kernels' copies and barriers on the CPU, looks for races,
+fills memory that nothing wrote with NaN, and raises where a read is out of bounds. It
+has no `wgmma` from registers and no `mma`. So the converted weight passes through
+shared memory there, and `mma` is a plain product of the same operands; all else is
+the compiled kernel's. The compiler needs no device; it comes with JAX's CUDA plugin,
+and the tests of compiled programs skip without it.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import mosaic_gpu
+
+from jcompress.kernels import _gpu
+from jcompress.kernels.block_sparse_matmul import gpu as block_sparse
+from jcompress.kernels.block_sparse_matmul.reference import (
+    reference as block_sparse_reference,
+)
+from jcompress.kernels.int8_matmul import gpu as int8
+from jcompress.kernels.int8_matmul.reference import reference as int8_reference
+from jcompress.kernels.weight_only_matmul import gpu as weight_only
+from jcompress.kernels.weight_only_matmul.reference import reference
+from jcompress.kernels.weight_only_matmul.shapes import ROWS, SHAPES
+from jcompress.quantization import PerChannel, PerGroup, Weights
+from jcompress.quantization.arithmetic import quantize_matrix
+from jcompress.tensors.packing import pack_bits
+
+interprets = pytest.mark.skipif(
+    not hasattr(mosaic_gpu, "InterpretGPUParams"),
+    reason="this JAX has no public interpreter of Mosaic GPU kernels",
+)
+compiles = pytest.mark.skipif(
+    not any(
+        importlib.util.find_spec(f"jax_cuda{n}_plugin") is not None for n in (12, 13)
+    ),
+    reason="JAX's CUDA plugin, which has the compiler, is not installed",
+)
+
+
+def interpreter() -> Any:
+    return mosaic_gpu.InterpretGPUParams(
+        detect_races=True, uninitialized_memory="nan", out_of_bounds_reads="raise"
+    )
+
+
+def normal(seed: int, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    drawn = np.random.default_rng(seed).normal(size=shape)
+    return jnp.asarray(drawn, jnp.float32).astype(dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def quantized(
+    outputs: int, inputs: int, bits: int, size: int, symmetric: bool
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    kind = PerGroup(size) if size else PerChannel()
+    spec = Weights(bits=bits, symmetric=symmetric, granularity=kind)
+    matrix = normal(1, (outputs, inputs)) + np.float32(0.25)
+    values, scales, zeros = quantize_matrix(matrix, spec)
+    return pack_bits(values, bits), scales, zeros
+
+
+def check(out: Any, expected: Any, rtol: float) -> None:
+    """Rounding errors relative to the largest result, which sums do not exceed."""
+    out, expected = (np.asarray(a).astype(np.float64) for a in (out, expected))
+    assert out.shape == expected.shape
+    assert np.abs(out - expected).max() <= rtol * np.abs(expected).max()
+
+
+CONVERSION = {
+    # rows, outputs, inputs, bits, group, symmetric, dtype, x_bits, splits
+    "nibbles": (3, 64, 256, 4, 64, True, jnp.bfloat16, None, 2),
+    "small_groups": (1, 128, 128, 4, 32, False, jnp.bfloat16, None, 1),
+    "bytes_by_channel": (20, 128, 256, 8, 0, False, jnp.float16, None, 1),
+    "tall": (130, 64, 128, 6, 128, True, jnp.bfloat16, None, 1),
+    "w4a8": (20, 128, 256, 4, 64, False, jnp.float32, 8, 1),
+    "w8a8": (5, 64, 256, 8, 128, False, jnp.bfloat16, 8, 2),
+    "steps_of_64": (3, 64, 192, 4, 64, True, jnp.bfloat16, None, 1),
+}
+
+
+@interprets
+@pytest.mark.parametrize("case", CONVERSION)
+def test_by_conversion(case: str) -> None:
+    rows, outputs, inputs, bits, size, symmetric, dtype, x_bits, splits = CONVERSION[
+        case
+    ]
+    weight = quantized(outputs, inputs, bits, size, symmetric)
+    x = normal(2, (rows, inputs), dtype)
+    tiles = _gpu.choose_tiles(
+        rows,
+        outputs,
+        inputs,
+        weight[1].shape[1],
+        x_bits=8 if x_bits else 16,
+        bits=4 if bits == 4 else 8,
+    )
+    assert tiles.specialized == (rows > _gpu.DECODE_ROWS)
+    tiles = dataclasses.replace(tiles, splits=splits)
+    given = {"bits": bits, "x_bits": x_bits}
+    out = jax.jit(
+        functools.partial(
+            weight_only.by_conversion, tiles=tiles, interpret=interpreter(), **given
+        )
+    )(x, *weight)
+    assert out.dtype == dtype
+    expected = reference(x.astype(jnp.float32), *weight, **given)
+    check(out, expected, {2: 2**-8, 4: 1e-6}[jnp.dtype(dtype).itemsize])
+
+
+DIGITS = {
+    # rows, outputs, inputs, bits, group, symmetric, dtype, x_bits
+    "nibbles": (1, 64, 256, 4, 64, True, jnp.bfloat16, None),
+    "small_groups": (5, 128, 128, 4, 32, False, jnp.float32, None),
+    "bytes_by_channel": (3, 64, 256, 8, 0, False, jnp.float32, None),
+    "w4a8_in_steps_of_64": (9, 64, 192, 4, 64, False, jnp.float32, 8),
+}
+
+
+@interprets
+@pytest.mark.skipif(not _gpu.HAS_MMA, reason="this JAX has no mma")
+@pytest.mark.parametrize("case", DIGITS)
+def test_by_digits(case: str) -> None:
+    rows, outputs, inputs, bits, size, symmetric, dtype, x_bits = DIGITS[case]
+    weight = quantized(outputs, inputs, bits, size, symmetric)
+    x = normal(2, (rows, inputs), dtype)
+    given = {"bits": bits, "x_bits": x_bits}
+    out = jax.jit(
+        functools.partial(weight_only.by_digits, interpret=interpreter(), **given)
+    )(x, *weight)
+    assert out.dtype == dtype
+    expected = reference(x.astype(jnp.float32), *weight, **given)
+    check(out, expected, {2: 2**-8, 4: 1e-6}[jnp.dtype(dtype).itemsize])
+
+
+@interprets
+def test_stacked_weights() -> None:
+    stack = jax.tree.map(
+        lambda *parts: jnp.stack(parts),
+        quantized(64, 128, 4, 64, False),
+        quantized(64, 128, 4, 64, False),
+    )
+    stack = (stack[0].at[1].add(np.uint8(3)), *stack[1:])
+    x = normal(2, (2, 3, 128), jnp.bfloat16)
+    given = {"bits": 4, "x_bits": None}
+    kernel = functools.partial(
+        weight_only.by_conversion, interpret=interpreter(), **given
+    )
+    out = jax.jit(jax.vmap(kernel))(x, *stack)
+    expected = [
+        reference(x[i].astype(jnp.float32), *(a[i] for a in stack), **given)
+        for i in range(2)
+    ]
+    check(out, jnp.stack(expected), 2**-8)
+
+
+@interprets
+@pytest.mark.parametrize(
+    ("rows", "outputs", "symmetric", "with_bias", "integers"),
+    [
+        (3, 64, False, True, False),
+        (20, 128, False, True, True),
+        (130, 64, True, False, False),
+    ],
+)
+def test_int8(
+    rows: int, outputs: int, symmetric: bool, with_bias: bool, integers: bool
+) -> None:
+    values, scales, zeros = quantized(outputs, 256, 8, 0, symmetric)
+    bias = normal(3, (outputs,)) if with_bias else None
+    x = normal(2, (rows, 256))
+    x_scale = None
+    if integers:
+        x = jnp.round(x * np.float32(40)).astype(jnp.int8)
+        x_scale = jnp.full((rows, 1), 0.025)
+    args = (x, x_scale, None, values, scales, zeros, bias)
+    out = jax.jit(functools.partial(int8.gpu, x_bits=8, interpret=interpreter()))(*args)
+    check(out, int8_reference(*args, x_bits=8), 1e-6)
+
+
+@interprets
+@pytest.mark.parametrize(
+    ("rows", "high", "wide", "kind"),
+    [(3, 64, 64, jnp.bfloat16), (20, 128, 64, jnp.int8), (130, 64, 128, jnp.bfloat16)],
+)
+def test_block_sparse(rows: int, high: int, wide: int, kind: Any) -> None:
+    stored = [[0, 2], [], [1, 2, 3]]
+    columns = jnp.asarray([*itertools.chain(*stored), 0], jnp.int32)
+    starts = jnp.asarray(np.cumsum([0, *map(len, stored)]), jnp.int32)
+    blocks = (normal(1, (6, high, wide)) * np.float32(20)).astype(kind).at[5].set(0)
+    scales = None
+    if kind == jnp.int8:
+        scales = jnp.abs(normal(3, (3 * high, 1))) + np.float32(0.5)
+    x = normal(2, (rows, 4 * wide), jnp.bfloat16)
+    args = (x, blocks, columns, starts, scales)
+    run = functools.partial(block_sparse.gpu, outputs=3 * high, interpret=interpreter())
+    out = jax.jit(run)(*args)
+    assert not np.asarray(out[:, high : 2 * high]).any()
+    check(out, block_sparse_reference(*args, outputs=3 * high), 2**-8)
+
+
+def shaped(
+    rows: int, outputs: int, inputs: int, bits: int = 4, size: int = 64, x: Any = None
+) -> tuple[Any, ...]:
+    stored = (outputs, inputs // 2) if bits == 4 else (outputs, inputs)
+    return (
+        jax.ShapeDtypeStruct((rows, inputs), x or jnp.bfloat16),
+        jax.ShapeDtypeStruct(stored, jnp.uint8 if bits == 4 else jnp.int8),
+        jax.ShapeDtypeStruct((outputs, inputs // size), jnp.float32),
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "bits", "said"),
+    [
+        (shaped(0, 64, 128), 4, "nothing"),
+        (shaped(9, 60, 128), 4, "N = 60"),
+        (shaped(9, 64, 96, size=96), 4, "K = 96"),
+        (shaped(9, 64, 160, size=80), 4, "K = 160"),
+        (shaped(9, 64, 128, size=16), 4, "8 groups"),
+        (shaped(9, 64, 128), 3, "3-bit"),
+        (shaped(9, 64, 128, x=jnp.float32), 4, "float32"),
+    ],
+)
+def test_refusals_say_why(args: Any, bits: int, said: str) -> None:
+    assert said in weight_only.refuses(*args, bits=bits, x_bits=None)
+    if args[0].shape[0]:
+        assert not weight_only.refuses(*shaped(9, 64, 128), bits=4, x_bits=None)
+    with pytest.raises(ValueError, match="weight_only_matmul on GPUs"):
+        weight_only.gpu(*args, bits=bits, x_bits=None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "hopper", "rows", "preferred"),
+    [
+        ("NVIDIA H100 80GB HBM3", True, 512, True),
+        ("NVIDIA A100-SXM4-80GB", False, 512, False),
+        ("NVIDIA A100-SXM4-80GB", False, 1, _gpu.HAS_MMA),
+        ("Tesla T4", False, 1, False),
+    ],
+)
+def test_the_mesh_tells_what_the_device_has(
+    kind: str, hopper: bool, rows: int, preferred: bool
+) -> None:
+    args, given = shaped(rows, 64, 128), {"bits": 4, "x_bits": None}
+    assert not weight_only.prefers(*args, **given)
+    device = jax.sharding.AbstractDevice(
+        device_kind=kind, num_cores=None, platform="gpu"
+    )
+    mesh = jax.sharding.AbstractMesh((1,), ("device",), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert _gpu.runs_on_hopper() == hopper
+        assert weight_only.prefers(*args, **given) == preferred
+        refused = weight_only.refuses(*args, **given)
+        assert bool(refused) == (_gpu.lacks_wgmma() and not preferred)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_tiles_cover_the_product_and_fit(name: str) -> None:
+    shape = SHAPES[name]
+    for rows in ROWS:
+        for size, x_bits, bits in ((128, 16, 4), (shape.inputs, 8, 8), (32, 8, 4)):
+            groups = shape.inputs // size
+            tiles = _gpu.choose_tiles(
+                rows, shape.outputs, shape.inputs, groups, x_bits=x_bits, bits=bits
+            )
+            high = tiles.warpgroups * _gpu.WARPGROUP_ROWS
+            assert shape.outputs % high == 0
+            assert tiles.rows % 8 == 0
+            assert tiles.rows >= min(rows, _gpu.TALLEST)
+            assert shape.inputs % (tiles.inputs * tiles.splits) == 0
+            assert tiles.inputs % size == 0 or size % tiles.inputs == 0
+            staged = tiles.inputs * (tiles.rows * x_bits + high * bits) // 8
+            out = high * tiles.rows * (4 if tiles.splits > 1 or x_bits == 8 else 2)
+            assert staged * tiles.stages + out <= _gpu.SHARED_BYTES
+
+
+def test_nothing_of_ours_asks_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **given: Any) -> Any:
+        raise AssertionError("asked for a device")
+
+    for name in ("devices", "local_devices", "default_backend", "device_count"):
+        monkeypatch.setattr(jax, name, refuse)
+    run = functools.partial(weight_only.gpu, bits=4, x_bits=None)
+    for rows in (1, 200):
+        out = jax.eval_shape(run, *shaped(rows, 64, 128))
+        assert out.shape == (rows, 64)
+
+
+@compiles
+@pytest.mark.slow
+def test_compiled_programs(tmp_path: pathlib.Path) -> None:
+    """Tensor cores, no spills, and no weight written to memory."""
+    root = pathlib.Path(__file__).parents[2]
+    report = tmp_path / "report.json"
+    command = [sys.executable, str(root / "benchmarks" / "gpu_compiled.py")]
+    cases = ["w4a16 g128 M=1", "w4a16 g64 M=512", "w4a8 g128 M=512", "w8a8 channel M=1"]
+    subprocess.run(
+        [*command, "--targets", "h100", "--json", str(report), "--cases", *cases],
+        check=True,
+        env={**os.environ, "XLA_FLAGS": ""},
+        stdout=subprocess.DEVNULL,
+    )
+    found = {(n, f): seen for _, n, f, seen in json.loads(report.read_text())}
+    ours = {name: seen for (name, form), seen in found.items() if form == "gpu"}
+    assert len(ours) >= len(cases)
+    for name, seen in ours.items():
+        assert all("wgmma" in word for word in seen["instructions"]), (name, seen)
+        assert seen["instructions"], name
+        assert seen["spilled"] == seen["local"] == 0, (name, seen)
+        assert 0 < seen["registers"] <= 255, (name, seen)
+        if "M=1" in name:
+            assert seen["temp"] < 2**22, (name, seen)

@@ -1,0 +1,282 @@
+"""The kernels for TPUs: their numbers in interpret mode, their programs compiled.
+
+Interpret mode executes the kernels' copies and semaphores on the CPU, looks for races
+and fills memory that nothing wrote with NaN. The compilers for TPUs need no device;
+they come with `libtpu`, and the tests of compiled programs skip without it.
+"""
+
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from jcompress.kernels.block_sparse_matmul import tpu as block_sparse
+from jcompress.kernels.weight_only_matmul import tpu as weight_only
+from jcompress.kernels.weight_only_matmul.reference import dense_weight, reference
+from jcompress.quantization import PerChannel, PerGroup, Weights
+from jcompress.quantization.arithmetic import quantize_matrix
+from jcompress.tensors.packing import pack_bits
+
+
+def interpreted(function: Callable[..., jax.Array], *args: Any) -> Any:
+    """Run kernels on the CPU; NaN where they read what nothing wrote."""
+    how = pltpu.InterpretParams(
+        detect_races=True, uninitialized_memory="nan", out_of_bounds_reads="raise"
+    )
+    with pltpu.force_tpu_interpret_mode(how):
+        return np.asarray(jax.jit(function)(*args).astype(jnp.float32))
+
+
+def normal(seed: int, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    drawn = np.random.default_rng(seed).normal(size=shape)
+    return jnp.asarray(drawn, jnp.float32).astype(dtype)
+
+
+def quantized(
+    outputs: int, inputs: int, bits: int, size: int, *, symmetric: bool = True
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    kind = PerGroup(size) if size else PerChannel()
+    spec = Weights(bits=bits, symmetric=symmetric, granularity=kind)
+    matrix = normal(1, (outputs, inputs)) + np.float32(0.25)
+    values, scales, zeros = quantize_matrix(matrix, spec)
+    return pack_bits(values, bits) if bits < 5 else values, scales, zeros
+
+
+WEIGHT_ONLY = {
+    # rows, outputs, inputs, bits, group, symmetric, dtype, x_bits, int8 or float8
+    "nibbles": (3, 130, 512, 4, 128, False, jnp.bfloat16, None, True),
+    "nibbles_float8": (3, 32, 256, 4, 128, False, jnp.bfloat16, None, False),
+    "small_groups": (1, 64, 256, 4, 32, True, jnp.float32, None, True),
+    "bytes": (9, 40, 256, 8, 64, False, jnp.float32, None, True),
+    "bytes_float8": (9, 40, 256, 8, 128, True, jnp.float32, None, False),
+    "w8a8": (8, 128, 256, 8, 128, False, jnp.bfloat16, 8, True),
+    "w4a8_by_channel": (8, 32, 256, 4, 0, False, jnp.float32, 8, True),
+    "w4a8_float8": (2, 32, 256, 4, 64, False, jnp.float32, 8, False),
+    "w6a4_float8": (2, 32, 128, 6, 128, True, jnp.float32, 4, False),
+    "two_bits": (2, 36, 512, 2, 64, True, jnp.bfloat16, None, True),
+    "many_rows": (40, 140, 256, 4, 128, False, jnp.bfloat16, None, True),
+    "many_rows_of_bytes": (300, 20, 128, 8, 32, True, jnp.bfloat16, None, True),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHT_ONLY)
+def test_weight_only_numbers(name: str) -> None:
+    rows, outputs, inputs, bits, size, symmetric, dtype, x_bits, ints = WEIGHT_ONLY[
+        name
+    ]
+    x = normal(0, (rows, inputs), dtype)
+    stored = quantized(outputs, inputs, bits, size, symmetric=symmetric)
+    run = functools.partial(
+        weight_only.tpu, bits=bits, x_bits=x_bits, integers=ints, block=128
+    )
+    out = interpreted(run, x, *stored)
+    wide = x.astype(jnp.float32)
+    expected = reference(wide, *stored, bits=bits, x_bits=x_bits)
+    dense = np.asarray(dense_weight(*stored, bits=bits, inputs=inputs))
+    top = np.abs(np.asarray(wide)).max(1, keepdims=True)
+    size_of = top * np.abs(dense).sum(1)
+    tolerance = 1e-6 if dtype == jnp.float32 else 2**-8
+    # Not weaker than the rounding of the result and of the weights allows:
+    if dtype == jnp.bfloat16:
+        tolerance = 2**-10
+    error = np.abs(out - np.asarray(expected))
+    assert (error <= tolerance * size_of).all(), (error / size_of).max()
+
+
+def test_a_row_that_is_not_finite_spoils_itself_only() -> None:
+    x = normal(0, (4, 256)).at[1, 2].set(jnp.nan).at[2, 0].set(jnp.inf)
+    stored = quantized(32, 256, 8, 0)
+    run = functools.partial(weight_only.tpu, bits=8, x_bits=None, integers=True)
+    out = interpreted(run, x, *stored)
+    assert not np.isfinite(out[1:3]).any()
+    clean = interpreted(run, x[::3], *stored)
+    np.testing.assert_array_equal(out[::3], clean)
+
+
+def test_stacks_of_weights() -> None:
+    values, scales, _ = quantized(32, 256, 4, 128)
+    both = jnp.stack([values, values ^ np.uint8(0x11)])
+    x = normal(0, (2, 3, 256))
+    run = functools.partial(weight_only.tpu, bits=4, x_bits=None, integers=True)
+    out = interpreted(jax.vmap(lambda x, v: run(x, v, scales, None)), x, both)
+    for one, values_of_one, result in zip(x, both, out, strict=True):
+        expected = reference(one, values_of_one, scales, None, bits=4, x_bits=None)
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "bits", "groups", "dtype", "word"),
+    [
+        ((4, 384), 4, 3, jnp.float32, "multiple of 256"),
+        ((4, 384), 3, 3, jnp.float32, "3-bit"),
+        ((4, 512), 4, 32, jnp.float32, "16 inputs"),
+        ((4, 768), 8, 4, jnp.float32, "groups of 192"),
+        ((0, 512), 8, 4, jnp.float32, "no rows"),
+        ((64, 512), 8, 4, jnp.float32, "bfloat16"),
+        ((4, 512), 8, 4, jnp.float16, "float16"),
+    ],
+)
+def test_what_weight_only_refuses(
+    shape: tuple[int, int], bits: int, groups: int, dtype: Any, word: str
+) -> None:
+    inputs = shape[1]
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    values = jax.ShapeDtypeStruct((8, inputs * bits // 8), jnp.uint8)
+    scales = jax.ShapeDtypeStruct((8, groups), jnp.float32)
+    given = {"bits": bits, "x_bits": None}
+    assert word in weight_only.refuses(x, values, scales, None, **given)
+    with pytest.raises(ValueError, match=word):
+        weight_only.tpu(x, values, scales, None, **given)
+
+
+BLOCK_SPARSE = {
+    # rows, kept blocks, block, dtypes of x and blocks, padding
+    "float32": (9, ("101", "000", "010", "000"), (128, 128), "float32", "float32", 2),
+    "bfloat16": (300, ("00", "11"), (128, 256), "bfloat16", "bfloat16", 0),
+    "int8": (5, ("101", "000", "010"), (128, 128), "bfloat16", "int8", 3),
+}
+
+
+@pytest.mark.parametrize("name", BLOCK_SPARSE)
+def test_block_sparse_numbers(name: str) -> None:
+    rows, kept, (height, width), dtype, stored, padding = BLOCK_SPARSE[name]
+    keep = np.array([[c == "1" for c in row] for row in kept])
+    count = keep.sum() + padding
+    drawn = np.random.default_rng(1).normal(size=(count, height, width))
+    drawn = np.rint(drawn * 40) if stored == "int8" else drawn
+    # What padding holds must not matter, nor where it points to.
+    drawn[count - padding :] = 99 if stored == "int8" else np.nan
+    columns = np.concatenate([np.nonzero(keep)[1], np.zeros(padding, int)])
+    starts = np.concatenate([[0], np.cumsum(keep.sum(1))])
+    blocks = jnp.asarray(drawn, jnp.float32).astype(stored)
+    outputs = keep.shape[0] * height
+    scales = None
+    if stored == "int8":
+        scales = jnp.asarray(np.linspace(0.5, 2, outputs)[:, None], jnp.float32)
+    x = normal(0, (rows, keep.shape[1] * width), dtype)
+    out = interpreted(
+        functools.partial(block_sparse.tpu, outputs=outputs),
+        x,
+        blocks,
+        jnp.asarray(columns, jnp.int32),
+        jnp.asarray(starts, jnp.int32),
+        scales,
+    )
+    dense = np.zeros((outputs, x.shape[1]))
+    places = zip(*np.nonzero(keep), strict=True)
+    for block, (row, column) in zip(blocks, places, strict=False):
+        part = np.s_[
+            row * height : (row + 1) * height, column * width : (column + 1) * width
+        ]
+        dense[part] = np.asarray(block.astype(jnp.float32))
+    if scales is not None:
+        dense *= np.asarray(scales)
+    expected = np.asarray(x.astype(jnp.float32)).astype(np.float64) @ dense.T
+    tolerance = 1e-5 if dtype == "float32" else 2**-8
+    np.testing.assert_allclose(
+        out, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max()
+    )
+    empty = ~keep.any(1).repeat(height)
+    assert (out[:, empty] == 0).all()
+
+
+def test_what_block_sparse_refuses() -> None:
+    x = jax.ShapeDtypeStruct((4, 256), jnp.float32)
+    starts = jax.ShapeDtypeStruct((3,), jnp.int32)
+    for shape, word in (((2, 64, 128), "128"), ((0, 128, 128), "no blocks")):
+        blocks = jax.ShapeDtypeStruct(shape, jnp.float32)
+        columns = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
+        why = block_sparse.refuses(x, blocks, columns, starts, None, outputs=256)
+        assert word in why
+
+
+COMPILED = """
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from jcompress.kernels.block_sparse_matmul import tpu as block_sparse
+from jcompress.kernels.weight_only_matmul import tpu as weight_only
+
+topology = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1])
+place = SingleDeviceSharding(topology.devices[0])
+
+
+def temporary(function, *arrays):
+    arguments = [
+        jax.ShapeDtypeStruct(shape, dtype, sharding=place) for shape, dtype in arrays
+    ]
+    traced = jax.jit(function).trace(*arguments)
+    compiled = traced.lower(lowering_platforms=("tpu",)).compile()
+    assert "custom-call" in compiled.as_text()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def weights(rows, bits, x_bits=None):
+    kind = jnp.uint8 if bits == 4 else jnp.int8
+    return temporary(
+        lambda x, v, s: weight_only.tpu(
+            x, v, s, None, bits=bits, x_bits=x_bits, integers="7x" not in sys.argv[1]
+        ),
+        ((rows, 512), jnp.bfloat16),
+        ((384, 512 * bits // 8), kind),
+        ((384, 4), jnp.float32),
+    )
+
+
+print(json.dumps({
+    "w4a16": weights(3, 4),
+    "w8a16": weights(3, 8),
+    "w4a8": weights(3, 4, 8),
+    "many": weights(64, 4),
+    "block_sparse": temporary(
+        lambda *arrays: block_sparse.tpu(*arrays, None, outputs=384),
+        ((24, 512), jnp.bfloat16),
+        ((4, 128, 128), jnp.bfloat16),
+        ((4,), jnp.int32),
+        ((4,), jnp.int32),
+    ),
+}))
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the compiler, libtpu, is absent"
+)
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2", "tpu7x:2x2x1"])
+def test_programs_compile_and_write_no_weight(topology: str) -> None:
+    # In a process of its own: libtpu takes hold of the environment.
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED, topology],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    temporary = json.loads(done.stdout.splitlines()[-1])
+    assert temporary.keys() == {"w4a16", "w8a16", "w4a8", "many", "block_sparse"}
+    assert max(temporary.values()) < 384 * 512, temporary
