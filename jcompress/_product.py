@@ -15,14 +15,20 @@ from jcompress._views import Factor
 
 
 @dataclasses.dataclass(frozen=True)
-class _Order:
-    """Factors of leaf axes as an equation has them, and where the leaf has them."""
+class Order:
+    """Factors of leaf axes as an equation has them, and where the leaf has them.
+
+    Attributes:
+        sizes: of the factors, as the equation has them.
+        order: their numbers, as the leaf has them.
+    """
 
     sizes: tuple[int, ...]
     order: tuple[int, ...]
 
     @classmethod
-    def of(cls, factors: Sequence[Factor]) -> "_Order":
+    def of(cls, factors: Sequence[Factor]) -> "Order":
+        """The order of factors that are given as the equation has them."""
         places = sorted(
             range(len(factors)), key=lambda i: (factors[i].axis, -factors[i].stride)
         )
@@ -30,6 +36,7 @@ class _Order:
 
     @property
     def in_leaf(self) -> tuple[int, ...]:
+        """The sizes in leaf order."""
         return tuple(self.sizes[i] for i in self.order)
 
     def to_leaf(self, start: int) -> tuple[int, ...]:
@@ -39,6 +46,42 @@ class _Order:
     def from_leaf(self, start: int) -> tuple[int, ...]:
         """The permutation out of leaf order."""
         return tuple(start + self.order.index(i) for i in range(len(self.order)))
+
+
+def stored_orders(
+    use: Use,
+    operand: int,
+    shape: tuple[int, ...],
+    parts: Sequence[tuple[Sequence[int], tuple[int, ...]]],
+) -> "list[Order] | str":
+    """The factors of a weight's axes as an equation has them, or why they do not fit.
+
+    Args:
+        use: the site.
+        operand: which input of the equation is the weight.
+        shape: shape of the dense array that is stored; in a scan, of one slice.
+        parts: for each role, the axes of the equation's input, in their order there,
+            and the axes of the dense array that are stored in that role.
+    """
+    if len(use.views[operand]) != 1:
+        return "several leaves are joined into one matrix"
+    (view,) = use.views[operand]
+    if view.derived or view.partial or view.broadcast:
+        return "the weight is changed before it is multiplied"
+    leaf_rank = len(next(s for s in use.sites if s.operand == operand).shape)
+    kept = [axis for axis in range(leaf_rank) if axis not in view.stacked]
+    if len(kept) != len(shape):
+        return "a part of the weight is taken out before it is multiplied"
+    orders = []
+    for dims, stored in parts:
+        factors = [f for d in dims for f in view.dims[d] if f.size != 1]
+        wanted = {kept[axis] for axis in stored if shape[axis] != 1}
+        size = math.prod(shape[axis] for axis in stored)
+        found = {factor.axis for factor in factors}
+        if found != wanted or math.prod(f.size for f in factors) != size:
+            return "other products of the leaf sum over other axes"
+        orders.append(Order.of(factors))
+    return orders
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,9 +107,9 @@ class Product:
     free: tuple[int, ...]
     contract: tuple[int, ...]
     stack_sizes: tuple[int, ...]
-    stacks: _Order
-    inputs: _Order
-    outputs: _Order
+    stacks: Order
+    inputs: Order
+    outputs: Order
     batch_sizes: tuple[int, ...]
     out_sizes: tuple[int, ...]
     dtype: Any
@@ -86,33 +129,23 @@ class Product:
         eqn = use.eqn
         if eqn.primitive.name != "dot_general":
             return f"there is no kernel for {eqn.primitive.name}"
-        if len(use.views[operand]) != 1:
-            return "several leaves are joined into one matrix"
-        (view,) = use.views[operand]
-        if view.derived or view.partial or view.broadcast:
-            return "the weight is changed before it is multiplied"
-        leaf_rank = len(next(s for s in use.sites if s.operand == operand).shape)
-        kept = [axis for axis in range(leaf_rank) if axis not in view.stacked]
-        if len(kept) != len(shape):
-            return "a part of the weight is taken out before it is multiplied"
         other = 1 - operand
         contract, batch = eqn.params["dimension_numbers"]
         w_shape, x_shape = (aval_shape(eqn.invars[i]) for i in (operand, other))
         w_used = {*contract[operand], *batch[operand]}
         w_free = [d for d in range(len(w_shape)) if d not in w_used]
-        orders = []
-        for dims, stored in (
-            (batch[operand], axes.stack),
-            (contract[operand], axes.input),
-            (w_free, axes.output),
-        ):
-            factors = [f for d in dims for f in view.dims[d] if f.size != 1]
-            wanted = {kept[axis] for axis in stored if shape[axis] != 1}
-            size = math.prod(shape[axis] for axis in stored)
-            found = {factor.axis for factor in factors}
-            if found != wanted or math.prod(f.size for f in factors) != size:
-                return "other products of the leaf sum over other axes"
-            orders.append(_Order.of(factors))
+        orders = stored_orders(
+            use,
+            operand,
+            shape,
+            (
+                (batch[operand], axes.stack),
+                (contract[operand], axes.input),
+                (w_free, axes.output),
+            ),
+        )
+        if isinstance(orders, str):
+            return orders
         x_used = {*contract[other], *batch[other]}
         stack_sizes, _, _ = matrix_shape(shape, axes)
         return cls(
@@ -135,9 +168,9 @@ class Product:
 
     def per_row(self, scale: jax.Array) -> jax.Array:
         """Bring what holds one number for each row to `[*S, *free, 1]`."""
-        return self._rows(scale, _Order((), ()))
+        return self._rows(scale, Order((), ()))
 
-    def _rows(self, x: jax.Array, inputs: _Order) -> jax.Array:
+    def _rows(self, x: jax.Array, inputs: Order) -> jax.Array:
         free = tuple(x.shape[d] for d in self.free)
         x = jnp.transpose(x, self.batch + self.free + self.contract)
         x = x.reshape(*self.stacks.sizes, *free, *inputs.sizes)

@@ -7,7 +7,12 @@ if __name__ != "jcompress.kernels":
     )
 
 from jcompress.kernels._dispatch import Implementation as Implementation
+from jcompress.kernels.block_sparse_matmul import (
+    block_sparse_matmul as block_sparse_matmul,
+)
+from jcompress.kernels.codebook_matmul import codebook_matmul as codebook_matmul
 from jcompress.kernels.int8_matmul import int8_matmul as int8_matmul
+from jcompress.kernels.nm_sparse_matmul import nm_sparse_matmul as nm_sparse_matmul
 from jcompress.kernels.weight_only_matmul import (
     weight_only_matmul as weight_only_matmul,
 )

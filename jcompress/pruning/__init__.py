@@ -1,5 +1,6 @@
 """Removing weights: patterns, scores, masks, schedules and the optax transformation."""
 
+from jcompress.pruning.convert import to_sparse as to_sparse
 from jcompress.pruning.masks import apply_masks as apply_masks
 from jcompress.pruning.masks import make_masks as make_masks
 from jcompress.pruning.optimizer import PruneState as PruneState

@@ -2,4 +2,7 @@
 
 from jcompress.tensors.base import CompressedTensor as CompressedTensor
 from jcompress.tensors.base import is_compressed as is_compressed
+from jcompress.tensors.block_sparse import BlockSparse as BlockSparse
+from jcompress.tensors.codebook import Codebook as Codebook
+from jcompress.tensors.nm_sparse import NMSparse as NMSparse
 from jcompress.tensors.qtensor import QTensor as QTensor

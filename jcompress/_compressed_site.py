@@ -1,0 +1,247 @@
+"""The handler of a site of a compressed leaf: the best way that is known."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jcompress._deferred import Deferred
+from jcompress._experts import by_expert, why_not_by_expert
+from jcompress._handlers import Bind
+from jcompress._leaf_kernels import Execution, How, LeafKernel
+from jcompress._pointwise import Pointwise
+from jcompress._product import Product
+from jcompress._values import Use
+from jcompress._windowed import Windowed
+from jcompress.quantization._inputs import input_scale
+from jcompress.quantization.arithmetic import dequantize_matrix, fake_quantize
+from jcompress.quantization.formats import Activation
+from jcompress.sites import Operation
+from jcompress.tensors import CompressedTensor, QTensor
+from jcompress.tensors.packing import unpack_bits
+
+Scaling = tuple[jax.Array, jax.Array | None] | None
+"""Scale and zero point of a product's input; None for an input that stays as it is."""
+
+ELSEWHERE_DENSE = "expert by expert on a CPU; made dense on other platforms"
+"""How a ragged product runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CompressedSite:
+    """Handler of a site of a compressed leaf.
+
+    Attributes:
+        activation: how the leaf's input is quantized, even if the leaf arrives dense.
+        record: is told how the site ran.
+    """
+
+    activation: Activation | None
+    record: dict[Any, Execution]
+
+    def __call__(
+        self, use: Use, inputs: list[Any], bind: Bind, read: Any
+    ) -> tuple[list[Any], Any]:
+        found = [i for i, value in enumerate(inputs) if isinstance(value, Deferred)]
+        one = len(found) == 1
+        if one and use.sites[0].operation is Operation.LOOKUP:
+            return self._lookup(use, inputs, bind), None
+        if use.data is None or use.data in found:
+            return self._dense(use, inputs, bind, "several leaves meet here"), None
+        scaling = None
+        if self.activation is not None:
+            scaling = input_scale(inputs[use.data], use, self.activation, read)
+        if one:
+            return self._product(use, found[0], inputs, scaling, bind), None
+        inputs = self._faked(use, inputs, scaling)
+        return self._dense(use, inputs, bind, "it arrives dense"), None
+
+    def _note(self, use: Use, inputs: list[Any], how: How, why: str = "") -> None:
+        for value in inputs:
+            if isinstance(value, Deferred):
+                entry = Execution(value.name, use.eqn.primitive.name, how, why)
+                self.record[value.name, use.location] = entry
+
+    def _dense(
+        self, use: Use, inputs: list[Any], bind: Bind, why: str
+    ) -> list[jax.Array]:
+        self._note(use, inputs, How.DENSE, why)
+        return bind([x.dense() if isinstance(x, Deferred) else x for x in inputs])
+
+    def _faked(self, use: Use, inputs: list[Any], scaling: Scaling) -> list[Any]:
+        """The inputs with the data rounded as `fake_quant` rounds it."""
+        if scaling is None:
+            return inputs
+        assert self.activation is not None
+        bits, symmetric = self.activation.bits, self.activation.symmetric
+        return [
+            fake_quantize(value, *scaling, bits=bits, symmetric=symmetric)
+            if number == use.data
+            else value
+            for number, value in enumerate(inputs)
+        ]
+
+    def _product(
+        self, use: Use, operand: int, inputs: list[Any], scaling: Scaling, bind: Bind
+    ) -> list[jax.Array]:
+        match use.eqn.primitive.name:
+            case "conv_general_dilated":
+                return self._convolution(use, operand, inputs, scaling, bind)
+            case "ragged_dot" | "ragged_dot_general":
+                return self._ragged(use, operand, inputs, scaling, bind)
+        tensor = inputs[operand].tensor
+        kernel = LeafKernel.of(tensor, self.activation, use.eqn.primitive.name)
+        plan = Product.of(use, operand, tensor.shape, tensor.axes)
+        for part in (kernel, plan):
+            if isinstance(part, str):
+                return self._dense(use, self._faked(use, inputs, scaling), bind, part)
+        assert isinstance(kernel, LeafKernel)
+        assert isinstance(plan, Product)
+        self._note(use, inputs, kernel.how)
+        return [self._planned(use, plan, kernel, tensor, inputs, scaling)]
+
+    def _planned(
+        self,
+        use: Use,
+        plan: Product,
+        kernel: LeafKernel,
+        tensor: CompressedTensor,
+        inputs: list[Any],
+        scaling: Scaling,
+        prepare: Callable[[jax.Array], jax.Array] = lambda x: x,
+    ) -> jax.Array:
+        """The result of a product for which there are a plan and a kernel."""
+        assert use.data is not None
+        if not kernel.quantizes:
+            inputs = self._faked(use, inputs, scaling)
+        rows = plan.rows(prepare(inputs[use.data]))
+        given: list[jax.Array | None] = [None, None]
+        if kernel.quantizes and not kernel.own_range and scaling is not None:
+            given = [None if p is None else _per_row(plan, p, rows) for p in scaling]
+        return plan.run(kernel.multiply, rows, *given, tensor)
+
+    def _convolution(
+        self, use: Use, operand: int, inputs: list[Any], scaling: Scaling, bind: Bind
+    ) -> list[jax.Array]:
+        tensor = inputs[operand].tensor
+        point = Pointwise.of(use.eqn)
+        if isinstance(point, str) and isinstance(tensor, QTensor):
+            return self._windowed(use, operand, inputs, scaling, bind)
+        kernel = LeafKernel.of(tensor, self.activation, use.eqn.primitive.name)
+        for part in (point, kernel):
+            if isinstance(part, str):
+                return self._dense(use, self._faked(use, inputs, scaling), bind, part)
+        assert isinstance(point, Pointwise)
+        assert isinstance(kernel, LeafKernel)
+        product = dataclasses.replace(use, eqn=point.eqn)
+        plan = Product.of(product, operand, tensor.shape, tensor.axes)
+        if isinstance(plan, str):
+            return self._dense(use, self._faked(use, inputs, scaling), bind, plan)
+        self._note(use, inputs, kernel.how)
+        out = self._planned(use, plan, kernel, tensor, inputs, scaling, point.picked)
+        return [point.result(out)]
+
+    def _windowed(
+        self, use: Use, operand: int, inputs: list[Any], scaling: Scaling, bind: Bind
+    ) -> list[jax.Array]:
+        tensor = inputs[operand].tensor
+        plan = Windowed.of(use, operand, tensor)
+        if isinstance(plan, str):
+            return self._dense(use, self._faked(use, inputs, scaling), bind, plan)
+        x = inputs[0]
+        how = How.WEIGHT_ONLY if scaling is None else How.INTEGER
+        self._note(use, inputs, how, plan.why(x, tensor, self.activation))
+        return [plan.run(x, scaling, tensor, self.activation)]
+
+    def _ragged(
+        self, use: Use, operand: int, inputs: list[Any], scaling: Scaling, bind: Bind
+    ) -> list[jax.Array]:
+        leaf = inputs[operand]
+        kernel = LeafKernel.of(leaf.tensor, self.activation, use.eqn.primitive.name)
+        faked = self._faked(use, inputs, scaling)
+        why = kernel if isinstance(kernel, str) else why_not_by_expert(use.eqn, leaf)
+        if why:
+            return self._dense(use, faked, bind, why)
+        assert isinstance(kernel, LeafKernel)
+        self._note(use, inputs, kernel.how, ELSEWHERE_DENSE)
+        x, sizes = inputs[0] if kernel.quantizes else faked[0], inputs[2]
+        scale, zero = None, None
+        if kernel.quantizes and not kernel.own_range and scaling is not None:
+            scale, zero = (
+                None if p is None else jnp.broadcast_to(p, (x.shape[0], 1))
+                for p in scaling
+            )
+        out: jax.Array = jax.lax.platform_dependent(
+            cpu=lambda: by_expert(
+                (x, scale, zero),
+                sizes,
+                leaf.tensor,
+                kernel.multiply,
+                use.eqn.outvars[0].aval.dtype,
+            ),
+            default=lambda: bind([faked[0], leaf.dense(), sizes])[0],
+        )
+        return [out]
+
+    def _lookup(self, use: Use, inputs: list[Any], bind: Bind) -> list[jax.Array]:
+        leaf, indices = inputs[0], inputs[1]
+        why = _not_by_rows(use, leaf)
+        if why:
+            return self._dense(use, inputs, bind, why)
+        tensor = leaf.tensor
+        assert isinstance(tensor, QTensor)
+        self._note(use, inputs, How.ROWS)
+
+        def picked(array: jax.Array) -> jax.Array:
+            # An index out of bounds fills the scales with NaN, and so the result.
+            return jax.lax.gather(
+                array,
+                indices,
+                use.eqn.params["dimension_numbers"],
+                (1, array.shape[1]),
+                mode=use.eqn.params["mode"],
+            ).reshape(-1, array.shape[1])
+
+        zeros = None if tensor.zeros is None else picked(tensor.zeros)
+        stored = picked(tensor.values)
+        values = unpack_bits(stored, tensor.matrix_shape[-1], tensor.bits)
+        out = use.eqn.outvars[0].aval
+        rows = dequantize_matrix(values, picked(tensor.scales), zeros, tensor.dtype)
+        return [leaf.viewed(rows.reshape(out.shape))]
+
+
+def _not_by_rows(use: Use, leaf: Deferred) -> str:
+    """Why a lookup cannot be made on the stored rows; empty if it can."""
+    tensor = leaf.tensor
+    if not isinstance(tensor, QTensor):
+        return f"the rows of a {type(tensor).__name__} are not looked up as stored"
+    params = use.eqn.params
+    if use.eqn.primitive.name != "gather" or not leaf.only_cast:
+        return "the index is not that of a plain lookup of rows"
+    numbers = params["dimension_numbers"]
+    rank = len(use.eqn.outvars[0].aval.shape)
+    plain = (
+        numbers.collapsed_slice_dims == (0,)
+        and numbers.start_index_map == (0,)
+        and not numbers.operand_batching_dims
+        and numbers.offset_dims == (rank - 1,)
+    )
+    stored_by_row = (tensor.output_axes, tensor.input_axes) == ((0,), (1,))
+    if not plain or not stored_by_row or params["slice_sizes"][0] != 1:
+        return "the index is not that of a plain lookup of rows"
+    if tensor.scales.shape[0] != tensor.shape[0]:
+        return "one scale serves all rows"
+    fill = params["fill_value"]
+    if fill is not None and not np.isnan(fill):
+        return f"an index out of bounds gives {fill}"
+    return ""
+
+
+def _per_row(plan: Product, part: jax.Array, rows: jax.Array) -> jax.Array:
+    """One number for each row, from one for all or one for each."""
+    if part.size == 1:
+        return jnp.broadcast_to(part.reshape((1,) * rows.ndim), (*rows.shape[:-1], 1))
+    return plan.per_row(part)

@@ -1,0 +1,196 @@
+"""`to_sparse`: store pruned weights without the zeros that a pattern removed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jcompress._matrix import Axes, leaf_axes, to_matrix
+from jcompress._paths import named_leaves, path_name
+from jcompress.pruning.patterns import NM, Block, Pattern
+from jcompress.rules import RuleError, Rules, resolve
+from jcompress.sites import Sites
+from jcompress.tensors import BlockSparse, NMSparse, QTensor, is_compressed
+from jcompress.tensors.block_sparse import take_blocks
+from jcompress.tensors.nm_sparse import take_kept
+
+Host = np.ndarray[Any, Any]
+
+
+def to_sparse(tree: Any, rules: Rules[Pattern], *, sites: Sites) -> Any:
+    """Store the pruned weights of a tree without the zeros of their pattern.
+
+    A leaf that a rule gives a `Block` becomes a `BlockSparse`, one with `NM` an
+    `NMSparse`; their `dense()` is the leaf, bit for bit. The leaf holds the zeros
+    already: make them with `make_masks` and `apply_masks`, or train with `prune`.
+
+    For integers, quantize first: `to_sparse(quantize(tree, ...), ...)` takes the
+    `QTensor`s of symmetric `Weights` of 5 to 8 bits, with a scale a channel or one for
+    all and without a quantized activation. Symmetric quantization leaves zeros zero.
+    The other order is refused by `quantize`.
+
+    Args:
+        tree: the parameters, with dense or quantized leaves; not traced, since the
+            number of stored blocks depends on the weights.
+        rules: pairs of a predicate and a `Block` or `NM`.
+        sites: the sites of the function that will use the tree, with the same names.
+
+    Returns:
+        A tree of the same structure but for the sparse leaves.
+
+    Raises:
+        TypeError: the rules are malformed, or a spec is neither `Block` nor `NM`.
+        RuleError: a rule matches no weight; a matched leaf is absent, of another shape
+            than at its sites, of a dtype that is not stored, quantized in another
+            format, or compressed otherwise; the blocks do not tile it; a group has
+            more than n weights that are not zero; or the leaf would not become
+            smaller, with the count of its blocks.
+        ValueError: a leaf is traced.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jcompress.pruning import Block
+        >>> from jcompress.pruning.convert import to_sparse
+        >>> from jcompress.sites import find_sites
+        >>> params = {"w": jnp.zeros((8, 8)).at[2:4, :4].set(1.0)}
+        >>> sites = find_sites(lambda p, x: x @ p["w"], params, jnp.ones((1, 8)))
+        >>> small = to_sparse(params, [("w", Block((4, 2)))], sites=sites)
+        >>> small["w"].blocks.shape
+        (1, 4, 2)
+    """
+    resolved = resolve(rules, sites, transform="to_sparse")
+    for path, spec in resolved.leaves.items():
+        if not isinstance(spec, Block | NM):
+            raise TypeError(
+                f"to_sparse: rule {resolved.rule_of[path]} carries {spec!r}; there are "
+                "sparse leaves for Block((bn, bk)) and NM(n, m)"
+            )
+    leaves = dict(named_leaves(tree))
+    converted = {
+        path: _convert(path, leaves, spec, sites)
+        for path, spec in resolved.leaves.items()
+    }
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: converted.get(path_name(path), leaf),
+        tree,
+        is_leaf=is_compressed,
+    )
+
+
+def _convert(
+    path: str, leaves: Mapping[str, Any], spec: Pattern, sites: Sites
+) -> BlockSparse | NMSparse:
+    uses = sites.of(path)
+    leaf = _found(path, leaves, uses[0].shape)
+    if any(isinstance(part, jax.core.Tracer) for part in jax.tree.leaves(leaf)):
+        raise ValueError(
+            f"to_sparse: {path!r} is traced, and how many of its blocks are stored "
+            "depends on its values; convert outside of jit"
+        )
+    axes = leaf_axes(uses)
+    matrix, scales = _matrix(path, leaf, axes)
+    fields = {
+        "scales": scales,
+        "shape": uses[0].shape,
+        "dtype": leaf.dtype,
+        "stack_axes": axes.stack,
+        "output_axes": axes.output,
+        "input_axes": axes.input,
+    }
+    before = leaf.stored_bytes if is_compressed(leaf) else leaf.nbytes
+    if isinstance(spec, Block):
+        try:
+            spec.check(path, uses[0].shape, axes)
+        except RuleError as error:
+            raise RuleError(f"to_sparse: {error}") from None
+        blocks, columns, starts = map(jnp.asarray, take_blocks(matrix, spec.shape))
+        sparse: BlockSparse | NMSparse = BlockSparse(
+            blocks=blocks, columns=columns, starts=starts, **fields
+        )
+        what = _block_count(matrix, spec)
+    else:
+        assert isinstance(spec, NM)
+        _check_groups(path, matrix, spec)
+        values, mask = map(jnp.asarray, take_kept(matrix, spec.n, spec.m))
+        sparse = NMSparse(values=values, mask=mask, n=spec.n, m=spec.m, **fields)
+        what = f"{spec.n} of every {spec.m} weights and a bit for each"
+    if sparse.stored_bytes >= before:
+        raise RuleError(
+            f"to_sparse: {path!r} would not become smaller: {what} take "
+            f"{sparse.stored_bytes} bytes, and it has {before}; exclude it with a rule "
+            f"({path!r}, None) or prune more"
+        )
+    return sparse
+
+
+def _found(path: str, leaves: Mapping[str, Any], shape: tuple[int, ...]) -> Any:
+    if path not in leaves:
+        prefixes = [
+            path[: -len(name) - 1] for name in leaves if path.endswith("/" + name)
+        ]
+        hint = f"; pass sites=sites.below({prefixes[0]!r})" if prefixes else ""
+        raise RuleError(
+            f"to_sparse: the sites speak of {path!r}, which is not in the tree: "
+            f"{', '.join(list(leaves)[:8])}{hint}"
+        )
+    leaf = leaves[path]
+    if np.shape(leaf) != shape:
+        raise RuleError(
+            f"to_sparse: {path!r} is {list(np.shape(leaf))} in the tree and "
+            f"{list(shape)} at its sites; trace the sites with this tree"
+        )
+    return leaf if is_compressed(leaf) else jnp.asarray(leaf)
+
+
+def _matrix(path: str, leaf: Any, axes: Axes) -> tuple[Host, jax.Array | None]:
+    """The canonical matrix as it is to be stored, and the scales of integers."""
+    if not is_compressed(leaf):
+        if leaf.dtype == jnp.float16:
+            leaf = leaf.astype(jnp.float32)
+        if leaf.dtype not in (jnp.float32, jnp.bfloat16):
+            raise RuleError(
+                f"to_sparse: {path!r} is {leaf.dtype}; sparse leaves hold float32, "
+                "bfloat16 and float16 weights, and int8 after quantize"
+            )
+        return np.asarray(to_matrix(leaf, axes)), None
+    if not isinstance(leaf, QTensor):
+        raise RuleError(
+            f"to_sparse: {path!r} is already a {type(leaf).__name__}; exclude it by a "
+            f"rule ({path!r}, None)"
+        )
+    plain = leaf.bits > 4 and leaf.zeros is None and leaf.scales.shape[-1] == 1
+    if not plain or leaf.activation is not None or leaf.axes != axes:
+        raise RuleError(
+            f"to_sparse: {path!r} is quantized with {leaf.bits} bits, "
+            f"{'no ' if leaf.zeros is None else ''}zero points, "
+            f"{leaf.scales.shape[-1]} scales a channel and "
+            f"{'no' if leaf.activation is None else 'a'} quantized activation; sparse "
+            "leaves take symmetric integers of 5 to 8 bits with one scale a channel "
+            "and float activations: Quantize(weights=Weights(bits=8))"
+        )
+    values = np.asarray(leaf.values)
+    scales = jnp.broadcast_to(leaf.scales, (*values.shape[:-1], 1))
+    return values, scales
+
+
+def _block_count(matrix: Host, spec: Block) -> str:
+    high, wide = spec.shape
+    *_, outputs, inputs = matrix.shape
+    tiles = matrix.reshape(-1, outputs // high, high, inputs // wide, wide)
+    kept = (tiles != 0).any(axis=(2, 4))
+    return f"{int(kept.sum())} of {kept.size} blocks of {high} x {wide} are not 0 and"
+
+
+def _check_groups(path: str, matrix: Host, spec: NM) -> None:
+    inputs = matrix.shape[-1]
+    pad = [(0, 0)] * (matrix.ndim - 1) + [(0, -inputs % spec.m)]
+    padded = np.pad(matrix != 0, pad)
+    full = padded.reshape(*matrix.shape[:-1], -1, spec.m).sum(-1) > spec.n
+    if full.any():
+        raise RuleError(
+            f"to_sparse: {path!r} is not {spec.n}:{spec.m} sparse: {int(full.sum())} "
+            f"of {full.size} groups of {spec.m} inputs hold more than {spec.n} weights "
+            f"that are not 0; prune it with Prune(pattern={spec!r}) first"
+        )

@@ -1,0 +1,136 @@
+"""What compressed leaves share that are stored as the matrix of their products."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import jax
+import numpy as np
+
+from jcompress._matrix import Axes, matrix_shape
+from jcompress.tensors.base import CompressedTensor, Rebuild
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class MatrixTensor(CompressedTensor):
+    """A weight stored as its canonical matrix [*S, N, K].
+
+    The axes of the dense array are stacks (layers of a scan, experts), outputs and
+    inputs (what is summed over). With S the sizes of the stack axes, N and K the
+    products of the sizes of the output and of the input axes (1 if there are none),
+    each taken in increasing order:
+
+        dense = transpose^-1(reshape^-1(matrix)),  matrix[*S, N, K]
+        sorted(stack_axes + output_axes + input_axes) == range(len(shape))
+
+    Every array of a subclass leads with S.
+
+    Attributes:
+        shape: shape of the dense array.
+        dtype: dtype of the dense array.
+        stack_axes: its axes that number independent copies.
+        output_axes: its axes that appear in a product's result.
+        input_axes: its axes that products sum over.
+
+    Raises:
+        ValueError: an invariant does not hold.
+    """
+
+    arrays: ClassVar[tuple[str, ...]]
+    """The names of the fields that are arrays, or None."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    stack_axes: tuple[int, ...] = ()
+    output_axes: tuple[int, ...]
+    input_axes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        for name in ("stack_axes", "output_axes", "input_axes"):
+            axes = tuple(sorted(int(axis) for axis in getattr(self, name)))
+            object.__setattr__(self, name, axes)
+        object.__setattr__(self, "dtype", np.dtype(self.dtype))
+        every = self.stack_axes + self.output_axes + self.input_axes
+        if sorted(every) != list(range(len(self.shape))):
+            raise ValueError(
+                f"{type(self).__name__}: stack axes {self.stack_axes}, output axes "
+                f"{self.output_axes} and input axes {self.input_axes} do not "
+                f"partition the {len(self.shape)} axes of shape {self.shape}"
+            )
+        self.check_arrays()
+
+    def check_arrays(self) -> None:
+        """Raise ValueError if an array is not of the shape and dtype it should be."""
+        raise NotImplementedError
+
+    @property
+    def axes(self) -> Axes:
+        """The role of each axis of the dense array."""
+        return Axes(self.stack_axes, self.output_axes, self.input_axes)
+
+    @property
+    def matrix_shape(self) -> tuple[int, ...]:
+        """The shape [*S, N, K] of the matrix that is stored."""
+        stacks, outputs, inputs = matrix_shape(self.shape, self.axes)
+        return (*stacks, outputs, inputs)
+
+    def unstack(self) -> tuple[list[jax.Array], Rebuild] | None:
+        """Open the leaf for a loop over its axis 0.
+
+        Returns:
+            The stored arrays, each led by axis 0 of the dense array, and the function
+            that makes the tensor of one slice; None unless axis 0 is a stack axis.
+        """
+        if 0 not in self.stack_axes:
+            return None
+        present = [name for name in self.arrays if getattr(self, name) is not None]
+
+        def rebuild(slices: Sequence[jax.Array]) -> CompressedTensor:
+            changed: dict[str, Any] = dict(zip(present, slices, strict=True))
+            return dataclasses.replace(
+                self,
+                shape=self.shape[1:],
+                stack_axes=tuple(axis - 1 for axis in self.stack_axes if axis),
+                output_axes=tuple(axis - 1 for axis in self.output_axes),
+                input_axes=tuple(axis - 1 for axis in self.input_axes),
+                **changed,
+            )
+
+        return [getattr(self, name) for name in present], rebuild
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+        """The arrays with their names, and everything that is not an array."""
+        key = jax.tree_util.GetAttrKey
+        children = [(key(name), getattr(self, name)) for name in self.arrays]
+        return children, tuple(getattr(self, name) for name in self._static())
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple[Any, ...], arrays: Sequence[Any]) -> Self:
+        """Put the parts back together.
+
+        Nothing is checked: JAX puts shardings, axes of `vmap` and other placeholders
+        through here, and arrays with a leading axis when it leaves a `vmap`.
+        """
+        tensor = object.__new__(cls)
+        for name, value in zip(cls._static(), static, strict=True):
+            object.__setattr__(tensor, name, value)
+        for name, value in zip(cls.arrays, arrays, strict=True):
+            object.__setattr__(tensor, name, value)
+        return tensor
+
+    @classmethod
+    def _static(cls) -> list[str]:
+        names = [field.name for field in dataclasses.fields(cls)]
+        return [name for name in names if name not in cls.arrays]
+
+    def check_array(self, name: str, shape: tuple[int, ...], *dtypes: Any) -> None:
+        """Raise ValueError unless an array has this shape and one of these dtypes."""
+        array = getattr(self, name)
+        known = [np.dtype(dtype) for dtype in dtypes]
+        if tuple(array.shape) == shape and array.dtype in known:
+            return
+        raise ValueError(
+            f"{type(self).__name__}: {name} is {array.dtype} {list(array.shape)}, not "
+            f"{' or '.join(map(str, known))} {list(shape)}"
+        )

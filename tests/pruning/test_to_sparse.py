@@ -1,0 +1,159 @@
+"""`to_sparse`: exact storage of pruned trees, quantized ones too, and its errors."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jcompress import checkpoint
+from jcompress.pruning import (
+    NM,
+    Block,
+    Channels,
+    Prune,
+    apply_masks,
+    make_masks,
+    score_by_magnitude,
+)
+from jcompress.pruning.convert import to_sparse
+from jcompress.quantization import Activation, Quantize, Weights, quantize
+from jcompress.rules import RuleError
+from jcompress.sites import Sites, find_sites
+from jcompress.tensors import BlockSparse, NMSparse
+
+rng = np.random.default_rng(0)
+PARAMS = {
+    "a": jnp.asarray(rng.normal(size=(16, 24)), jnp.float32),
+    "b": jnp.asarray(rng.normal(size=(24, 4, 8)), jnp.bfloat16),
+    "c": jnp.asarray(rng.normal(size=(3, 8, 8)), jnp.float32),
+}
+
+
+def model(params: Any, x: jax.Array) -> jax.Array:
+    h = (x @ params["a"]).astype(jnp.bfloat16)
+    h = jnp.einsum("bi,ihd->bhd", h, params["b"]).sum(1).astype(jnp.float32)
+    return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), h, params["c"])[0]
+
+
+X = jnp.asarray(rng.normal(size=(2, 16)), jnp.float32)
+SITES = find_sites(model, PARAMS, X)
+PATTERNS = {"a": NM(2, 4), "b": Block((8, 4)), "c": Block((2, 4))}
+
+
+def pruned(patterns: Any = PATTERNS, sparsity: float = 0.7) -> Any:
+    rules = [
+        (name, Prune(pattern=p, sparsity=None if isinstance(p, NM) else sparsity))
+        for name, p in patterns.items()
+    ]
+    masks = make_masks(score_by_magnitude(PARAMS), rules, sites=SITES)
+    return apply_masks(PARAMS, masks)
+
+
+def converted(tree: Any, **patterns: Any) -> Any:
+    return to_sparse(tree, list((patterns or PATTERNS).items()), sites=SITES)
+
+
+def check_same(tree: Any, dense: Any) -> None:
+    for name, leaf in dense.items():
+        found = tree[name].dense()
+        assert found.dtype == leaf.dtype
+        np.testing.assert_array_equal(found, leaf)
+
+
+def test_the_leaves_are_the_pruned_ones(tmp_path: Any) -> None:
+    tree = pruned()
+    sparse = converted(tree)
+    assert isinstance(sparse["a"], NMSparse)
+    assert isinstance(sparse["b"], BlockSparse)
+    assert isinstance(sparse["c"], BlockSparse)
+    check_same(sparse, tree)
+    assert sparse["b"].blocks.dtype == jnp.bfloat16
+    assert sparse["c"].blocks.shape[0] == 3
+    assert sparse["a"].stored_bytes == 16 * 24 * 4 // 2 + 16 * 24 // 8
+    checkpoint.save(tmp_path, sparse)
+    again = checkpoint.load(tmp_path, like=PARAMS)
+    assert jax.tree.structure(again) == jax.tree.structure(sparse)
+    check_same(again, tree)
+
+
+def test_quantized_leaves_become_sparse_integers(tmp_path: Any) -> None:
+    tree = pruned()
+    spec = Quantize(weights=Weights(bits=8))
+    small = quantize(tree, [(..., spec)], sites=SITES)
+    sparse = converted(small)
+    for name in PARAMS:
+        np.testing.assert_array_equal(sparse[name].dense(), small[name].dense())
+        assert sparse[name].stored_bytes < small[name].stored_bytes
+    assert sparse["a"].values.dtype == sparse["b"].blocks.dtype == jnp.int8
+    checkpoint.save(tmp_path, sparse)
+    again = checkpoint.load(tmp_path)
+    np.testing.assert_array_equal(again["c"].dense(), small["c"].dense())
+
+
+def test_the_other_order_is_refused() -> None:
+    sparse = converted(pruned())
+    with pytest.raises(RuleError, match=r"a'? is already a NMSparse"):
+        quantize(sparse, [("a", Quantize())], sites=SITES)
+
+
+def test_float16_is_stored_as_float32() -> None:
+    params = {"w": jnp.zeros((8, 8), jnp.float16).at[0, 0].set(0.1)}
+    sites = find_sites(lambda p, x: x @ p["w"], params, jnp.ones((1, 8), jnp.float16))
+    sparse = to_sparse(params, [("w", Block((2, 2)))], sites=sites)
+    assert sparse["w"].blocks.dtype == jnp.float32
+    np.testing.assert_array_equal(sparse["w"].dense(), params["w"])
+
+
+def as_sites(change: Any) -> Any:
+    return {**pruned(), **change}
+
+
+@pytest.mark.parametrize(
+    ("tree", "patterns", "message"),
+    [
+        (PARAMS, {"a": NM(2, 4)}, "'a' is not 2:4 sparse: 96 of 96 groups of 4 inputs"),
+        (PARAMS, {"a": Block((5, 4))}, "24 outputs .* 5 of .* does not divide"),
+        (PARAMS, {"c": Block((2, 4))}, "'c' would not become smaller: 24 of 24 blocks"),
+        ({"c": PARAMS["c"]}, {"a": NM(2, 4)}, "'a', which is not in the tree: c"),
+        (as_sites({"a": PARAMS["c"]}), {"a": NM(2, 4)}, r"\[3, 8, 8\] in the tree and"),
+        (converted(pruned()), {"a": NM(2, 4)}, "'a' is already a NMSparse"),
+    ],
+)
+def test_what_cannot_be_converted(tree: Any, patterns: Any, message: str) -> None:
+    with pytest.raises(RuleError, match=message):
+        converted(tree, **patterns)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Quantize(weights=Weights(bits=4)),
+        Quantize(weights=Weights(symmetric=False)),
+        Quantize(activation=Activation()),
+    ],
+)
+def test_formats_that_sparse_leaves_do_not_have(spec: Quantize) -> None:
+    small = quantize(pruned(), [("a", spec)], sites=SITES)
+    with pytest.raises(RuleError, match=re.escape("take symmetric integers of 5 to 8")):
+        converted(small, a=NM(2, 4))
+
+
+def test_rules_and_tracing() -> None:
+    with pytest.raises(TypeError, match=r"rule 0 carries Channels\(\); there are"):
+        converted(PARAMS, a=Channels())
+    with pytest.raises(ValueError, match="'a' is traced"):
+        jax.jit(lambda tree: converted(tree, a=NM(2, 4)))(PARAMS)
+
+
+def test_a_subtree_needs_its_sites() -> None:
+    params = {"params": PARAMS}
+    sites = find_sites(lambda p, x: model(p["params"], x), params, X)
+    with pytest.raises(RuleError, match=r"pass sites=sites.below\('params'\)"):
+        to_sparse(pruned(), [("params/a", NM(2, 4))], sites=sites)
+    below: Sites = sites.below("params")
+    assert isinstance(
+        to_sparse(pruned(), [("a", NM(2, 4))], sites=below)["a"], NMSparse
+    )
