@@ -128,8 +128,11 @@ class CompressedSite:
     ) -> list[jax.Array]:
         tensor = inputs[operand].tensor
         point = Pointwise.of(use.eqn)
-        if isinstance(point, str) and isinstance(tensor, QTensor):
-            return self._windowed(use, operand, inputs, scaling, bind)
+        if isinstance(tensor, QTensor):
+            plan = Windowed.of(use, operand, tensor)
+            if isinstance(plan, Windowed):
+                return self._windowed(use, plan, tensor, inputs, scaling)
+            point = plan if isinstance(point, str) else point
         kernel = LeafKernel.of(tensor, self.activation, use.eqn.primitive.name)
         for part in (point, kernel):
             if isinstance(part, str):
@@ -137,24 +140,24 @@ class CompressedSite:
         assert isinstance(point, Pointwise)
         assert isinstance(kernel, LeafKernel)
         product = dataclasses.replace(use, eqn=point.eqn)
-        plan = Product.of(product, operand, tensor.shape, tensor.axes)
-        if isinstance(plan, str):
-            return self._dense(use, self._faked(use, inputs, scaling), bind, plan)
+        planned = Product.of(product, operand, tensor.shape, tensor.axes)
+        if isinstance(planned, str):
+            return self._dense(use, self._faked(use, inputs, scaling), bind, planned)
         self._note(use, inputs, kernel.how)
-        out = self._planned(use, plan, kernel, tensor, inputs, scaling, point.picked)
+        out = self._planned(use, planned, kernel, tensor, inputs, scaling, point.picked)
         return [point.result(out)]
 
     def _windowed(
-        self, use: Use, operand: int, inputs: list[Any], scaling: Scaling, bind: Bind
+        self,
+        use: Use,
+        plan: Windowed,
+        tensor: QTensor,
+        inputs: list[Any],
+        scaling: Scaling,
     ) -> list[jax.Array]:
-        tensor = inputs[operand].tensor
-        plan = Windowed.of(use, operand, tensor)
-        if isinstance(plan, str):
-            return self._dense(use, self._faked(use, inputs, scaling), bind, plan)
-        x = inputs[0]
         how = How.WEIGHT_ONLY if scaling is None else How.INTEGER
-        self._note(use, inputs, how, plan.why(x, tensor, self.activation))
-        return [plan.run(x, scaling, tensor, self.activation)]
+        self._note(use, inputs, how, plan.why(inputs[0], tensor, self.activation))
+        return [plan.run(inputs[0], scaling, tensor, self.activation)]
 
     def _ragged(
         self, use: Use, operand: int, inputs: list[Any], scaling: Scaling, bind: Bind

@@ -20,15 +20,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `jcompress` with the given arguments, by default those of the process.
 
     Returns:
-        The exit code: 0, 1 if a model is not what it should be, 2 for bad input, 130
-        if interrupted.
+        The exit code: 0, 1 if a model or an installation is not what it should be, 2
+        for bad input, 130 if interrupted.
     """
     arguments = _parser().parse_args(argv)
     try:
         with _Interrupts() as interrupts:
             if arguments.command == "run":
                 return _run(arguments, interrupts)
-            return _verify(arguments)
+            commands = {"verify": _verify, "doctor": _doctor, "tune": _tune}
+            return commands[arguments.command](arguments)
     except KeyboardInterrupt:
         print(_how_to_resume(arguments), file=sys.stderr)
         return INTERRUPTED
@@ -66,6 +67,18 @@ def _parser() -> argparse.ArgumentParser:
         "verify", help="check that a saved model predicts what it did when it was made"
     )
     verify.add_argument("dir", metavar="DIR", type=pathlib.Path)
+    commands.add_parser(
+        "doctor", help="say what is installed, and whether it works on this machine"
+    )
+    tune = commands.add_parser(
+        "tune", help="measure which kernels are the fastest on this machine's device"
+    )
+    tune.add_argument(
+        "--output",
+        metavar="DIR",
+        type=pathlib.Path,
+        help="write the table here, to be used if JCOMPRESS_TILES names DIR",
+    )
     return parser
 
 
@@ -116,6 +129,28 @@ def _verify(arguments: argparse.Namespace) -> int:
         return _bad(str(error))
     print(found)
     return OK if found.passed else FAILED
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from jcompress import doctor
+
+    try:
+        found = doctor.examine()
+    except ValueError as error:
+        return _bad(str(error))
+    print(found)
+    return OK if found.healthy else FAILED
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    from jcompress import tune
+    from jcompress.kernels import _tiles
+
+    try:
+        tune.tune(arguments.output or _tiles.user_folder())
+    except (OSError, ValueError) as error:
+        return _bad(str(error))
+    return OK
 
 
 class _Interrupts:

@@ -18,7 +18,13 @@ LIBRARY = pathlib.Path(__file__).with_name("native") / "library.so"
 LAYOUT = 1
 """Version of the arrays' layout that the handlers and their callers agree on."""
 
-HANDLERS = ("jcompress_matmul",)
+HANDLERS = (
+    "jcompress_block_sparse",
+    "jcompress_codebook",
+    "jcompress_conv",
+    "jcompress_matmul",
+    "jcompress_nm_sparse",
+)
 
 
 @functools.cache

@@ -204,10 +204,12 @@ def test_a_save_that_fails_leaves_the_previous_one(tmp_path, monkeypatch):
     np.testing.assert_array_equal(checkpoint.load(tmp_path)["x"], np.ones(3))
 
 
+# Started in the background by a shell, a process would ignore interrupts.
 INTERRUPTED = """
-import itertools, sys
+import itertools, signal, sys
 import jax.numpy as jnp
 from jcompress import checkpoint
+signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     for value in itertools.count():
         checkpoint.save(sys.argv[1], {"x": jnp.full((64, 64), value)})

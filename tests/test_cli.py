@@ -13,6 +13,8 @@ from jcompress import checkpoint
 from jcompress.cli import main
 from jcompress.recipes import VerificationError
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

@@ -13,6 +13,8 @@ from zoo import running
 
 from jcompress._interpreter import identity
 
+pytestmark = pytest.mark.once
+
 LARGE = {
     "resnet": ["linen_resnet"],
     "transformer": ["linen_transformer_remat"],

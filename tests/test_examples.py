@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 DATA = pathlib.Path(
     os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist")

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 
 from jcompress.kernels._dispatch import Form, Implementation
 from jcompress.kernels._operation import Arrays, Operation
-from jcompress.kernels.block_sparse_matmul import gpu, tpu
+from jcompress.kernels.block_sparse_matmul import cpu, gpu, tpu
 from jcompress.kernels.block_sparse_matmul.reference import reference
 from jcompress.kernels.block_sparse_matmul.xla import transposed, xla
 
 _NAME = "block_sparse_matmul"
-_FORMS = {
+FORMS = {
     Implementation.REFERENCE: Form(reference),
     Implementation.XLA: Form(xla),
+    Implementation.CPU: Form(cpu.cpu, cpu.refuses, cpu.prefers, stacked=True),
     Implementation.TPU: Form(tpu.tpu, tpu.refuses, tpu.prefers),
     Implementation.GPU: Form(gpu.gpu, gpu.refuses, gpu.prefers),
 }
@@ -93,7 +94,7 @@ def _backward(saved: Arrays, cotangent: jax.Array, *, outputs: int) -> Arrays:
 
 
 _OPERATION = Operation(
-    name=_NAME, forms=_FORMS, roles=_roles, backward=_backward, save=_save
+    name=_NAME, forms=FORMS, roles=_roles, backward=_backward, save=_save
 )
 
 

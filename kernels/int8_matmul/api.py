@@ -16,7 +16,7 @@ from jcompress.kernels.int8_matmul.xla import xla
 from jcompress.quantization.arithmetic import dequantize_matrix, unclipped
 
 _NAME = "int8_matmul"
-_FORMS = {
+FORMS = {
     Implementation.REFERENCE: Form(reference),
     Implementation.XLA: Form(xla),
     Implementation.CPU: Form(cpu.cpu, cpu.refuses, cpu.prefers, stacked=True),
@@ -158,7 +158,7 @@ def _over_parts(
 
 _OPERATION = Operation(
     name=_NAME,
-    forms=_FORMS,
+    forms=FORMS,
     roles=_roles,
     backward=_backward,
     save=_save,

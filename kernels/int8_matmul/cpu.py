@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcompress.kernels import _native
+from jcompress.kernels import _native, _tiles
 
 
 def cpu(
@@ -40,6 +40,8 @@ def refuses(x: Any, *arrays: Any, x_bits: int) -> str:
     return f"takes no {x.dtype} activations" if wide else _native.missing()
 
 
-def prefers(*arrays: Any, x_bits: int) -> bool:
-    """Whether this is the better choice: with vector instructions, always."""
-    return _native.instructions() != "generic"
+def prefers(x: Any, *arrays: Any, x_bits: int) -> bool:
+    """Whether this is the better choice than what XLA compiles."""
+    key = _tiles.weight_key(8, "int8", 1)
+    fast = _native.instructions() != "generic"
+    return fast and _tiles.suits("int8_matmul", "cpu", key, x.shape[-2])

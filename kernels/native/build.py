@@ -55,6 +55,7 @@ FLAGS = [
     # GCC 12 finds some in its own header of intrinsics.
     "-Wno-uninitialized",
     "-Wno-maybe-uninitialized",
+    "-Wno-psabi",
 ]
 
 
@@ -70,12 +71,17 @@ def flags_of(source: str) -> list[str] | None:
     return FLAGS
 
 
+def sources_of(extension: Extension) -> list[str]:
+    """The paths of its sources."""
+    return [os.fspath(source) for source in extension.sources]
+
+
 def include_dirs(extension: Extension) -> list[str]:
     """Where the headers are: ours and XLA's."""
     jaxlib = importlib.util.find_spec("jaxlib")
     if jaxlib is None or not jaxlib.submodule_search_locations:
         raise CompileError("the compiled kernels need the headers of jaxlib")
-    ours = str(pathlib.Path(extension.sources[0]).parent)
+    ours = str(pathlib.Path(sources_of(extension)[0]).parent)
     return [ours, os.path.join(jaxlib.submodule_search_locations[0], "include")]
 
 
@@ -94,7 +100,7 @@ class BuildKernels(build_ext):
                 extension is optional, so that the installation goes on without it.
         """
         includes = include_dirs(ext)
-        chosen = [(s, flags_of(s)) for s in ext.sources]
+        chosen = [(source, flags_of(source)) for source in sources_of(ext)]
         compiler: Any = self.compiler
 
         def compiled(source: str, flags: list[str]) -> list[str]:

@@ -114,7 +114,8 @@ struct Result {
 // What an instruction set provides.
 struct Products {
   Cut (*cut)(int bits);
-  // Lay out the rows of tile `tile`; `scratch` holds `inputs` + 512 floats.
+  // Lay out the rows of tile `tile`; `scratch` holds `inputs` floats and,
+  // after them, `inputs` + 512 bytes.
   void (*pack)(const Activations&, const Weight&, const Rows&, int64_t tile,
                float* scratch);
   // Write y[:, first : last].

@@ -524,6 +524,12 @@ inline T load_quad(const Element* from) {
   return quad;
 }
 
+// The integer that a float holds, between those of two bytes; what is no number is 0.
+inline int32_t zero_point(float x) {
+  const float low = x > -256.0f ? x : (x <= -256.0f ? -256.0f : 0.0f);
+  return static_cast<int32_t>(low < 256.0f ? low : 256.0f);
+}
+
 template <class Sum>
 void finish_exact(const Rows& rows, const Weight& w, const Result& result,
                   int64_t m0, int64_t m1, int64_t output, int outputs, const Sum* sums,
@@ -544,7 +550,7 @@ void finish_exact(const Rows& rows, const Weight& w, const Result& result,
     Quad number = {};
     for (int64_t j = rows.digits - 1; j >= 0; --j) {
       Sums total = load_quad<Sums>(sum + j * kQuad) - shift * static_cast<Sum>(left[j]);
-      if (rows.zero) total -= whole * static_cast<Sum>(rows.zero[m]);
+      if (rows.zero) total -= whole * static_cast<Sum>(zero_point(rows.zero[m]));
       number = __builtin_convertvector(total, Quad) + number * digit;
     }
     number = number * rows.scale[m] * scale + bias;

@@ -1,5 +1,5 @@
-// The XLA handlers of products with sparse and clustered weights: `block_sparse_matmul`,
-// `nm_sparse_matmul` and `codebook_matmul`.
+// The XLA handlers of products with sparse and clustered weights:
+// `block_sparse_matmul`, `nm_sparse_matmul` and `codebook_matmul`.
 
 #include "sparse.h"
 
@@ -94,7 +94,8 @@ struct Call {
     return "";
   }
   Inputs inputs_of(int64_t stack) const {
-    return {part<char>(x, stack, rows * inputs, size_of(x_dtype)), x_dtype, rows, inputs};
+    const char* at = part<char>(x, stack, rows * inputs, size_of(x_dtype));
+    return {at, x_dtype, rows, inputs};
   }
   Result result_of(int64_t stack) const {
     char* all = static_cast<char*>(y->untyped_data());
@@ -255,8 +256,8 @@ bool within(const int32_t* columns, int64_t first, int64_t last, int64_t count) 
   return static_cast<int64_t>(most) < count;
 }
 
-ffi::Error block_sparse(ffi::ThreadPool pool, Any x, Any blocks, Any columns, Any starts,
-                        Any scales, ffi::Result<Any> y, int64_t layout) {
+ffi::Error block_sparse(ffi::ThreadPool pool, Any x, Any blocks, Any columns,
+                        Any starts, Any scales, ffi::Result<Any> y, int64_t layout) {
   const char* name = "block_sparse_matmul";
   const auto dims = blocks.dimensions();
   if (!has_stacks_of_matrices(x) || dims.size() != 4 ||
@@ -278,7 +279,9 @@ ffi::Error block_sparse(ffi::ThreadPool pool, Any x, Any blocks, Any columns, An
   if (dims[0] != call.stacks || w.wide < 1 || w.high < 1 || w.inputs % w.wide) {
     return bad(name, "shape of blocks");
   }
-  if (!is(columns, ffi::DataType::S32, {call.stacks, count})) return bad(name, "columns");
+  if (!is(columns, ffi::DataType::S32, {call.stacks, count})) {
+    return bad(name, "columns");
+  }
   if (!is(starts, ffi::DataType::S32, {call.stacks, w.block_rows + 1})) {
     return bad(name, "starts");
   }
@@ -313,9 +316,10 @@ ffi::Error block_sparse(ffi::ThreadPool pool, Any x, Any blocks, Any columns, An
 
   // Pieces of about as many blocks each; a row of blocks costs like one block more.
   const int64_t products_of_all = count * w.high * w.wide * call.rows;
+  const int64_t most =
+      std::min<int64_t>(w.block_rows, kPiecesPerThread * pool.num_threads());
   const int64_t pieces =
-      std::clamp<int64_t>(products_of_all / kPieceProducts, 1,
-                          std::min(w.block_rows, kPiecesPerThread * pool.num_threads()));
+      std::clamp<int64_t>(products_of_all / kPieceProducts, 1, most);
   std::atomic<bool> good{true};
   parallel_for(pool, call.stacks * pieces, [&](int64_t i) {
     const int64_t s = i / pieces, piece = i % pieces;
@@ -342,8 +346,8 @@ ffi::Error block_sparse(ffi::ThreadPool pool, Any x, Any blocks, Any columns, An
       good.store(false, std::memory_order_relaxed);
       return;
     }
-    products.multiply_blocks(one, packed.data() + s * size, call.rows, call.result_of(s),
-                             first, last);
+    products.multiply_blocks(one, packed.data() + s * size, call.rows,
+                             call.result_of(s), first, last);
   });
   if (!good.load()) return bad(name, "a number in columns is none of a block column");
   return ffi::Error::Success();

@@ -43,6 +43,11 @@ struct CodedWeight {
   int table_floats() const {
     return coding == Coding::kNibbles ? kSmallTable : kTable;
   }
+  int64_t row_bytes() const {
+    const bool f32 = coding == Coding::kMaskF32, bf16 = coding == Coding::kMaskBF16;
+    const int size = f32 ? 4 : bf16 ? 2 : 1;
+    return stored * size;
+  }
   int64_t mask_bytes() const { return (inputs + 7) / 8; }
 };
 

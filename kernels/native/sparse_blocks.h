@@ -298,7 +298,8 @@ inline void write_sums(const BlockWeight& w, const Result& result, int64_t first
 template <class T>
 BlockRow<T> block_row(const BlockWeight& w, const T* blocks, int64_t row) {
   const int64_t start = w.starts[row];
-  return {blocks + start * w.high * w.wide, w.columns + start, w.starts[row + 1] - start};
+  return {blocks + start * w.high * w.wide, w.columns + start,
+          w.starts[row + 1] - start};
 }
 
 template <class V, class T>

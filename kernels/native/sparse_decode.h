@@ -1,7 +1,8 @@
-// How coded rows become vectors of floats. A decoder `D` takes `kStep` inputs a step and
-// turns them into `kParts` vectors; lane l of vector p is input `input(p, l)` of the
-// step, and activations are packed in that order. Up to `kAtOnce` rows of activations
-// meet the vectors as they are decoded.
+// How coded rows become vectors of floats. A decoder `D` takes `kStep` inputs a step
+// and turns them into `kParts` vectors; lane l of vector p is input `input(p, l)` of
+// the step, and activations are packed in that order. Up to `kAtOnce` rows of
+// activations meet the vectors as they are decoded. `ahead` says how many bytes further
+// the values lie that come when this row is done; they are called from memory in time.
 #pragma once
 
 #include <algorithm>
@@ -13,6 +14,14 @@
 
 namespace jcompress {
 namespace {
+
+constexpr int64_t kLine = 64;  // bytes that come from memory together
+
+inline void call_ahead(const void* p, int64_t ahead) {
+  // To the second cache. No pointer arithmetic: it may lie behind the array.
+  __builtin_prefetch(
+      reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + ahead), 0, 2);
+}
 
 // Rows of floats in the order of their inputs.
 template <class V>
@@ -27,7 +36,7 @@ struct Plain {
   // The kernel of many rows: as many sums as there are registers for.
   static constexpr int outputs(int) { return V::kLanes == 16 ? 4 : 2; }
 
-  static State open(Cursor& c) {
+  static State open(Cursor& c, int64_t) {
     const float* at = c.values;
     c.values += V::kLanes;
     return at;
@@ -55,7 +64,6 @@ struct Masked {
   static constexpr int64_t kAtOnce = V::kLanes == 16 ? 16 : 4;
   // A step reads so many values, whatever its mask keeps.
   static constexpr int kSlack = 64;
-  static constexpr int kAhead = 1024;  // bytes
 #if defined(__AVX512VBMI2__)
   static constexpr bool kBytes = sizeof(T) == 1;
 #else
@@ -114,14 +122,11 @@ struct Masked {
 #else
   using State = uint64_t;
 #endif
-  static State open(Cursor& c) {
+  static State open(Cursor& c, int64_t ahead) {
     const uint64_t word = load_word(c.mask);
     c.mask += 8;
-    // The values come in half a cache line to two a step, from many rows at a time.
-    __builtin_prefetch(reinterpret_cast<const char*>(c.values) + kAhead);
-    if (sizeof(T) == 4) {
-      __builtin_prefetch(reinterpret_cast<const char*>(c.values) + kAhead + 64);
-    }
+    call_ahead(c.values, ahead);
+    if (sizeof(T) == 4) call_ahead(c.values, ahead + kLine);
 #if defined(__AVX512VBMI2__)
     if constexpr (kBytes) {
       const __m512i all =
@@ -168,7 +173,7 @@ struct Indexed {
     return true;
   }
   static void tail(const CodedWeight& w, int64_t output, Cursor& c, uint8_t* rest) {
-    const int64_t whole = w.stored / kStepBytes * kStepBytes;
+    const int64_t whole = (w.stored - 1) / kStepBytes * kStepBytes;
     std::memset(rest, 0, kStepBytes);
     std::memcpy(rest,
                 static_cast<const uint8_t*>(w.values) + output * w.stored + whole,
@@ -193,7 +198,8 @@ struct Nibbles : Indexed<4 * V::kLanes> {
     __m512i raw;
     __m512 table;
   };
-  static State open(Cursor& c) {
+  static State open(Cursor& c, int64_t ahead) {
+    call_ahead(c.indices, ahead);
     const State state{_mm512_loadu_si512(c.indices), _mm512_load_ps(c.table)};
     c.indices += 64;
     return state;
@@ -204,7 +210,8 @@ struct Nibbles : Indexed<4 * V::kLanes> {
   }
 #elif defined(__AVX2__)
   using State = __m256i;
-  static State open(Cursor& c) {
+  static State open(Cursor& c, int64_t ahead) {
+    call_ahead(c.indices, ahead);
     const State raw =
         _mm256_loadu_si256(reinterpret_cast<const __m256i*>(c.indices));
     c.indices += 32;
@@ -220,7 +227,8 @@ struct Nibbles : Indexed<4 * V::kLanes> {
   }
 #else
   using State = const uint8_t*;
-  static State open(Cursor& c) {
+  static State open(Cursor& c, int64_t ahead) {
+    call_ahead(c.indices, ahead);
     const uint8_t* at = c.indices;
     c.indices += 16;
     return at;
@@ -260,7 +268,8 @@ struct Bytes : Indexed<64> {
     return _mm512_mask_blend_epi8(high, _mm512_permutex2var_epi8(a, at, b),
                                   _mm512_permutex2var_epi8(c, at, d));
   }
-  static State open(Cursor& c) {
+  static State open(Cursor& c, int64_t ahead) {
+    call_ahead(c.indices, ahead);
     const __m512i at = _mm512_loadu_si512(c.indices);
     c.indices += 64;
     const __mmask64 high = _mm512_movepi8_mask(at);
@@ -296,7 +305,8 @@ struct Bytes : Indexed<V::kLanes> {
   static constexpr int input(int, int lane) { return lane; }
   using State = const uint8_t*;
 
-  static State open(Cursor& c) {
+  static State open(Cursor& c, int64_t ahead) {
+    call_ahead(c.indices, ahead);
     const uint8_t* at = c.indices;
     c.indices += V::kLanes;
     return at;

@@ -67,8 +67,8 @@ void pack_rows_for(const Inputs& x, float* packed, int64_t piece) {
 // Add the products of `steps` steps to sums [kRows][stride].
 template <class V, class D, int kRows, int kOutputs>
 [[gnu::noinline]] void dot_rows(const float* x, int64_t steps,
-                                typename D::Cursor* cursors, float* out,
-                                int64_t stride) {
+                                int64_t ahead, typename D::Cursor* cursors,
+                                float* out, int64_t stride) {
   typename V::F sums[kRows][kOutputs];
   typename D::Cursor at[kOutputs];
   each<kOutputs>([&](auto n) JCOMPRESS_INLINE {
@@ -77,7 +77,7 @@ template <class V, class D, int kRows, int kOutputs>
   });
   for (int64_t s = 0; s < steps; ++s) {
     typename D::State states[kOutputs];
-    each<kOutputs>([&](auto n) JCOMPRESS_INLINE { states[n] = D::open(at[n]); });
+    each<kOutputs>([&](auto n) JCOMPRESS_INLINE { states[n] = D::open(at[n], ahead); });
     each<D::kParts>([&](auto p) JCOMPRESS_INLINE {
       typename V::F weight[kOutputs];
       each<kOutputs>([&](auto n) JCOMPRESS_INLINE {
@@ -101,41 +101,41 @@ template <class V, class D, int kRows, int kOutputs>
 }
 
 template <class V, class D, int kRows>
-void dot_quad(const float* x, int64_t steps, typename D::Cursor* cursors, float* out,
-              int64_t stride) {
+void dot_quad(const float* x, int64_t steps, int64_t ahead, typename D::Cursor* cursors,
+              float* out, int64_t stride) {
   constexpr int kOutputs = D::outputs(kRows);
   for (int n = 0; n < kQuad; n += kOutputs) {
-    dot_rows<V, D, kRows, kOutputs>(x, steps, cursors + n, out + n, stride);
+    dot_rows<V, D, kRows, kOutputs>(x, steps, ahead, cursors + n, out + n, stride);
   }
 }
 
 template <class V, class D>
-void dot_tile(int64_t rows, const float* x, int64_t steps, typename D::Cursor* cursors,
-              float* out, int64_t stride) {
+void dot_tile(int64_t rows, const float* x, int64_t steps, int64_t ahead,
+              typename D::Cursor* cursors, float* out, int64_t stride) {
   switch (rows) {
     case 1:
-      return dot_quad<V, D, 1>(x, steps, cursors, out, stride);
+      return dot_quad<V, D, 1>(x, steps, ahead, cursors, out, stride);
     case 2:
-      return dot_quad<V, D, 2>(x, steps, cursors, out, stride);
+      return dot_quad<V, D, 2>(x, steps, ahead, cursors, out, stride);
     case 3:
-      return dot_quad<V, D, 3>(x, steps, cursors, out, stride);
+      return dot_quad<V, D, 3>(x, steps, ahead, cursors, out, stride);
     case 4:
-      return dot_quad<V, D, 4>(x, steps, cursors, out, stride);
+      return dot_quad<V, D, 4>(x, steps, ahead, cursors, out, stride);
     case 6:
-      return dot_quad<V, D, 6>(x, steps, cursors, out, stride);
+      return dot_quad<V, D, 6>(x, steps, ahead, cursors, out, stride);
     default:
       if constexpr (!std::is_same_v<D, Plain<V>>) {
-        dot_quad<V, D, 8>(x, steps, cursors, out, stride);
+        dot_quad<V, D, 8>(x, steps, ahead, cursors, out, stride);
       }
   }
 }
 
 template <class V, class D>
 [[gnu::noinline]] void decode_steps(typename D::Cursor* cursor, int64_t steps,
-                                    float* out) {
+                                    int64_t ahead, float* out) {
   typename D::Cursor at = *cursor;
   for (int64_t s = 0; s < steps; ++s) {
-    typename D::State state = D::open(at);
+    typename D::State state = D::open(at, ahead);
     each<D::kParts>([&](auto p) JCOMPRESS_INLINE {
       V::store(out + p * V::kLanes, D::template part<p>(state, at));
     });
@@ -187,6 +187,7 @@ bool multiply_few(const CodedWeight& w, const float* packed, int64_t rows,
                   const Result& result, int64_t first, int64_t last) {
   const int64_t steps = w.inputs / D::kStep, padded = padded_inputs<D>(w.inputs);
   const RowCut cut(rows, D::kAtOnce);
+  const int64_t ahead = kQuad * w.row_bytes();
   for (int64_t n = first; n < last; n += kQuad) {
     CodedRows<D, kQuad> coded;
     if (!coded.start(w, n)) return false;
@@ -196,10 +197,11 @@ bool multiply_few(const CodedWeight& w, const float* packed, int64_t rows,
       float* out = sums + t * cut.tile * kQuad;
       typename D::Cursor cursors[kQuad];
       std::copy_n(coded.cursors, kQuad, cursors);
-      dot_tile<V, D>(cut.tile, x, steps, cursors, out, kQuad);
+      // Only the first tile waits for memory.
+      dot_tile<V, D>(cut.tile, x, steps, t == 0 ? ahead : 0, cursors, out, kQuad);
       if (w.inputs % D::kStep) {
         coded.tail(w, n, cursors);
-        dot_tile<V, D>(cut.tile, x + steps * D::kStep * cut.tile, 1, cursors, out,
+        dot_tile<V, D>(cut.tile, x + steps * D::kStep * cut.tile, 1, 0, cursors, out,
                        kQuad);
       }
     }
@@ -217,7 +219,7 @@ bool multiply_many(const CodedWeight& w, const float* packed, int64_t rows,
   const int64_t most = std::max<int64_t>(1, kPanelInputs / D::kStep);
   Buffer<float> panel(kPanel * most * D::kStep);
   const RowCut cut(rows, D::kAtOnce);
-  const int64_t filled = cut.tile * cut.tiles;
+  const int64_t filled = cut.tile * cut.tiles, ahead = kPanel * w.row_bytes();
   Buffer<float> sums(filled * kPanel);
   for (int64_t n = first; n < last; n += kPanel) {
     CodedRows<D, kPanel> coded;
@@ -227,13 +229,13 @@ bool multiply_many(const CodedWeight& w, const float* packed, int64_t rows,
       const int64_t end = std::min(all, s + most), length = (end - s) * D::kStep;
       const bool with_tail = end > whole;
       for (int i = 0; i < kPanel; ++i) {
-        decode_steps<V, D>(&coded.cursors[i], end - s - with_tail,
+        decode_steps<V, D>(&coded.cursors[i], end - s - with_tail, ahead,
                            panel.data() + i * length);
       }
       if (with_tail) {
         coded.tail(w, n, coded.cursors);
         for (int i = 0; i < kPanel; ++i) {
-          decode_steps<V, D>(&coded.cursors[i], 1,
+          decode_steps<V, D>(&coded.cursors[i], 1, 0,
                              panel.data() + (i + 1) * length - D::kStep);
         }
       }
@@ -244,7 +246,7 @@ bool multiply_many(const CodedWeight& w, const float* packed, int64_t rows,
           for (int i = 0; i < kQuad; ++i) {
             cursors[i].values = panel.data() + (q + i) * length;
           }
-          dot_tile<V, Floats>(cut.tile, x, length / V::kLanes, cursors,
+          dot_tile<V, Floats>(cut.tile, x, length / V::kLanes, 0, cursors,
                               sums.data() + r * kPanel + q, kPanel);
         }
       }

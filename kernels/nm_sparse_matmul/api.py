@@ -9,14 +9,16 @@ import jax.numpy as jnp
 
 from jcompress.kernels._dispatch import Form, Implementation
 from jcompress.kernels._operation import Arrays, Operation
+from jcompress.kernels.nm_sparse_matmul import cpu
 from jcompress.kernels.nm_sparse_matmul.reference import dense_weight, reference
 from jcompress.kernels.nm_sparse_matmul.xla import xla
 from jcompress.tensors.nm_sparse import stored_inputs
 
 _NAME = "nm_sparse_matmul"
-_FORMS = {
+FORMS = {
     Implementation.REFERENCE: Form(reference),
     Implementation.XLA: Form(xla),
+    Implementation.CPU: Form(cpu.cpu, cpu.refuses, cpu.prefers, stacked=True),
 }
 
 
@@ -105,7 +107,7 @@ def _over_parts(
 
 _OPERATION = Operation(
     name=_NAME,
-    forms=_FORMS,
+    forms=FORMS,
     roles=_roles,
     backward=_backward,
     save=_save,

@@ -16,7 +16,7 @@ from jcompress.kernels.weight_only_matmul.xla import xla
 from jcompress.tensors.packing import is_packed, packed_size, stored_dtype
 
 _NAME = "weight_only_matmul"
-_FORMS = {
+FORMS = {
     Implementation.REFERENCE: Form(reference),
     Implementation.XLA: Form(xla),
     Implementation.CPU: Form(cpu.cpu, cpu.refuses, cpu.prefers, stacked=True),
@@ -138,7 +138,7 @@ def _over_parts(
 
 _OPERATION = Operation(
     name=_NAME,
-    forms=_FORMS,
+    forms=FORMS,
     roles=_roles,
     backward=_backward,
     save=_save,

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jcompress.kernels import _native
+from jcompress.kernels import _native, _tiles
 
 
 def cpu(
@@ -54,4 +54,7 @@ def prefers(
     x: Any, values: Any, scales: Any, zeros: Any, *, bits: int, x_bits: int | None
 ) -> bool:
     """Whether this is the better choice than what XLA compiles."""
-    return _native.instructions() != "generic"
+    kind = x.dtype.name if x_bits is None else "int8"
+    key = _tiles.weight_key(bits, kind, scales.shape[-1])
+    fast = _native.instructions() != "generic"
+    return fast and _tiles.suits("weight_only_matmul", "cpu", key, x.shape[-2])

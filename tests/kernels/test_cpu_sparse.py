@@ -28,7 +28,8 @@ class Compiled(SparseForm):
     dtypes = (jnp.float32, jnp.bfloat16, jnp.float16)
 
     def check_rows(self, weight: Any, dense: Any, inputs: int, **static: Any) -> None:
-        for rows in (1, 2, 4, 5, 7, 16, 35):
+        # One, some of a vector, two tiles, many with a rest.
+        for rows in (1, 7, 12, 35):
             x = normal((rows, inputs))
             self.check(x, dense, self.run(x, weight, **static))
 
@@ -89,7 +90,7 @@ class TestBlockSparse(Compiled, BlockSparseMatmul):
 
 
 class TestNMSparse(Compiled, NMSparseMatmul):
-    @pytest.mark.parametrize("inputs", [1, 8, 63, 64, 65, 200, 1100])
+    @pytest.mark.parametrize("inputs", [1, 63, 64, 1100])
     def test_rows_and_inputs(self, inputs: int) -> None:
         pattern = self.patterns[inputs % len(self.patterns)]
         for kind in self.kinds:
@@ -101,7 +102,9 @@ class TestNMSparse(Compiled, NMSparseMatmul):
     def test_bits_beyond_the_inputs_mean_nothing(self) -> None:
         (values, mask, _), dense, static = self.weight(shape=(5, 12))
         x = normal((3, 12))
-        out = self.run(x, (values, mask.at[:, 1].set(mask[:, 1] | 0xF0), None), **static)
+        out = self.run(
+            x, (values, mask.at[:, 1].set(mask[:, 1] | 0xF0), None), **static
+        )
         self.check(x, dense, out)
 
     @pytest.mark.parametrize("rows", [2, 20])
@@ -112,12 +115,10 @@ class TestNMSparse(Compiled, NMSparseMatmul):
 
 
 class TestCodebook(Compiled, CodebookMatmul):
-    @pytest.mark.parametrize("size", [5, 16, 17, 100, 256])
+    @pytest.mark.parametrize("size", [5, 17, 256])
     def test_rows_and_inputs(self, size: int) -> None:
-        for tables, inputs in ((1, 1), (2, 129), (6, 300), (18, 700)):
-            weight, dense, _ = self.weight(
-                size=size, shape=(18, inputs), tables=tables
-            )
+        for tables, inputs in ((2, 129), (18, 700)):
+            weight, dense, _ = self.weight(size=size, shape=(18, inputs), tables=tables)
             if weight[1].shape[1] == size:
                 self.check_rows(weight, dense, inputs)
 

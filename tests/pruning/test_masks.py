@@ -25,6 +25,8 @@ from jcompress.pruning import (
 from jcompress.rules import RuleError
 from jcompress.tensors import QTensor
 
+pytestmark = pytest.mark.once
+
 PATTERNS = [
     Unstructured(),
     NM(2, 4),

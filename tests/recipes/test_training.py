@@ -19,6 +19,8 @@ from jcompress.recipes.training import (
     teacher_stage,
 )
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(autouse=True)
 def optax_needs_promotion():

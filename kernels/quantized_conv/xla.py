@@ -1,0 +1,175 @@
+"""The fastest forms of `quantized_conv` that XLA compiles.
+
+Only TPUs have convolutions of int8 that XLA uses; there the sums are exact, and zero
+points fold into a correction, for which an output of ones sums the patches. Elsewhere
+the integers become floats, whose convolution every platform has; of quantized
+activations the sums are then rounded as those of a float32 convolution are.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jcompress.kernels._integers import LONGEST, quantize_rows
+from jcompress.kernels.quantized_conv.reference import flat
+from jcompress.kernels.quantized_conv.window import Window
+from jcompress.quantization.arithmetic import (
+    dequantize_matrix,
+    fake_quantize,
+    quantize_values,
+    range_of,
+    scale_and_zero,
+)
+from jcompress.tensors.packing import unpack_bits
+
+
+def xla(
+    x: jax.Array,
+    x_scale: jax.Array | None,
+    x_zero: jax.Array | None,
+    values: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None,
+    *,
+    bits: int,
+    x_bits: int | None,
+    window: Window,
+) -> jax.Array:
+    """[B, X] -> [B, Y], by the form that suits the platform."""
+    args = (x, x_scale, x_zero, values, scales, zeros)
+    given: dict[str, Any] = {"bits": bits, "x_bits": x_bits, "window": window}
+    if x_bits is None or window.inputs > LONGEST:
+        return by_floats(*args, **given)
+    chosen: jax.Array = jax.lax.platform_dependent(
+        *args,
+        tpu=functools.partial(by_integers, **given),
+        default=functools.partial(by_floats, **given),
+    )
+    return chosen
+
+
+def by_floats(
+    x: jax.Array,
+    x_scale: jax.Array | None,
+    x_zero: jax.Array | None,
+    values: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None,
+    *,
+    bits: int,
+    x_bits: int | None,
+    window: Window,
+) -> jax.Array:
+    """Convolve floats in float32, or small integers in 16-bit floats, scaled at the end.
+
+    All in the shape of images: a loop over them in another shape would divide.
+    """
+    images = window.images(x)
+    integers = unpack_bits(values, window.inputs, bits)
+    last = (1,) * (images.ndim - 1) + (scales.shape[0],)
+    scale = zero = None
+    if x_bits is not None:
+        if x_scale is None:
+            span = range_of(images, tuple(range(1, images.ndim)))
+            x_scale, _ = scale_and_zero(span, bits=x_bits, symmetric=True)
+        scale, zero = (
+            None if part is None else part.reshape(-1, *(1,) * (images.ndim - 1))
+            for part in (x_scale, x_zero)
+        )
+    if x.dtype.itemsize >= 4:
+        if scale is not None and x_bits is not None:
+            images = fake_quantize(
+                images, scale, zero, bits=x_bits, symmetric=zero is None
+            )
+        weight = dequantize_matrix(integers, scales, zeros, x.dtype)
+        out = convolve(images, weight, window, x.dtype)
+        return out.reshape(x.shape[0], window.positions * values.shape[0])
+    if scale is not None and x_bits is not None:
+        q = quantize_values(images, scale, zero, bits=x_bits, symmetric=zero is None)
+        images = (q if zero is None else q - zero).astype(x.dtype)
+    weight = integers.astype(x.dtype)
+    if zeros is not None:
+        weight = weight - zeros.astype(x.dtype)
+    out = convolve(images, weight, window, jnp.float32) * scales.reshape(last)
+    if scale is not None:
+        out = out * scale
+    flat = out.reshape(x.shape[0], window.positions * values.shape[0])
+    return flat.astype(x.dtype)
+
+
+def by_integers(
+    x: jax.Array,
+    x_scale: jax.Array | None,
+    x_zero: jax.Array | None,
+    values: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None,
+    *,
+    bits: int,
+    x_bits: int,
+    window: Window,
+) -> jax.Array:
+    """Convolve int8 with int8; at most 32768 inputs, so that the sums are exact."""
+    q, scale, x_zero = quantize_rows(x, x_scale, x_zero, x_bits)
+    assert scale is not None
+    integers = unpack_bits(values, window.inputs, bits)
+    outputs = values.shape[0]
+    weight = integers
+    if zeros is not None:
+        ones = jnp.ones((1, window.inputs), jnp.int8)
+        weight = jnp.concatenate([integers, ones])
+    zero = None if x_zero is None else x_zero.astype(jnp.int32)[..., None]
+    both = convolve(window.images(q), weight, window, jnp.int32, x_zero)
+    both = both.reshape(x.shape[0], window.positions, weight.shape[0])
+    sums = both[..., :outputs]
+    if zero is not None:
+        sums = sums - zero * jnp.sum(integers, axis=1, dtype=jnp.int32)[None, None]
+    if zeros is not None:
+        shifted = both[..., outputs:]
+        if zero is not None:
+            shifted = shifted - np.int32(window.inputs) * zero
+        sums = sums - shifted * zeros.T[None].astype(jnp.int32)
+    product = sums.astype(jnp.float32) * scale[..., None] * scales.T[None]
+    return flat(product).astype(x.dtype)
+
+
+def convolve(
+    images: jax.Array,
+    matrix: jax.Array,
+    window: Window,
+    dtype: Any,
+    edge: jax.Array | None = None,
+) -> jax.Array:
+    """Convolve images with a weight as a matrix, in XLA.
+
+    Args:
+        images: [B, *sizes, channels].
+        matrix: [N, K], of the dtype of the images.
+        window: where the patches lie.
+        dtype: of the sums.
+        edge: integers in float32 [B, 1] that the padding holds; None for 0.
+
+    Returns:
+        [B, *out, N].
+    """
+    padding = window.padding
+    if edge is not None:
+        edges = [(0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)]
+        inside = jax.lax.pad(jnp.ones(images.shape, jnp.bool), np.False_, edges)
+        padded = jax.lax.pad(images, np.zeros((), images.dtype), edges)
+        held = edge.astype(images.dtype).reshape(-1, *(1,) * (images.ndim - 1))
+        images = jnp.where(inside, padded, held)
+        padding = ((0, 0),) * len(padding)
+    spatial = "DHW"[-len(window.sizes) :]
+    return jax.lax.conv_general_dilated(
+        images,
+        window.weight(matrix),
+        window.strides,
+        padding,
+        rhs_dilation=window.dilation,
+        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+        preferred_element_type=dtype,
+    )

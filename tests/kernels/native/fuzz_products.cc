@@ -1,0 +1,242 @@
+// Products of random sizes on buffers of exactly the size that is promised, for every
+// instruction set of this processor: built with sanitizers by `.ci/sanitize`, it shows
+// that nothing is read or written beyond them, and compares with sums in double.
+//
+// Arguments: the first seed, how many products an instruction set computes, and one
+// instruction set if not all.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "exact.h"
+
+namespace jcompress {
+namespace {
+
+struct Case {
+  int bits, digits, x_bits;
+  Float x_dtype, y_dtype;
+  int64_t rows, inputs, outputs, groups, chunk;
+  bool x_scale, x_zero, zeros, bias, finite;
+};
+
+Case draw_case(Draw& draw) {
+  Case c;
+  c.bits = draw.one_of({2, 3, 4, 8});
+  c.x_dtype = draw.one_of({Float::kF32, Float::kBF16, Float::kF16, Float::kS8});
+  c.y_dtype = c.x_dtype == Float::kS8 ? Float::kF32 : c.x_dtype;
+  c.rows = draw.one_of<int64_t>({1, 1, 2, draw.integer(1, 8), draw.integer(1, 40)});
+  c.outputs = draw.integer(1, draw.coin() ? 5 : 37);
+  c.chunk = draw.one_of<int64_t>({4, 8, 128});
+  // Few groups of sizes that instructions like, and any.
+  const int64_t size = draw.one_of<int64_t>({16, 32, 64, 128, 256, draw.integer(1, 300)});
+  c.groups = draw.one_of<int64_t>({1, 1, draw.integer(1, 9)});
+  c.inputs = c.groups * size + (c.groups == 1 ? draw.integer(0, 300) : 0);
+  // Sums of more products than an int32 holds are cut.
+  if (c.groups == 1 && draw.integer(0, 49) == 0) c.inputs += 32768;
+  c.digits = c.x_dtype == Float::kS8 ? 1 : static_cast<int>(draw.integer(1, 3));
+  c.x_bits = c.digits > 1 ? 8 : static_cast<int>(draw.integer(2, 8));
+  c.x_scale = c.x_dtype == Float::kS8 || (c.digits == 1 && draw.coin());
+  c.x_zero = c.x_scale && c.groups == 1 && draw.coin();
+  c.zeros = draw.coin();
+  c.bias = draw.coin();
+  c.finite = c.x_dtype == Float::kS8 || draw.integer(0, 9) > 0;
+  return c;
+}
+
+// Any pattern of bits is a stored weight; what it stands for:
+int stored_integer(const uint8_t* row, int64_t k, int bits) {
+  if (bits == 8) return static_cast<int8_t>(row[k]);
+  int value = 0;
+  for (int b = 0; b < bits; ++b) {
+    const int64_t bit = k * bits + b;
+    value |= ((row[bit / 8] >> (bit % 8)) & 1) << b;
+  }
+  return value - ((value >> (bits - 1)) << bits);
+}
+
+// What a row of activations stands for, and the largest error of its fixed point.
+double as_multiplied(const Case& c, const std::vector<float>& x, float scale, float zero,
+                     std::vector<double>& out) {
+  float top = 0;
+  for (float number : x) top = std::max(top, std::abs(number));
+  if (c.digits > 1) {
+    std::copy(x.begin(), x.end(), out.begin());
+    return top / (254.0 * std::pow(254.0, c.digits - 1)) + top * 1.2e-7;
+  }
+  const float high = static_cast<float>((1 << (c.x_bits - 1)) - 1);
+  if (!c.x_scale) {
+    scale = top * (1.0f / high);
+    if (scale < std::numeric_limits<float>::min()) scale = 1.0f;
+  }
+  const float inverse = 1.0f / scale;
+  for (size_t k = 0; k < x.size(); ++k) {
+    float q = x[k];
+    if (c.x_dtype != Float::kS8) {
+      const float low = c.x_zero ? -high - 1 : -high;
+      q = std::clamp(std::nearbyint(x[k] * inverse) + zero, low, high);
+    }
+    out[k] = (static_cast<double>(q) - zero) * scale;
+  }
+  return 0;
+}
+
+void describe(const Case& c, const char* set, uint64_t seed) {
+  std::printf(
+      "%s, seed %llu: bits %d, digits %d, x_bits %d, x %d, rows %lld, inputs %lld, "
+      "outputs %lld, groups %lld, chunk %lld, x_scale %d, x_zero %d, zeros %d, bias %d, "
+      "finite %d\n",
+      set, static_cast<unsigned long long>(seed), c.bits, c.digits, c.x_bits,
+      static_cast<int>(c.x_dtype), static_cast<long long>(c.rows),
+      static_cast<long long>(c.inputs), static_cast<long long>(c.outputs),
+      static_cast<long long>(c.groups), static_cast<long long>(c.chunk), c.x_scale,
+      c.x_zero, c.zeros, c.bias, c.finite);
+}
+
+// Whether the instruction set can scale such groups; stops the process at an error.
+bool check(Instructions set, uint64_t seed) {
+  Draw draw(seed);
+  const Case c = draw_case(draw);
+  const Products& products = products_of(set);
+  Weight w{};
+  w.outputs = c.outputs;
+  w.inputs = c.inputs;
+  w.groups = c.groups;
+  w.bits = c.bits;
+  Rows rows{};
+  rows.cut = products.cut(c.bits);
+  rows.grouping = grouping_of(rows.cut, c.inputs, c.groups);
+  if (rows.grouping == Grouping::kUnable) return false;
+
+  Exact<uint8_t> values(c.outputs * w.row_bytes());
+  for (int64_t i = 0; i < values.size(); ++i) values[i] = draw.integer(0, 255);
+  Exact<float> scales(c.outputs * c.groups), bias(c.outputs);
+  for (int64_t i = 0; i < scales.size(); ++i) scales[i] = draw.uniform(0.001f, 0.1f);
+  for (int64_t i = 0; i < bias.size(); ++i) bias[i] = draw.uniform(-1, 1);
+  Exact<int8_t> zeros(c.zeros ? c.outputs * c.groups : 0);
+  const int most = 1 << (c.bits - 1);
+  for (int64_t i = 0; i < zeros.size(); ++i) zeros[i] = draw.integer(-most, most - 1);
+  w.values = values.data();
+  w.scales = scales.data();
+  w.zeros = c.zeros ? zeros.data() : nullptr;
+
+  const bool integers = c.x_dtype == Float::kS8;
+  Exact<char> x(c.rows * c.inputs * bytes_of(c.x_dtype));
+  std::vector<std::vector<float>> wide(c.rows, std::vector<float>(c.inputs));
+  for (int64_t m = 0; m < c.rows; ++m) {
+    const float size = draw.one_of({1e-30f, 0.01f, 1.0f, 1.0f, 100.0f});
+    const bool half = c.x_dtype == Float::kF16;
+    for (int64_t k = 0; k < c.inputs; ++k) {
+      const int64_t i = m * c.inputs + k;
+      if (integers) {
+        x.data()[i] = static_cast<char>(draw.integer(-128, 127));
+        wide[m][k] = static_cast<int8_t>(x.data()[i]);
+        continue;
+      }
+      store(draw.uniform(-1, 1) * (half ? std::max(size, 0.01f) : size), c.x_dtype,
+            x.data(), i);
+      widen(x.data(), c.x_dtype, i, 1, &wide[m][k]);
+    }
+    if (!c.finite) {
+      const float odd = draw.one_of({NAN, INFINITY, -INFINITY, 3e38f});
+      store(odd, c.x_dtype, x.data(), m * c.inputs + draw.integer(0, c.inputs - 1));
+    }
+  }
+  Exact<float> x_scale(c.x_scale ? c.rows : 0), x_zero(c.x_zero ? c.rows : 0);
+  for (int64_t i = 0; i < x_scale.size(); ++i) x_scale[i] = draw.uniform(0.001f, 0.1f);
+  for (int64_t i = 0; i < x_zero.size(); ++i) {
+    x_zero[i] = static_cast<float>(draw.integer(-128, 127));
+  }
+  Activations a{x.data(),
+                c.x_dtype,
+                c.x_scale ? x_scale.data() : nullptr,
+                c.x_zero ? x_zero.data() : nullptr,
+                c.rows,
+                c.inputs,
+                c.x_bits,
+                c.digits};
+
+  rows.digits = c.digits;
+  rows.ones = c.x_zero;
+  rows.count = c.rows * c.digits + rows.ones;
+  const int64_t step = rows.cut.step_inputs();
+  rows.steps = (c.inputs + step - 1) / step;
+  Exact<int8_t> packed(rows.tiles() * rows.tile_bytes());
+  Exact<int32_t> sums(rows.tiles() * Rows::kTile * rows.sums_per_row(c.groups));
+  Exact<float> scale(c.rows);
+  rows.packed = packed.data();
+  rows.sums = sums.data();
+  rows.scale = scale.data();
+  rows.zero = a.zero;
+  for (int64_t t = 0; t < rows.tiles(); ++t) {
+    // The integers of a row, filled up to whole steps, follow its floats.
+    const int64_t filled = rows.steps * step;
+    Exact<float> scratch(c.inputs + (filled + 3) / 4);
+    products.pack(a, w, rows, t, scratch.data());
+  }
+  Exact<char> y(c.rows * c.outputs * bytes_of(c.y_dtype));
+  const Result result{y.data(), c.y_dtype, c.bias ? bias.data() : nullptr};
+  for (int64_t n = 0; n < c.outputs; n += c.chunk) {
+    products.multiply(rows, w, result, c.rows, n, std::min(c.outputs, n + c.chunk));
+  }
+  if (!c.finite) return true;
+
+  const double eps = c.y_dtype == Float::kBF16 ? 1.0 / 256
+                     : c.y_dtype == Float::kF16 ? 1.0 / 1024
+                                                : 0.0;
+  std::vector<double> left(c.inputs);
+  for (int64_t m = 0; m < c.rows; ++m) {
+    const double error = as_multiplied(c, wide[m], c.x_scale ? x_scale[m] : 0.0f,
+                                       c.x_zero ? x_zero[m] : 0.0f, left);
+    for (int64_t n = 0; n < c.outputs; ++n) {
+      double sum = c.bias ? bias[n] : 0.0, size = std::abs(sum), weights = 0;
+      for (int64_t k = 0; k < c.inputs; ++k) {
+        const int64_t g = n * c.groups + k / w.group_size();
+        const int number = stored_integer(values.data() + n * w.row_bytes(), k, c.bits);
+        const double weight =
+            (number - (c.zeros ? zeros[g] : 0)) * static_cast<double>(scales[g]);
+        sum += left[k] * weight;
+        size += std::abs(left[k] * weight);
+        weights += std::abs(weight);
+      }
+      float got;
+      widen(y.data(), c.y_dtype, m * c.outputs + n, 1, &got);
+      if (c.y_dtype == Float::kF16 && std::abs(sum) > 60000) continue;
+      const double allowed = 2e-6 * size + error * weights + eps * std::abs(sum) + 1e-7;
+      if (!(std::abs(got - sum) <= allowed)) {
+        describe(c, instructions_name(set), seed);
+        std::printf("y[%lld, %lld] is %.9g, not %.9g within %.3g\n",
+                    static_cast<long long>(m), static_cast<long long>(n), got, sum,
+                    allowed);
+        std::exit(1);
+      }
+    }
+  }
+  return true;
+}
+
+}  // namespace
+}  // namespace jcompress
+
+int main(int count, char** arguments) {
+  using namespace jcompress;
+  const uint64_t seed = count > 1 ? std::strtoull(arguments[1], nullptr, 10) : 0;
+  const uint64_t products = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1000;
+  for (Instructions set :
+       {Instructions::kGeneric, Instructions::kAvx2, Instructions::kAvxVnni,
+        Instructions::kAvx512Vnni, Instructions::kAvx512Vbmi, Instructions::kNeon}) {
+    const char* name = instructions_name(set);
+    if (!has_instructions(set) || (count > 3 && std::strcmp(arguments[3], name))) continue;
+    uint64_t computed = 0, left_out = 0;
+    for (uint64_t i = seed; computed < products; ++i) ++(check(set, i) ? computed : left_out);
+    std::printf("%s: %llu products, %llu left out for their groups\n", name,
+                static_cast<unsigned long long>(computed),
+                static_cast<unsigned long long>(left_out));
+  }
+  return 0;
+}

@@ -1,0 +1,190 @@
+"""The handlers of the compiled kernels, on sizes that nobody has thought of.
+
+`.ci/sanitize` runs this file on a library built with sanitizers, which the variable
+SANITIZED_LIBRARY names, with every instruction set of the processor.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from jcompress.kernels import _native
+from jcompress.tensors.packing import pack_bits
+
+SANITIZED = os.environ.get("SANITIZED_LIBRARY")
+if SANITIZED:
+    _native.LIBRARY = pathlib.Path(SANITIZED)
+pytestmark = pytest.mark.skipif(bool(_native.missing()), reason=_native.missing())
+
+EXAMPLES = 25 if SANITIZED else 20
+many = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+class Product(NamedTuple):
+    """Arguments of `_native.matmul` but for the arrays, which have the seed `seed`."""
+
+    stacks: int
+    rows: int
+    inputs: int
+    outputs: int
+    groups: int
+    bits: int
+    x_bits: int
+    digits: int
+    dtype: str
+    x_scale: bool
+    x_zero: bool
+    zeros: bool
+    bias: bool
+    seed: int
+
+
+@st.composite
+def products(draw: Any) -> Product:
+    dtype = draw(st.sampled_from(["float32", "bfloat16", "float16", "int8"]))
+    groups = draw(st.sampled_from([1, 1, 2, 3, 7]))
+    size = draw(st.sampled_from([16, 32, 64, 128]) | st.integers(1, 200))
+    digits = 1 if dtype == "int8" else draw(st.integers(1, 3))
+    x_scale = dtype == "int8" or (digits == 1 and draw(st.booleans()))
+    return Product(
+        stacks=draw(st.sampled_from([1, 1, 1, 3])),
+        rows=draw(st.sampled_from([0, 1, 2, 5, 13])),
+        inputs=size * groups,
+        outputs=draw(st.integers(1, 40)),
+        groups=groups,
+        bits=draw(st.sampled_from([2, 3, 4, 8])),
+        x_bits=8 if digits > 1 else draw(st.integers(2, 8)),
+        digits=digits,
+        dtype=dtype,
+        x_scale=x_scale,
+        x_zero=x_scale and groups == 1 and draw(st.booleans()),
+        zeros=draw(st.booleans()),
+        bias=draw(st.booleans()),
+        seed=draw(st.integers(0, 99)),
+    )
+
+
+@many
+@given(products())
+def test_products_of_any_size(p: Product) -> None:
+    assume(_native.takes_groups(p.bits, p.inputs, p.groups))
+    draw = np.random.default_rng(p.seed)
+    top = 2 ** (p.bits - 1)
+    by_row, by_output = (p.stacks, p.rows, 1), (p.stacks, p.outputs, p.groups)
+    integers = draw.integers(-top, top, (p.stacks, p.outputs, p.inputs)).astype(np.int8)
+    scales = draw.uniform(0.01, 0.1, by_output).astype(np.float32)
+    zeros = draw.integers(-top, top, by_output).astype(np.int8) if p.zeros else None
+    bias = draw.normal(size=by_output[:2]).astype(np.float32) if p.bias else None
+    shape = (p.stacks, p.rows, p.inputs)
+    if p.dtype == "int8":
+        x = draw.integers(-128, 128, shape).astype(np.int8)
+    else:
+        x = draw.normal(size=shape).astype(np.float32).astype(jnp.dtype(p.dtype))
+    x_scale = draw.uniform(0.01, 0.1, by_row).astype(np.float32) if p.x_scale else None
+    x_zero = None
+    if p.x_zero:
+        x_zero = draw.integers(-128, 128, by_row).astype(np.float32)
+    out = _native.matmul(
+        *_arrays(x, pack_bits(jnp.asarray(integers), p.bits), scales, zeros),
+        **dict(
+            zip(
+                ("x_scale", "x_zero", "bias"),
+                _arrays(x_scale, x_zero, bias),
+                strict=True,
+            )
+        ),
+        bits=p.bits,
+        x_bits=p.x_bits,
+        digits=p.digits,
+    )
+    assert out.dtype == (np.float32 if p.dtype == "int8" else x.dtype)
+    left, error = _as_multiplied(p, x, x_scale, x_zero)
+    shift = 0 if zeros is None else np.repeat(zeros, p.inputs // p.groups, 2)
+    weight = (integers - np.float64(shift)) * np.repeat(
+        scales.astype(np.float64), p.inputs // p.groups, 2
+    )
+    expected = left @ weight.transpose(0, 2, 1)
+    size = np.abs(left) @ np.abs(weight).transpose(0, 2, 1)
+    if bias is not None:
+        expected = expected + bias[:, None]
+    rounding = {"bfloat16": 2**-8, "float16": 2**-10}.get(p.dtype, 0.0)
+    allowed = 2e-6 * size + rounding * np.abs(expected) + 1e-6
+    allowed = allowed + error * np.abs(weight).sum(2)[:, None]
+    assert (np.abs(np.asarray(out).astype(np.float64) - expected) <= allowed).all()
+
+
+def _arrays(*arrays: Any) -> list[jax.Array | None]:
+    return [None if a is None else jnp.asarray(a) for a in arrays]
+
+
+def _as_multiplied(p: Product, x: Any, x_scale: Any, x_zero: Any) -> tuple[Any, Any]:
+    """What the activations are rounded to, in float64, and what may be missing."""
+    wide = x.astype(np.float32)
+    top = np.abs(wide).max(2, keepdims=True, initial=0)
+    if p.digits > 1:
+        exact = top * (254.0**-p.digits + 2.0**-23)
+        return wide.astype(np.float64), exact
+    high = np.float32(2 ** (p.x_bits - 1) - 1)
+    if x_scale is None:
+        x_scale = top * (np.float32(1) / high)
+    zero = np.float32(0) if x_zero is None else x_zero
+    if p.dtype != "int8":
+        low = -high if x_zero is None else -high - 1
+        wide = np.clip(np.rint(wide * (np.float32(1) / x_scale)) + zero, low, high)
+    return (wide - zero).astype(np.float64) * x_scale, 0.0
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"bits": 5}, "bits is 2, 3, 4 or 8"),
+        ({"x_bits": 9}, "x_bits is from 2 to 8"),
+        ({"digits": 4}, "digits is from 1 to 3"),
+        ({"values": jnp.zeros((1, 3, 7), jnp.int8)}, "values"),
+        ({"scales": jnp.ones((1, 3, 3))}, "groups do not fit"),
+        ({"zeros": jnp.zeros((1, 2, 1), jnp.int8)}, "zeros"),
+        ({"bias": jnp.zeros((1, 2))}, "bias"),
+        ({"x_scale": jnp.ones((1, 3, 1))}, "x_scale"),
+        ({"x_zero": jnp.ones((1, 2, 1))}, "x_scale is missing"),
+        ({"x": jnp.ones((1, 2, 8), jnp.int32)}, "dtype of x"),
+    ],
+)
+def test_a_handler_refuses_what_does_not_fit(changed: Any, message: str) -> None:
+    arguments: dict[str, Any] = {
+        "x": jnp.ones((1, 2, 8)),
+        "values": jnp.zeros((1, 3, 8), jnp.int8),
+        "scales": jnp.ones((1, 3, 1)),
+        "zeros": None,
+        "bits": 8,
+        "x_bits": 8,
+        "digits": 1,
+        **changed,
+    }
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+        _native.matmul(**arguments).block_until_ready()
+
+
+@pytest.mark.skipif(bool(SANITIZED), reason="each set has a process of its own there")
+def test_the_variable_chooses_among_what_the_processor_has() -> None:
+    code = "from jcompress.kernels import _native; print(_native.instructions())"
+    environment = {**os.environ, "JCOMPRESS_INSTRUCTIONS": "generic"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "generic"
