@@ -94,7 +94,7 @@ def prefers(
     That depends on the sizes: the sums of few inputs cost more than their products,
     and patches for few outputs more than both. Compared are times of one number of
     the result, fitted to those of 15 convolutions of 9 to 4608 inputs and 8 to 512
-    outputs (benchmarks/README.md); in doubt the answer is no.
+    outputs on one core with AVX-512 VNNI; in doubt the answer is no.
     """
     product = PRODUCT.get(_native.instructions() or "")
     if product is None:

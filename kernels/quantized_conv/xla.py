@@ -63,7 +63,7 @@ def by_floats(
     x_bits: int | None,
     window: Window,
 ) -> jax.Array:
-    """Convolve floats in float32, or small integers in 16-bit floats, scaled at the end.
+    """Convolve floats, or in 16 bits the integers, which are scaled at the end.
 
     All in the shape of images: a loop over them in another shape would divide.
     """
