@@ -378,7 +378,7 @@ void convolve(ffi::ThreadPool& pool, const Products& products, const Geometry& g
   });
   const int64_t least = kPieceProducts / (pixels * layout.digits * w.inputs) + 1;
   int64_t chunk = std::max(least, w.outputs / (4 * threads));
-  chunk = std::max<int64_t>(4, (chunk + 3) / 4 * 4);
+  chunk = std::max<int64_t>(8, (chunk + 7) / 8 * 8);
   parallel_for(pool, (w.outputs + chunk - 1) / chunk, [&](int64_t i) {
     block.multiply(products, w, y, i * chunk, std::min(w.outputs, (i + 1) * chunk));
   });

@@ -164,7 +164,7 @@ ffi::Error matmul(ffi::ThreadPool pool, Any x, Any x_scale, Any x_zero, Any valu
                kPieceProducts / std::max<int64_t>(1, layout_of.count * inputs));
   const int64_t most_pieces = std::max<int64_t>(1, 8 * pool.num_threads());
   int64_t chunk = std::max(least_outputs, outputs / most_pieces);
-  chunk = std::clamp<int64_t>((chunk + 3) / 4 * 4, 4, 128);
+  chunk = std::clamp<int64_t>((chunk + 7) / 8 * 8, 8, 128);
   const int64_t chunks = (outputs + chunk - 1) / chunk;
   const bool small = stacks * outputs * w.row_bytes() < kLeastBytes &&
                      stacks * layout_of.count * inputs * outputs < kLeastProducts;

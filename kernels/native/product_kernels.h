@@ -20,8 +20,9 @@
 namespace jcompress {
 namespace {
 
-constexpr int kQuad = 4;  // outputs taken together
-constexpr int64_t kFirstCache = 22 << 10;    // bytes for which a quad and a tile are cut
+constexpr int kQuad = 4;  // numbers in the vectors that results are made of
+constexpr int kSet = 8;   // outputs taken together: so many streams keep memory busy
+constexpr int64_t kFirstCache = 22 << 10;    // bytes for which a set and a tile are cut
 constexpr int64_t kSecondCache = 384 << 10;  // bytes of activations that stay close
 
 template <class V, int kBits>
@@ -308,8 +309,8 @@ template <class T>
 inline int64_t fetched_ahead(int64_t row_bytes) {
   constexpr int64_t kFar = 4096;
   if (row_bytes >= 2 * kFar) return 2 * kFar;
-  const int64_t quad = kQuad * row_bytes;
-  return (kFar + quad - 1) / quad * quad;
+  const int64_t set = kSet * row_bytes;
+  return (kFar + set - 1) / set * set;
 }
 
 template <class V, int kBits, int kRows, int kOutputs>
@@ -331,7 +332,7 @@ template <class V, int kBits, int kRows, int kOutputs>
     x += kStride;
   }
   each<kRows>([&](auto r) JCOMPRESS_INLINE {
-    V::template add_sums<kOutputs>(sums[r], out + kQuad * r);
+    V::template add_sums<kOutputs>(sums[r], out + kSet * r);
   });
 }
 
@@ -390,7 +391,7 @@ template <class V, int kBits, int kRows, int kOutputs>
     });
   }
   each<kRows>([&](auto r) JCOMPRESS_INLINE {
-    V::template add_totals<kOutputs>(totals[r], out + kQuad * r);
+    V::template add_totals<kOutputs>(totals[r], out + kSet * r);
   });
 }
 
@@ -437,16 +438,16 @@ template <class V, int kBits, int kRows, int kOutputs>
     });
   }
   each<kRows>([&](auto r) JCOMPRESS_INLINE {
-    V::template add_totals<kOutputs>(totals[r], out + kQuad * r);
+    V::template add_totals<kOutputs>(totals[r], out + kSet * r);
   });
 }
 
-// ---- A tile with a quad of outputs, all steps of a span ----
+// ---- A tile with a set of outputs, all steps of a span ----
 
 template <class V, int kBits, Grouping kGrouping, int kRows>
 void tile_outputs(Span span, Groups g, void* out) {
   constexpr int kOutputs = V::outputs(kRows, kGrouping != Grouping::kNone);
-  for (int n = 0; n < kQuad; n += kOutputs) {
+  for (int n = 0; n < kSet; n += kOutputs) {
     if constexpr (kGrouping == Grouping::kNone) {
       sums_of_none<V, kBits, kRows, kOutputs>(span, static_cast<int32_t*>(out) + n);
     } else if constexpr (kGrouping == Grouping::kSteps) {
@@ -474,22 +475,22 @@ void tile_rows(int rows, const Span& span, const Groups& g, void* out) {
   }
 }
 
-// The last outputs of a weight whose number is no multiple of a quad, filled up.
-class LastQuad {
+// The last outputs of a weight whose number is no multiple of a set, filled up.
+class LastSet {
  public:
-  LastQuad(const Weight& w, int64_t first)
-      : values_(kQuad * w.row_bytes()),
-        scales_(kQuad * w.groups),
-        zeros_(kQuad * w.groups),
+  LastSet(const Weight& w, int64_t first, int64_t outputs)
+      : values_(kSet * w.row_bytes()),
+        scales_(kSet * w.groups),
+        zeros_(kSet * w.groups),
         has_zeros_(w.zeros != nullptr) {
-    const int64_t outputs = w.outputs - first, bytes = w.row_bytes();
-    std::memset(values_.data(), 0, kQuad * bytes);
+    const int64_t bytes = w.row_bytes();
+    std::memset(values_.data(), 0, kSet * bytes);
     std::memcpy(values_.data(), w.values + first * bytes, outputs * bytes);
-    std::memset(scales_.data(), 0, kQuad * w.groups * sizeof(float));
+    std::memset(scales_.data(), 0, kSet * w.groups * sizeof(float));
     std::memcpy(scales_.data(), w.scales + first * w.groups,
                 outputs * w.groups * sizeof(float));
     if (has_zeros_) {
-      std::memset(zeros_.data(), 0, kQuad * w.groups);
+      std::memset(zeros_.data(), 0, kSet * w.groups);
       std::memcpy(zeros_.data(), w.zeros + first * w.groups, outputs * w.groups);
     }
   }
@@ -546,10 +547,10 @@ void finish_exact(const Rows& rows, const Weight& w, const Result& result,
   const float digit = 1.0f / static_cast<float>(kBase);
   for (int64_t m = m0; m < m1; ++m) {
     const int32_t* left = rows.sums + rows.ones + m * rows.digits;
-    const Sum* sum = sums + (m - m0) * rows.digits * kQuad;
+    const Sum* sum = sums + (m - m0) * rows.digits * kSet;
     Quad number = {};
     for (int64_t j = rows.digits - 1; j >= 0; --j) {
-      Sums total = load_quad<Sums>(sum + j * kQuad) - shift * static_cast<Sum>(left[j]);
+      Sums total = load_quad<Sums>(sum + j * kSet) - shift * static_cast<Sum>(left[j]);
       if (rows.zero) total -= whole * static_cast<Sum>(zero_point(rows.zero[m]));
       number = __builtin_convertvector(total, Quad) + number * digit;
     }
@@ -565,10 +566,10 @@ inline void finish_grouped(const Rows& rows, const Weight& w, const Result& resu
   if (result.bias) bias = quad_of<Quad>(result.bias + output, outputs);
   const float digit = 1.0f / static_cast<float>(kBase);
   for (int64_t m = m0; m < m1; ++m) {
-    const float* sum = sums + (m - m0) * rows.digits * kQuad;
+    const float* sum = sums + (m - m0) * rows.digits * kSet;
     Quad number = {};
     for (int64_t j = rows.digits - 1; j >= 0; --j) {
-      number = load_quad<Quad>(sum + j * kQuad) + number * digit;
+      number = load_quad<Quad>(sum + j * kSet) + number * digit;
     }
     number = number * rows.scale[m] + bias;
     narrow(number, result.y, result.dtype, m * w.outputs + output, outputs);
@@ -594,10 +595,10 @@ void multiply_outputs(const Rows& rows, const Weight& w, const Result& result,
   if (kGrouping == Grouping::kLanes) g.in_step = rows.cut.step_inputs() / w.group_size();
 
   // Rows in blocks that stay in the second-level cache; steps in blocks of which a tile
-  // and a quad of outputs stay in the first.
+  // and a set of outputs stay in the first.
   const int64_t block_tiles = std::clamp<int64_t>(
       kSecondCache / std::max<int64_t>(1, rows.tile_bytes()), 1, 64);
-  const int64_t one_step = kQuad * kStep + Rows::kTile * rows.step_bytes();
+  const int64_t one_step = kSet * kStep + Rows::kTile * rows.step_bytes();
   int64_t block_steps = std::max<int64_t>(1, whole);
   if (rows.tiles() > 1) {
     block_steps = std::max<int64_t>(4, kFirstCache / one_step);
@@ -612,54 +613,54 @@ void multiply_outputs(const Rows& rows, const Weight& w, const Result& result,
   const bool long_sums = kExact && w.inputs > kExactInputs;
   if (long_sums) block_steps = std::min(block_steps, kExactInputs / rows.cut.step_inputs());
   const int64_t block_rows = std::min(block_tiles, rows.tiles()) * Rows::kTile;
-  Buffer<int32_t> sums(block_rows * kQuad);
-  Buffer<int64_t> wide(long_sums ? block_rows * kQuad : 0);
-  Buffer<int64_t> ones(rows.ones ? (last - first + kQuad) : 0);
+  Buffer<int32_t> sums(block_rows * kSet);
+  Buffer<int64_t> wide(long_sums ? block_rows * kSet : 0);
+  Buffer<int64_t> ones(rows.ones ? (last - first + kSet) : 0);
 
   for (int64_t t0 = 0; t0 < rows.tiles(); t0 += block_tiles) {
     const int64_t t1 = std::min(rows.tiles(), t0 + block_tiles);
     const int64_t r0 = t0 * Rows::kTile;
     const int64_t r1 = std::min(rows.count, t1 * Rows::kTile);
-    const int64_t in_block = (r1 - r0) * kQuad;
+    const int64_t in_block = (r1 - r0) * kSet;
     const bool with_ones = rows.ones && t0 == 0;
     const int64_t m0 = (r0 - rows.ones + (with_ones ? 1 : 0)) / rows.digits;
     const int64_t m1 = std::min(m_count, (r1 - rows.ones) / rows.digits);
-    for (int64_t n = first; n < last; n += kQuad) {
-      const int outputs = static_cast<int>(std::min<int64_t>(kQuad, last - n));
+    for (int64_t n = first; n < last; n += kSet) {
+      const int outputs = static_cast<int>(std::min<int64_t>(kSet, last - n));
       const uint8_t* values = w.values + n * row_bytes;
-      Groups quad = g;
-      quad.scales += n * w.groups;
-      if (quad.zeros) quad.zeros += n * w.groups;
-      std::optional<LastQuad> filled;
-      if (outputs < kQuad) {
-        filled.emplace(w, n);
+      Groups set = g;
+      set.scales += n * w.groups;
+      if (set.zeros) set.zeros += n * w.groups;
+      std::optional<LastSet> filled;
+      if (outputs < kSet) {
+        filled.emplace(w, n, outputs);
         values = filled->values();
-        quad.scales = filled->scales();
-        quad.zeros = filled->zeros();
+        set.scales = filled->scales();
+        set.zeros = filled->zeros();
       }
-      std::memset(sums.data(), 0, block_rows * kQuad * sizeof(int32_t));
+      std::memset(sums.data(), 0, block_rows * kSet * sizeof(int32_t));
       if (long_sums) std::memset(wide.data(), 0, in_block * sizeof(int64_t));
       for (int64_t s = 0; s < rows.steps; s += block_steps) {
         const int64_t end = std::min(whole, s + block_steps);
         for (int64_t t = t0; t < t1 && s < end; ++t) {
           const Tile tile = tile_of(rows, t);
-          quad.sums = rows.sums + tile.first * per_row;
+          set.sums = rows.sums + tile.first * per_row;
           tile_rows<V, kBits, kGrouping>(
-              tile.padded, {tile.x, values + s * kStep, row_bytes, s, end, ahead}, quad,
-              sums.data() + (tile.first - r0) * kQuad);
+              tile.padded, {tile.x, values + s * kStep, row_bytes, s, end, ahead}, set,
+              sums.data() + (tile.first - r0) * kSet);
         }
         if (end == whole && tail && s + block_steps >= whole) {
           // The rest of each row of the weight, filled up to a step.
-          alignas(64) uint8_t rest[kQuad * kStep] = {};
-          for (int i = 0; i < kQuad; ++i) {
+          alignas(64) uint8_t rest[kSet * kStep] = {};
+          for (int i = 0; i < kSet; ++i) {
             std::memcpy(rest + i * kStep, values + i * row_bytes + whole * kStep, tail);
           }
           for (int64_t t = t0; t < t1; ++t) {
             const Tile tile = tile_of(rows, t);
-            quad.sums = rows.sums + tile.first * per_row;
+            set.sums = rows.sums + tile.first * per_row;
             tile_rows<V, kBits, kGrouping>(
-                tile.padded, {tile.x, rest, kStep, whole, whole + 1, 0}, quad,
-                sums.data() + (tile.first - r0) * kQuad);
+                tile.padded, {tile.x, rest, kStep, whole, whole + 1, 0}, set,
+                sums.data() + (tile.first - r0) * kSet);
           }
           s = rows.steps;
         }
@@ -668,27 +669,33 @@ void multiply_outputs(const Rows& rows, const Weight& w, const Result& result,
           std::memset(sums.data(), 0, in_block * sizeof(int32_t));
         }
       }
-      const int64_t skip = with_ones ? kQuad : 0;
+      const int64_t skip = with_ones ? kSet : 0;
       if constexpr (kExact) {
         if (with_ones) {
-          for (int i = 0; i < kQuad; ++i) {
+          for (int i = 0; i < kSet; ++i) {
             ones[n - first + i] = long_sums ? wide[i] : sums[i];
           }
         }
-        if (long_sums) {
-          finish_exact<int64_t>(rows, w, result, m0, m1, n, outputs, wide.data() + skip,
-                                rows.ones ? ones.data() + (n - first) : nullptr);
-        } else {
-          int32_t narrow_ones[kQuad] = {};
-          for (int i = 0; i < kQuad && rows.ones; ++i) {
-            narrow_ones[i] = static_cast<int32_t>(ones[n - first + i]);
+        int32_t narrow_ones[kSet] = {};
+        for (int i = 0; i < kSet && rows.ones; ++i) {
+          narrow_ones[i] = static_cast<int32_t>(ones[n - first + i]);
+        }
+        for (int q = 0; q < outputs; q += kQuad) {
+          const int count = std::min(kQuad, outputs - q);
+          if (long_sums) {
+            finish_exact<int64_t>(rows, w, result, m0, m1, n + q, count,
+                                  wide.data() + skip + q,
+                                  rows.ones ? ones.data() + (n - first) + q : nullptr);
+          } else {
+            finish_exact<int32_t>(rows, w, result, m0, m1, n + q, count,
+                                  sums.data() + skip + q, narrow_ones + q);
           }
-          finish_exact<int32_t>(rows, w, result, m0, m1, n, outputs, sums.data() + skip,
-                                narrow_ones);
         }
       } else {
-        finish_grouped(rows, w, result, m0, m1, n, outputs,
-                       reinterpret_cast<const float*>(sums.data()));
+        for (int q = 0; q < outputs; q += kQuad) {
+          finish_grouped(rows, w, result, m0, m1, n + q, std::min(kQuad, outputs - q),
+                         reinterpret_cast<const float*>(sums.data()) + q);
+        }
       }
     }
   }

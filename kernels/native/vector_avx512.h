@@ -16,6 +16,7 @@ struct Avx512 {
   static constexpr int kLanes = 16;
 
   static constexpr int outputs(int rows, bool grouped) {
+    if (rows == 1) return 8;
     return !grouped || rows <= 3 ? 4 : 2;
   }
 
@@ -51,7 +52,10 @@ struct Avx512 {
 
   template <int kCount>
   static void add_sums(const I (&v)[kCount], int32_t* out) {
-    if constexpr (kCount == 4) {
+    if constexpr (kCount == 8) {
+      add_sums<4>({v[0], v[1], v[2], v[3]}, out);
+      add_sums<4>({v[4], v[5], v[6], v[7]}, out + 4);
+    } else if constexpr (kCount == 4) {
       const I a = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]),
                                    _mm512_unpackhi_epi32(v[0], v[1]));
       const I b = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]),
@@ -70,7 +74,10 @@ struct Avx512 {
   }
   template <int kCount>
   static void add_totals(const F (&v)[kCount], float* out) {
-    if constexpr (kCount == 4) {
+    if constexpr (kCount == 8) {
+      add_totals<4>({v[0], v[1], v[2], v[3]}, out);
+      add_totals<4>({v[4], v[5], v[6], v[7]}, out + 4);
+    } else if constexpr (kCount == 4) {
       const F a = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]),
                                 _mm512_unpackhi_ps(v[0], v[1]));
       const F b = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]),
