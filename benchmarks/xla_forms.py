@@ -56,9 +56,10 @@ def forms(size: int, group: int, cache_bytes: int) -> dict[str, Form]:
     four = weights(size, half, Weights(bits=4, granularity=PerChannel()))
     eight_grouped = weights(size, count, Weights(bits=8, granularity=grouped))
     four_grouped = weights(size, half, Weights(bits=4, granularity=grouped))
+    integers = functools.partial(int8_matmul, implementation=Implementation.XLA)
     result: dict[str, Form] = {
         "float32": (jax.jit(jnp.matmul), dense),
-        "int8_matmul": (jax.jit(int8_matmul), eight),
+        "int8_matmul": (jax.jit(integers), eight),
     }
     for label, bits, arrays in (
         ("w8", 8, eight),

@@ -57,9 +57,7 @@ def weight_only_matmul(
         zeros: int8 of the shape of `scales`, or None.
         bits: bits of an integer of the weight, 2 to 8.
         x_bits: bits of an integer of the activations, 2 to 8; None for floats.
-        implementation: None for the fastest. Against float weights `XLA` was measured
-            faster on a CPU for one or two rows, on a par for eight with one scale a
-            channel, and slower beyond (benchmarks/README.md).
+        implementation: None for the fastest (benchmarks/README.md).
 
     Returns:
         [..., N] in the dtype of `x`.

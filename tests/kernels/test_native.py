@@ -17,7 +17,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from jcompress.kernels import _native
+from jcompress.kernels import Implementation, _native
+from jcompress.kernels.quantized_conv import quantized_conv
 from jcompress.tensors.packing import pack_bits
 
 SANITIZED = os.environ.get("SANITIZED_LIBRARY")
@@ -126,6 +127,57 @@ def test_products_of_any_size(p: Product) -> None:
     allowed = 2e-6 * size + rounding * np.abs(expected) + 1e-6
     allowed = allowed + error * np.abs(weight).sum(2)[:, None]
     assert (np.abs(np.asarray(out).astype(np.float64) - expected) <= allowed).all()
+
+
+@st.composite
+def windows(draw: Any) -> dict[str, Any]:
+    """Arguments of `quantized_conv` but for the arrays, and their sizes."""
+    axes = draw(st.integers(1, 2))
+    kernel = tuple(draw(st.integers(1, 4)) for _ in range(axes))
+    dilation = tuple(draw(st.integers(1, 2)) for _ in range(axes))
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    return {
+        "sizes": tuple(draw(st.integers(r, r + 9)) for r in reach),
+        "channels": draw(st.integers(1, 20)),
+        "outputs": draw(st.integers(1, 20)),
+        "images": draw(st.integers(1, 3)),
+        "bits": draw(st.sampled_from([2, 3, 4, 8])),
+        "x_bits": draw(st.sampled_from([None, 4, 8])),
+        "static": {
+            "kernel": kernel,
+            "strides": tuple(draw(st.integers(1, 3)) for _ in range(axes)),
+            "padding": tuple(
+                (draw(st.integers(0, 2)), draw(st.integers(0, 2))) for _ in range(axes)
+            ),
+            "dilation": dilation,
+        },
+        "seed": draw(st.integers(0, 99)),
+    }
+
+
+@settings(many, max_examples=6 if SANITIZED else 10)
+@given(windows())
+def test_convolutions_of_any_size(w: dict[str, Any]) -> None:
+    draw = np.random.default_rng(w["seed"])
+    top = 2 ** (w["bits"] - 1)
+    inputs = int(np.prod(w["static"]["kernel"])) * w["channels"]
+    integers = draw.integers(-top, top, (w["outputs"], inputs)).astype(np.int8)
+    scales = draw.uniform(0.01, 0.1, (w["outputs"], 1)).astype(np.float32)
+    x = draw.normal(size=(w["images"], *w["sizes"], w["channels"]))
+    outs = [
+        quantized_conv(
+            jnp.asarray(x, jnp.float32),
+            pack_bits(jnp.asarray(integers), w["bits"]),
+            jnp.asarray(scales),
+            bits=w["bits"],
+            x_bits=w["x_bits"],
+            implementation=implementation,
+            **w["static"],
+        )
+        for implementation in (Implementation.CPU, Implementation.REFERENCE)
+    ]
+    size = np.abs(x).max() * np.abs(integers * scales).sum(1).max()
+    np.testing.assert_allclose(*outs, rtol=0, atol=2e-6 * size)
 
 
 def _arrays(*arrays: Any) -> list[jax.Array | None]:
