@@ -12,6 +12,8 @@ from jcompress import doctor
 from jcompress.cli import main
 from jcompress.kernels import Implementation, _native
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def few():

@@ -10,6 +10,8 @@ import sys
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.once
+
 EXAMPLE = pathlib.Path(__file__).parent.parent / "examples" / "minilm_bert.py"
 
 

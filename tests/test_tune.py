@@ -11,6 +11,8 @@ from jcompress.cli import main
 from jcompress.kernels import Implementation, _tiles
 from jcompress.kernels._dispatch import Form
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def folder(monkeypatch, tmp_path):

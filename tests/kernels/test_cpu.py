@@ -16,7 +16,10 @@ from jcompress.kernels import (
 )
 from jcompress.quantization import PerChannel, PerGroup, Weights
 
-pytestmark = pytest.mark.skipif(bool(_native.missing()), reason=_native.missing())
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(bool(_native.missing()), reason=_native.missing()),
+]
 
 
 class TestInt8Matmul(Int8Matmul):

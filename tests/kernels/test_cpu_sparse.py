@@ -16,7 +16,10 @@ from sparse_conformance import (
 
 from jcompress.kernels import Implementation, _native
 
-pytestmark = pytest.mark.skipif(bool(_native.missing()), reason=_native.missing())
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(bool(_native.missing()), reason=_native.missing()),
+]
 
 CPU = Implementation.CPU
 

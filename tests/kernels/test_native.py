@@ -24,7 +24,10 @@ from jcompress.tensors.packing import pack_bits
 SANITIZED = os.environ.get("SANITIZED_LIBRARY")
 if SANITIZED:
     _native.LIBRARY = pathlib.Path(SANITIZED)
-pytestmark = pytest.mark.skipif(bool(_native.missing()), reason=_native.missing())
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(bool(_native.missing()), reason=_native.missing()),
+]
 
 EXAMPLES = 25 if SANITIZED else 20
 many = settings(

@@ -32,6 +32,8 @@ from jcompress.quantization.arithmetic import (
 )
 from jcompress.sites import find_sites
 
+pytestmark = pytest.mark.once
+
 # images, spatial sizes, channels, outputs, and the options
 CASES: dict[str, Any] = {
     "plain": (2, (7, 6), 3, 5, {"kernel": (3, 3), "padding": ((1, 1), (1, 1))}),
