@@ -35,7 +35,7 @@ def environment():
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "jcompress.cli", *map(str, arguments)]
+    return [sys.executable, "-P", "-m", "jcompress.cli", *map(str, arguments)]
 
 
 def jcompress(*arguments):

@@ -239,7 +239,7 @@ def test_the_variable_chooses_among_what_the_processor_has() -> None:
     code = "from jcompress.kernels import _native; print(_native.instructions())"
     environment = {**os.environ, "JCOMPRESS_INSTRUCTIONS": "generic"}
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-P", "-c", code],
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == "generic"
