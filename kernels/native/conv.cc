@@ -9,19 +9,15 @@
 #include <vector>
 
 #include "floats.h"
+#include "handlers.h"
 #include "parallel.h"
 #include "product.h"
-#include "xla/ffi/api/ffi.h"
 
 namespace jcompress {
 namespace {
 
-namespace ffi = xla::ffi;
-using Any = ffi::AnyBuffer;
 using Sizes = ffi::Span<const int64_t>;
 
-// Of the arrays, as `QTensor` documents them; raised when that changes.
-constexpr int64_t kLayout = 1;
 constexpr int64_t kBlockBytes = 384 << 10;  // of packed rows, for the second-level cache
 // Below so many floats, or products of integers a piece is not worth a thread.
 constexpr int64_t kPieceFloats = 16 << 10;
@@ -30,35 +26,6 @@ constexpr int64_t kManyRows = 48;
 
 ffi::Error bad(const std::string& what) {
   return ffi::Error::InvalidArgument("jcompress conv: " + what);
-}
-
-bool is(const Any& a, ffi::DataType dtype, std::initializer_list<int64_t> shape) {
-  const auto dims = a.dimensions();
-  return a.element_type() == dtype && dims.size() == shape.size() &&
-         std::equal(shape.begin(), shape.end(), dims.begin());
-}
-
-bool absent(const Any& a) { return a.element_count() == 0; }
-
-bool float_of(ffi::DataType dtype, Float* out) {
-  switch (dtype) {
-    case ffi::DataType::F32:
-      *out = Float::kF32;
-      return true;
-    case ffi::DataType::BF16:
-      *out = Float::kBF16;
-      return true;
-    case ffi::DataType::F16:
-      *out = Float::kF16;
-      return true;
-    default:
-      return false;
-  }
-}
-
-template <class T>
-const T* part(const Any& a, int64_t stack, int64_t size) {
-  return absent(a) ? nullptr : static_cast<const T*>(a.untyped_data()) + stack * size;
 }
 
 int64_t product_of(const std::vector<int64_t>& sizes) {

@@ -6,18 +6,13 @@
 #include <vector>
 
 #include "floats.h"
+#include "handlers.h"
 #include "parallel.h"
 #include "product.h"
-#include "xla/ffi/api/ffi.h"
 
 namespace jcompress {
 namespace {
 
-namespace ffi = xla::ffi;
-using Any = ffi::AnyBuffer;
-
-// Of the arrays, as `QTensor` documents them; raised when that changes.
-constexpr int64_t kLayout = 1;
 // Below so many bytes of weight or products of integers a piece is not worth a thread,
 constexpr int64_t kPieceBytes = 48 << 10;
 constexpr int64_t kPieceProducts = 1 << 20;
@@ -27,35 +22,6 @@ constexpr int64_t kLeastProducts = 1 << 20;
 
 ffi::Error bad(const std::string& what) {
   return ffi::Error::InvalidArgument("jcompress matmul: " + what);
-}
-
-bool is(const Any& a, ffi::DataType dtype, std::initializer_list<int64_t> shape) {
-  const auto dims = a.dimensions();
-  return a.element_type() == dtype && dims.size() == shape.size() &&
-         std::equal(shape.begin(), shape.end(), dims.begin());
-}
-
-bool absent(const Any& a) { return a.element_count() == 0; }
-
-bool float_of(ffi::DataType dtype, Float* out) {
-  switch (dtype) {
-    case ffi::DataType::F32:
-      *out = Float::kF32;
-      return true;
-    case ffi::DataType::BF16:
-      *out = Float::kBF16;
-      return true;
-    case ffi::DataType::F16:
-      *out = Float::kF16;
-      return true;
-    default:
-      return false;
-  }
-}
-
-template <class T>
-const T* part(const Any& a, int64_t stack, int64_t size) {
-  return absent(a) ? nullptr : static_cast<const T*>(a.untyped_data()) + stack * size;
 }
 
 ffi::Error matmul(ffi::ThreadPool pool, Any x, Any x_scale, Any x_zero, Any values,

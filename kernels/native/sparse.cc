@@ -9,18 +9,14 @@
 #include <vector>
 
 #include "floats.h"
+#include "handlers.h"
 #include "parallel.h"
-#include "xla/ffi/api/ffi.h"
 
 namespace jcompress {
 namespace {
 
-namespace ffi = xla::ffi;
-using Any = ffi::AnyBuffer;
 using Dims = std::vector<int64_t>;
 
-// Of the arrays, as the leaves document them; raised when that changes.
-constexpr int64_t kLayout = 1;
 // Below so many products a piece is not worth a thread.
 constexpr int64_t kPieceProducts = 1 << 18;
 constexpr int64_t kPiecesPerThread = 8;
@@ -41,28 +37,6 @@ const SparseProducts& sparse_products() {
   }
 }
 
-bool is(const Any& a, ffi::DataType dtype, const Dims& shape) {
-  const auto dims = a.dimensions();
-  return a.element_type() == dtype && dims.size() == shape.size() &&
-         std::equal(shape.begin(), shape.end(), dims.begin());
-}
-
-bool float_of(ffi::DataType dtype, Float* out) {
-  switch (dtype) {
-    case ffi::DataType::F32:
-      *out = Float::kF32;
-      return true;
-    case ffi::DataType::BF16:
-      *out = Float::kBF16;
-      return true;
-    case ffi::DataType::F16:
-      *out = Float::kF16;
-      return true;
-    default:
-      return false;
-  }
-}
-
 bool stored_of(ffi::DataType dtype, Float* out) {
   *out = Float::kS8;
   return dtype == ffi::DataType::S8 ||
@@ -71,14 +45,6 @@ bool stored_of(ffi::DataType dtype, Float* out) {
 
 int64_t size_of(Float dtype) {
   return dtype == Float::kF32 ? 4 : dtype == Float::kS8 ? 1 : 2;
-}
-
-// The array of one matrix of a stack; null if there is none.
-template <class T>
-const T* part(const Any& a, int64_t stack, int64_t count, int64_t bytes = sizeof(T)) {
-  if (a.element_count() == 0) return nullptr;
-  const char* all = static_cast<const char*>(a.untyped_data());
-  return reinterpret_cast<const T*>(all + stack * count * bytes);
 }
 
 // Activations and results, which all three operations share.

@@ -1,0 +1,53 @@
+// What the XLA handlers share: reading and checking the arrays of a call.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "product.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace jcompress {
+namespace {
+
+namespace ffi = xla::ffi;
+using Any = ffi::AnyBuffer;
+
+// Of the arrays, as the leaves document them; raised when that changes.
+constexpr int64_t kLayout = 1;
+
+inline bool is(const Any& a, ffi::DataType dtype, const std::vector<int64_t>& shape) {
+  const auto dims = a.dimensions();
+  return a.element_type() == dtype && dims.size() == shape.size() &&
+         std::equal(shape.begin(), shape.end(), dims.begin());
+}
+
+inline bool absent(const Any& a) { return a.element_count() == 0; }
+
+inline bool float_of(ffi::DataType dtype, Float* out) {
+  switch (dtype) {
+    case ffi::DataType::F32:
+      *out = Float::kF32;
+      return true;
+    case ffi::DataType::BF16:
+      *out = Float::kBF16;
+      return true;
+    case ffi::DataType::F16:
+      *out = Float::kF16;
+      return true;
+    default:
+      return false;
+  }
+}
+
+// The array of one matrix of a stack; null if there is none.
+template <class T>
+const T* part(const Any& a, int64_t stack, int64_t count, int64_t bytes = sizeof(T)) {
+  if (absent(a)) return nullptr;
+  const char* all = static_cast<const char*>(a.untyped_data());
+  return reinterpret_cast<const T*>(all + stack * count * bytes);
+}
+
+}  // namespace
+}  // namespace jcompress
