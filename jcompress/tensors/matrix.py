@@ -1,5 +1,6 @@
 """What compressed leaves share that are stored as the matrix of their products."""
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
@@ -60,9 +61,9 @@ class MatrixTensor(CompressedTensor):
             )
         self.check_arrays()
 
+    @abc.abstractmethod
     def check_arrays(self) -> None:
         """Raise ValueError if an array is not of the shape and dtype it should be."""
-        raise NotImplementedError
 
     @property
     def axes(self) -> Axes:

@@ -1,9 +1,7 @@
 // The XLA handler of integer products: `int8_matmul` and `weight_only_matmul`.
 
 #include <algorithm>
-#include <memory>
 #include <string>
-#include <vector>
 
 #include "floats.h"
 #include "handlers.h"
