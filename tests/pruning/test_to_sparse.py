@@ -119,12 +119,16 @@ def as_sites(change: Any) -> Any:
         (PARAMS, {"c": Block((2, 4))}, "'c' would not become smaller: 24 of 24 blocks"),
         ({"c": PARAMS["c"]}, {"a": NM(2, 4)}, "'a', which is not in the tree: c"),
         (as_sites({"a": PARAMS["c"]}), {"a": NM(2, 4)}, r"\[3, 8, 8\] in the tree and"),
-        (converted(pruned()), {"a": NM(2, 4)}, "'a' is already a NMSparse"),
     ],
 )
 def test_what_cannot_be_converted(tree: Any, patterns: Any, message: str) -> None:
     with pytest.raises(RuleError, match=message):
         converted(tree, **patterns)
+
+
+def test_what_is_converted_already() -> None:
+    with pytest.raises(RuleError, match="'a' is already a NMSparse"):
+        converted(converted(pruned()), a=NM(2, 4))
 
 
 @pytest.mark.parametrize(
