@@ -35,19 +35,22 @@ class Program:
         statistic: how statistics join; needed if a handler hands any back.
         made_dense: is told the name of each compressed leaf that had to be made dense
             outside of a handler, and the operation that asked for it.
+        resizing: what changes where arrays have other sizes than in the trace.
     """
 
     traced: Traced
     handlers: Mapping[Location, Handler]
     statistic: Statistic | None = None
     made_dense: Callable[[str, str], None] | None = None
+    resizing: "Resizing | None" = None
 
     @functools.cached_property
     def _prefixes(self) -> frozenset[Location]:
+        places = [*self.handlers]
+        if self.resizing is not None:
+            places += [*self.resizing.equations, *self.resizing.consts]
         return frozenset(
-            location[:cut]
-            for location in self.handlers
-            for cut in range(len(location) + 1)
+            location[:cut] for location in places for cut in range(len(location) + 1)
         )
 
     def __call__(
@@ -72,9 +75,7 @@ class Program:
             Deferred(name, leaf) if isinstance(leaf, CompressedTensor) else leaf
             for name, leaf in zip(self.traced.names, leaves, strict=True)
         ]
-        outs, statistics = self._run(
-            self.traced.body, [*inputs, *data], (), dict(reads or {})
-        )
+        outs, statistics = self.run(self.traced.body, [*inputs, *data], (), reads or {})
         return [self._dense(out, "returned") for out in outs], statistics
 
     def _dense(self, value: Any, operation: str) -> Any:
@@ -84,14 +85,28 @@ class Program:
             self.made_dense(value.name, operation)
         return value.dense()
 
-    def _run(
+    def run(
         self,
         body: Body,
         inputs: Sequence[Any],
         at: Location,
-        reads: dict[Location, Any],
+        reads: Mapping[Location, Any],
     ) -> tuple[list[Any], dict[Location, Any]]:
-        env: dict[Any, Any] = dict(zip(body.jaxpr.constvars, body.consts, strict=True))
+        """Evaluate a part of the program.
+
+        Args:
+            body: the part.
+            inputs: its inputs.
+            at: where it stands.
+            reads: what handlers read, by location.
+
+        Returns:
+            Its results, and the statistics of the handlers in it.
+        """
+        consts = body.consts
+        if self.resizing is not None:
+            consts = self.resizing.consts.get(at, consts)
+        env: dict[Any, Any] = dict(zip(body.jaxpr.constvars, consts, strict=True))
         env.update(zip(body.jaxpr.invars, inputs, strict=True))
         statistics: dict[Location, Any] = {}
 
@@ -124,7 +139,7 @@ class Program:
         eqn: Any,
         ins: list[Any],
         here: Location,
-        reads: dict[Location, Any],
+        reads: Mapping[Location, Any],
         statistics: dict[Location, Any],
     ) -> list[Any]:
         deferred = any(isinstance(value, Deferred) for value in ins)
@@ -135,7 +150,7 @@ class Program:
                 outs, statistic = handler(
                     self.traced.uses[here],
                     ins,
-                    functools.partial(_bind, eqn),
+                    functools.partial(bind, eqn),
                     reads.get(here),
                 )
                 if statistic is not None:
@@ -146,16 +161,19 @@ class Program:
                 pending = (*value.pending, (eqn.primitive, eqn.params))
                 return [dataclasses.replace(value, pending=pending)]
             name = eqn.primitive.name
-            return _bind(eqn, [self._dense(value, name) for value in ins])
+            dense = [self._dense(value, name) for value in ins]
+            if self.resizing is not None and here in self.resizing.equations:
+                return self.resizing.equations[here](self, eqn, dense, here)
+            return bind(eqn, dense)
         if not deferred and here not in self._prefixes:
-            return _bind(eqn, ins)
+            return bind(eqn, ins)
         outs, inner = getattr(self, f"_{kind.value}")(eqn, ins, here, reads)
         statistics.update(inner)
         return list(outs)
 
     def _inline(self, eqn: Any, ins: list[Any], here: Location, reads: Any) -> Any:
         (body,) = bodies(eqn)
-        return self._run(body, ins, (*here, 0), reads)
+        return self.run(body, ins, (*here, 0), reads)
 
     def _call(self, eqn: Any, ins: list[Any], here: Location, reads: Any) -> Any:
         (body,) = bodies(eqn)
@@ -164,7 +182,7 @@ class Program:
 
         def call(*flat: Any) -> Any:
             given = _placed(rebuild(flat), eqn.params["in_shardings"])
-            outs, inner = self._run(body, given, (*here, 0), reads)
+            outs, inner = self.run(body, given, (*here, 0), reads)
             outs = _placed(outs, eqn.params["out_shardings"])
             out_arrays, out_rebuild = opened(outs)
             shape[:] = [out_rebuild]
@@ -181,7 +199,7 @@ class Program:
         arrays, rebuild = opened(ins)
 
         def call(*flat: Any) -> Any:
-            outs, inner = self._run(body, rebuild(flat), (*here, 0), reads)
+            outs, inner = self.run(body, rebuild(flat), (*here, 0), reads)
             return [self._dense(out, "remat") for out in outs], inner
 
         prevent = eqn.params["prevent_cse"]
@@ -202,7 +220,7 @@ class Program:
                 rebuild(arrays)
                 for (_, rebuild), arrays in zip(sliced, slices, strict=True)
             ]
-            outs, inner = self._run(
+            outs, inner = self.run(
                 body, [*consts, *carried, *values], (*here, 0), {**here_reads, **read}
             )
             outs = [self._dense(out, "scan") for out in outs]
@@ -212,7 +230,7 @@ class Program:
             step,
             [self._dense(value, "scan") for value in carry],
             ([arrays for arrays, _ in sliced], steps),
-            length=eqn.params["length"],
+            length=None if xs else eqn.params["length"],
             reverse=eqn.params["reverse"],
             unroll=eqn.params["unroll"],
         )
@@ -243,12 +261,12 @@ class Program:
         carry = [self._dense(value, "while") for value in carry]
 
         def step(carried: Sequence[Any]) -> Any:
-            outs, inner = self._run(body, [*body_consts, *carried], (*here, 1), reads)
+            outs, inner = self.run(body, [*body_consts, *carried], (*here, 1), reads)
             return [self._dense(out, "while") for out in outs], inner
 
         def goes_on(state: Any) -> Any:
             carried, _ = state
-            outs, _ = self._run(cond, [*cond_consts, *carried], (*here, 0), reads)
+            outs, _ = self.run(cond, [*cond_consts, *carried], (*here, 0), reads)
             return outs[0]
 
         def advance(state: Any) -> Any:
@@ -274,7 +292,7 @@ class Program:
         index, *operands = ins
 
         def branch(number: int, body: Body) -> Any:
-            outs, inner = self._run(body, operands, (*here, number), reads)
+            outs, inner = self.run(body, operands, (*here, number), reads)
             return [self._dense(out, "cond") for out in outs], inner
 
         calls = [
@@ -300,7 +318,7 @@ class Program:
         axes = tuple(sorted(params.get("newly_manual_axes", params["mesh"].axis_names)))
 
         def call(flat: Sequence[Any], read: Any) -> Any:
-            outs, inner = self._run(body, flat, (*here, 0), read)
+            outs, inner = self.run(body, flat, (*here, 0), read)
             if inner:
                 assert self.statistic is not None
                 inner = {k: self.statistic.across(v, axes) for k, v in inner.items()}
@@ -317,8 +335,27 @@ class Program:
         )(arrays, here_reads)
 
 
-def _bind(eqn: Any, inputs: Sequence[Any]) -> list[Any]:
-    params = eqn.primitive.get_bind_params(eqn.params)
+Resize = Callable[[Program, Any, list[Any], Location], list[Any]]
+"""Evaluates an equation, which stands at the location, on arrays of other sizes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Resizing:
+    """How a program runs on arrays of other sizes than those it was traced with.
+
+    Attributes:
+        equations: how to evaluate each equation whose inputs or results have other
+            sizes; of those that hold a program to follow only the location counts.
+        consts: the constants of the programs that have others, by location.
+    """
+
+    equations: Mapping[Location, Resize]
+    consts: Mapping[Location, tuple[Any, ...]]
+
+
+def bind(eqn: Any, inputs: Sequence[Any], **changed: Any) -> list[Any]:
+    """Evaluate an equation, with some of its static parameters changed."""
+    params = eqn.primitive.get_bind_params({**eqn.params, **changed})
     out = eqn.primitive.bind(*inputs, **params)
     return list(out) if eqn.primitive.multiple_results else [out]
 

@@ -1,0 +1,1 @@
+"""Changes of structure: fewer units, layers, ranks and distinct numbers."""

@@ -1,0 +1,209 @@
+"""Move ids through a traced function: which axes must shrink together."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jcompress._jaxprs import (
+    Body,
+    Kind,
+    bodies,
+    is_literal,
+    kind_of,
+    scan_counts,
+    split,
+)
+from jcompress._values import Location
+from jcompress.shrinking._axis_rules import RULES, unknown
+from jcompress.shrinking._ids import FIXED, Ids, Ties, Why
+from jcompress.shrinking._labels import (
+    Labels,
+    fixed_ids,
+    literal_labels,
+)
+
+Choices = dict[tuple[Location, int], int]
+"""Which of several axes keeps its ids at a reshape that mixes axes."""
+
+
+CUSTOM_GRADIENTS = frozenset({"custom_jvp_call", "custom_vjp_call"})
+"""Operations with a gradient rule of their own, which is shrunk as well."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ambiguity:
+    """A reshape at which one of several axes had to be chosen."""
+
+    key: tuple[Location, int]
+    options: int
+    chosen: Ids
+
+
+class Coupling:
+    """One pass through a program.
+
+    Attributes:
+        ties: what the operations said.
+        equations: for each equation the labels of its inputs and results.
+        consts: the labels of the constants of each program, by its location.
+        counts: the equations that divide a sum by the number of its terms: which input
+            is that number, whether it is its reciprocal, and the ids of the summed
+            axes.
+        ambiguities: the reshapes at which a choice was made.
+    """
+
+    def __init__(self, choices: Mapping[tuple[Location, int], int]) -> None:
+        self.ties = Ties()
+        self.equations: dict[
+            Location, tuple[tuple[Labels, ...], tuple[Labels, ...]]
+        ] = {}
+        self.consts: dict[Location, tuple[Labels, ...]] = {}
+        self.counts: dict[Location, tuple[int, bool, tuple[Ids, ...]]] = {}
+        self.ambiguities: list[Ambiguity] = []
+        self._choices = choices
+
+    def fresh(self, shape: Sequence[int]) -> tuple[Ids, ...]:
+        """Ids for a new array; an axis of one position is fixed."""
+        return tuple(self.ties.fresh(n) if n != 1 else fixed_ids(1) for n in shape)
+
+    def choose(self, here: Location, number: int, options: Sequence[Ids]) -> int:
+        """Which of several axes keeps its ids; recorded, to be tried again."""
+        if len(options) == 1:
+            return 0
+        key = (here, number)
+        chosen = self._choices.get(key, 0) % len(options)
+        self.ambiguities.append(Ambiguity(key, len(options), options[chosen]))
+        return chosen
+
+    def failing(self) -> dict[tuple[Location, int], int]:
+        """The next choice wherever the axis that was chosen turned out fixed."""
+        fixed = self.ties.fixed()
+        found = {}
+        for at in self.ambiguities:
+            now = self._choices.get(at.key, 0)
+            if now + 1 < at.options and fixed[at.chosen].all():
+                found[at.key] = now + 1
+        return found
+
+    def run(
+        self, body: Body, inputs: Sequence[Labels], at: Location = (), scope: str = ""
+    ) -> list[Labels]:
+        """Move the ids of the inputs through a program; gives those of the results."""
+        consts = tuple(Labels(self.fresh(c.shape)) for c in map(_shaped, body.consts))
+        self.consts[at] = consts
+        known: dict[Any, Labels] = dict(zip(body.jaxpr.constvars, consts, strict=True))
+        known.update(zip(body.jaxpr.invars, inputs, strict=True))
+
+        def of(atom: Any) -> Labels:
+            return literal_labels(atom) if is_literal(atom) else known[atom]
+
+        for index, eqn in enumerate(body.jaxpr.eqns):
+            ins = [of(atom) for atom in eqn.invars]
+            inside = _joined(scope, str(eqn.source_info.name_stack))
+            outs = self._equation(eqn, ins, (*at, index), inside)
+            self.equations[*at, index] = (tuple(ins), tuple(outs))
+            known.update(zip(eqn.outvars, outs, strict=True))
+        return [of(atom) for atom in body.jaxpr.outvars]
+
+    def _equation(
+        self, eqn: Any, ins: list[Labels], here: Location, scope: str
+    ) -> list[Labels]:
+        why = Why(eqn.primitive.name, scope)
+        match kind_of(eqn):
+            case Kind.LEAF:
+                rule = RULES.get(eqn.primitive.name, unknown)
+                return rule(self, eqn, ins, why, here)
+            case Kind.SEALED if eqn.primitive.name not in CUSTOM_GRADIENTS:
+                return unknown(self, eqn, ins, why, here)
+            case Kind.SCAN:
+                return self._scan(eqn, ins, why, here, scope)
+            case Kind.WHILE:
+                return self._while(eqn, ins, why, here, scope)
+            case Kind.COND:
+                return self._cond(eqn, ins, why, here, scope)
+            case Kind.SHARD_MAP:
+                return self._shard_map(eqn, ins, why, here)
+        (body,) = bodies(eqn)
+        return self.run(body, ins, (*here, 0), scope)
+
+    def _scan(
+        self, eqn: Any, ins: list[Labels], why: Why, here: Location, scope: str
+    ) -> list[Labels]:
+        (body,) = bodies(eqn)
+        n_consts, n_carry = scan_counts(eqn)
+        consts, carry, xs = split(ins, n_consts, n_carry)
+        steps = xs[0].ids[0] if xs else fixed_ids(eqn.params["length"])
+        for x in xs:
+            self.ties.tie(steps, x.ids[0], why)
+        # Without some of its steps a loop computes something else.
+        self.ties.reduce(steps, why)
+        slices = [Labels(x.ids[1:]) for x in xs]
+        carry = [Labels(value.ids) for value in carry]
+        outs = self.run(body, [*consts, *carry, *slices], (*here, 0), scope)
+        for before, after in zip(carry, outs[:n_carry], strict=True):
+            self.alike(before, after, why)
+        return [*carry, *(Labels((steps, *y.ids)) for y in outs[n_carry:])]
+
+    def _while(
+        self, eqn: Any, ins: list[Labels], why: Why, here: Location, scope: str
+    ) -> list[Labels]:
+        cond, body = bodies(eqn)
+        n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+        cond_consts, body_consts, carry = split(ins, n_cond, n_body)
+        carry = [Labels(value.ids) for value in carry]
+        self.run(cond, [*cond_consts, *carry], (*here, 0), scope)
+        outs = self.run(body, [*body_consts, *carry], (*here, 1), scope)
+        for before, after in zip(carry, outs, strict=True):
+            self.alike(before, after, why)
+        return carry
+
+    def _cond(
+        self, eqn: Any, ins: list[Labels], why: Why, here: Location, scope: str
+    ) -> list[Labels]:
+        results = [
+            self.run(branch, ins[1:], (*here, number), scope)
+            for number, branch in enumerate(bodies(eqn))
+        ]
+        for other in results[1:]:
+            for a, b in zip(results[0], other, strict=True):
+                self.alike(a, b, why)
+        return [Labels(value.ids) for value in results[0]]
+
+    def _shard_map(
+        self, eqn: Any, ins: list[Labels], why: Why, here: Location
+    ) -> list[Labels]:
+        # Ids of a whole axis are not those of one device's part of it.
+        return unknown(self, eqn, ins, why, here)
+
+    def alike(self, a: Labels, b: Labels, why: Why) -> None:
+        """Two values of one shape are one and the same, position by position."""
+        for left, right in zip(a.ids, b.ids, strict=True):
+            self.ties.tie(left, right, why)
+
+    def fix(self, labels: Labels, why: Why) -> None:
+        """No position of a value can be removed."""
+        for ids in labels.ids:
+            self.ties.fix(ids, why)
+
+    def count(
+        self,
+        here: Location,
+        operand: int,
+        reciprocal: bool,
+        summed: tuple[Ids, ...],
+    ) -> None:
+        """An equation divides a sum by the number of its terms."""
+        if any((ids != FIXED).any() for ids in summed):
+            self.counts[here] = (operand, reciprocal, summed)
+
+
+def _shaped(const: Any) -> Any:
+    return const if hasattr(const, "shape") else _Scalar
+
+
+class _Scalar:
+    shape = ()
+
+
+def _joined(outer: str, inner: str) -> str:
+    return "/".join(part for part in (outer, inner) if part)

@@ -1,0 +1,130 @@
+"""Integer ids of positions along axes, and which of them are one and the same."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+Ids = np.ndarray[Any, np.dtype[np.int64]]
+"""One id for each position along an axis."""
+
+FIXED = 0
+"""The id of positions that cannot be removed: those of data."""
+
+
+class Why(NamedTuple):
+    """What ties or fixes positions: an operation, and where it stands."""
+
+    operation: str
+    scope: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.operation} in {self.scope}" if self.scope else self.operation
+
+
+class Ties:
+    """Collects what operations say of ids.
+
+    Positions whose ids are tied are removed together or not at all.
+    """
+
+    def __init__(self) -> None:
+        self._next = FIXED + 1
+        self._pairs: list[tuple[Ids, Ids, Why]] = []
+        self._fixed: list[tuple[Ids, Why]] = []
+        self._reduced: list[tuple[Ids, Why]] = []
+        self._components: Ids | None = None
+
+    def fresh(self, size: int) -> Ids:
+        """Ids that nothing else has."""
+        start, self._next = self._next, self._next + size
+        return np.arange(start, self._next, dtype=np.int64)
+
+    def tie(self, a: Ids, b: Ids, why: Why) -> None:
+        """Positions of equal number in `a` and `b` are one and the same."""
+        if a is b:
+            return
+        apart = a != b
+        if not apart.any():
+            return
+        a, b = a[apart], b[apart]
+        held = (a == FIXED) | (b == FIXED)
+        if held.any():
+            self.fix(np.maximum(a, b)[held], why)
+            a, b = a[~held], b[~held]
+        if len(a):
+            self._pairs.append((a, b, why))
+
+    def fix(self, ids: Ids, why: Why) -> None:
+        """These positions cannot be removed."""
+        ids = ids[ids != FIXED]
+        if len(ids):
+            self._fixed.append((ids, why))
+
+    def reduce(self, ids: Ids, why: Why) -> None:
+        """A reduction runs over these positions: their number changes its result."""
+        ids = ids[ids != FIXED]
+        if len(ids):
+            self._reduced.append((ids, why))
+
+    def components(self) -> Ids:
+        """For each id the number of its component."""
+        if self._components is None:
+            none = [np.zeros(0, np.int64)]
+            a = np.concatenate([p[0] for p in self._pairs] or none)
+            b = np.concatenate([p[1] for p in self._pairs] or none)
+            size = self._next
+            graph = coo_array((np.ones(len(a), np.int8), (a, b)), (size, size))
+            self._components = connected_components(graph, directed=False)[1].astype(
+                np.int64
+            )
+        return self._components
+
+    def fixed(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """For each id whether its component has a position that is fixed."""
+        component = self.components()
+        held = np.zeros(component.max() + 1, bool)
+        held[component[FIXED]] = True
+        for ids, _ in self._fixed:
+            held[component[ids]] = True
+        return held[component]
+
+    def why_fixed(self, ids: Ids) -> Why | None:
+        """What first fixes one of these positions or one that is tied to them."""
+        component = self.components()
+        wanted = np.zeros(component.max() + 1, bool)
+        wanted[component[ids]] = True
+        wanted[component[FIXED]] = False
+        events = self._fixed
+        return next(
+            (why for held, why in events if wanted[component[held]].any()), None
+        )
+
+    def reduced(self) -> dict[int, Why]:
+        """For each component that a reduction runs over the first such reduction."""
+        component = self.components()
+        found: dict[int, Why] = {}
+        for ids, why in self._reduced:
+            for number in np.unique(component[ids]):
+                found.setdefault(int(number), why)
+        return found
+
+    def reasons(self) -> dict[int, Why]:
+        """For each fixed component the first operation that fixes it."""
+        component = self.components()
+        found: dict[int, Why] = {}
+        for ids, why in self._fixed:
+            for number in np.unique(component[ids]):
+                found.setdefault(int(number), why)
+        return found
+
+    def operations(self, ids: Ids) -> list[Why]:
+        """The operations that tie exactly these ids to others, in order."""
+        wanted = np.zeros(self._next, bool)
+        wanted[ids] = True
+        found: dict[Why, None] = {}
+        for a, b, why in self._pairs:
+            if why not in found and (wanted[a].any() or wanted[b].any()):
+                found[why] = None
+        return list(found)
