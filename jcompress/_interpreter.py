@@ -36,6 +36,8 @@ class Program:
         made_dense: is told the name of each compressed leaf that had to be made dense
             outside of a handler, and the operation that asked for it.
         resizing: what changes where arrays have other sizes than in the trace.
+        bypass: values that others take the place of; what only led to them is left out.
+        opened: the programs that hold such values.
     """
 
     traced: Traced
@@ -43,10 +45,12 @@ class Program:
     statistic: Statistic | None = None
     made_dense: Callable[[str, str], None] | None = None
     resizing: "Resizing | None" = None
+    bypass: Mapping[Any, Any] = dataclasses.field(default_factory=dict)
+    opened: frozenset[Location] = frozenset()
 
     @functools.cached_property
     def _prefixes(self) -> frozenset[Location]:
-        places = [*self.handlers]
+        places = [*self.handlers, *self.opened]
         if self.resizing is not None:
             places += [*self.resizing.equations, *self.resizing.consts]
         return frozenset(
@@ -111,28 +115,52 @@ class Program:
         statistics: dict[Location, Any] = {}
 
         last_use = {
-            atom: index
+            self._source(atom): index
             for index, eqn in enumerate(body.jaxpr.eqns)
             for atom in eqn.invars
             if not is_literal(atom)
         }
         for atom in body.jaxpr.outvars:
             if not is_literal(atom):
-                last_use.pop(atom, None)
+                last_use.pop(self._source(atom), None)
+        unused = self._left_out(body) if at in self.opened else frozenset()
 
         def value_of(atom: Any) -> Any:
-            return atom.val if is_literal(atom) else env[atom]
+            return atom.val if is_literal(atom) else env[self._source(atom)]
 
         for index, eqn in enumerate(body.jaxpr.eqns):
+            if index in unused:
+                continue
             ins = [value_of(atom) for atom in eqn.invars]
             with eqn.ctx.manager, _scope(eqn):
                 outs = self._equation(eqn, ins, (*at, index), reads, statistics)
             env.update(zip(eqn.outvars, outs, strict=True))
             for atom in eqn.invars:
                 # Outside of jit a value that nothing needs any more frees its memory.
-                if not is_literal(atom) and last_use.get(atom) == index:
-                    env.pop(atom, None)
+                if not is_literal(atom) and last_use.get(self._source(atom)) == index:
+                    env.pop(self._source(atom), None)
         return [value_of(atom) for atom in body.jaxpr.outvars], statistics
+
+    def _source(self, atom: Any) -> Any:
+        while atom in self.bypass:
+            atom = self.bypass[atom]
+        return atom
+
+    def _left_out(self, body: Body) -> frozenset[int]:
+        """The equations that only lead to values that others take the place of."""
+        needed = {
+            self._source(atom) for atom in body.jaxpr.outvars if not is_literal(atom)
+        }
+        left = set()
+        for index in reversed(range(len(body.jaxpr.eqns))):
+            eqn = body.jaxpr.eqns[index]
+            if not eqn.effects and not needed.intersection(eqn.outvars):
+                left.add(index)
+                continue
+            needed.update(
+                self._source(atom) for atom in eqn.invars if not is_literal(atom)
+            )
+        return frozenset(left)
 
     def _equation(
         self,

@@ -1,0 +1,431 @@
+"""Which units go: scores of units, costs of plans, and the plan that meets a target."""
+
+import dataclasses
+import enum
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jcompress._paths import named_leaves
+from jcompress.rules import RuleError, Rules, matches
+from jcompress.shrinking.groups import Group, Groups, find_groups
+from jcompress.shrinking.plan import Plan, ShrinkError, shrink, shrunk
+from jcompress.tensors import is_compressed
+
+Scores = Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
+"""For each group one score a unit; the lowest are removed first."""
+
+
+class Cost(enum.Enum):
+    """What a target speaks of, counted from shapes."""
+
+    PARAMETERS = "parameters"
+    """Elements of all leaves."""
+    MULTIPLICATIONS = "multiplications"
+    """Those of the sites: products of a leaf with data, not of data with data."""
+    BYTES = "bytes"
+    """Of all leaves, in their dtypes."""
+
+    def __repr__(self) -> str:
+        return f"Cost.{self.name}"
+
+
+class Ranking(enum.Enum):
+    """Which units compete for staying."""
+
+    UNIFORM = "uniform"
+    """Those of one group: every group keeps the same fraction."""
+    GLOBAL = "global"
+    """All, by their score over the mean score of their group."""
+    ISOMORPHIC = "isomorphic"
+    """Those of groups with the same structure (the same operations on the same axes):
+    each set of such groups keeps the same fraction of its units.
+
+    Fang et al. 2024, "Isomorphic Pruning for Vision Models"."""
+
+    def __repr__(self) -> str:
+        return f"Ranking.{self.name}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Width:
+    """How the groups of a rule may shrink.
+
+    Attributes:
+        multiple: sizes are rounded up to a multiple of this, which hardware likes (8,
+            or 128 on TPUs); no group grows.
+        minimum: so many units stay at least.
+        reduced: take groups over which an operation reduces, too (`Group.reduced`),
+            whose removal changes the function.
+
+    Raises:
+        ValueError: a number is below 1.
+    """
+
+    multiple: int = 1
+    minimum: int = 1
+    reduced: bool = False
+
+    def __post_init__(self) -> None:
+        if self.multiple < 1 or self.minimum < 1:
+            raise ValueError(
+                f"Width: multiple and minimum are at least 1, not {self.multiple!r} "
+                f"and {self.minimum!r}"
+            )
+
+    def rounded(self, wanted: float, size: int) -> int:
+        """The size of a group of `size` units that should keep `wanted`."""
+        least = max(self.minimum, math.ceil(wanted - 1e-9))
+        return min(size, math.ceil(least / self.multiple) * self.multiple)
+
+
+ALL: Rules[Width] = ((..., Width()),)
+"""Every group that does not change the function."""
+
+
+def score_units(groups: Groups, elements: Any) -> Scores:
+    """Score every unit of every group: the absolute sum of its elements' scores.
+
+    With `jcompress.pruning.score_by_magnitude(variables)` that is the unit's L1 norm
+    over all leaves that it touches; with the product of weights and gradients
+    (`score_by_taylor`) how much the loss changes, to first order, if the unit goes.
+
+    Args:
+        groups: the groups.
+        elements: a tree of the structure of the variables, with arrays of their shapes;
+            None, or no entry, for a leaf that has no say.
+
+    Returns:
+        float64 [units] by group.
+
+    Raises:
+        ShrinkError: an array has another shape than its leaf, or a group has no leaf
+            with scores.
+
+    References:
+        Li et al. 2017, "Pruning Filters for Efficient ConvNets"; Molchanov et al.
+        2019, "Importance Estimation for Neural Network Pruning", equation 8; Fang et
+        al. 2023, "DepGraph", section 3.3 (sums over coupled leaves).
+    """
+    shapes = {name: tuple(leaf.shape) for name, leaf in groups.sites.leaves}
+    found = {}
+    for name, leaf in named_leaves(elements):
+        if leaf is None or is_compressed(leaf) or name not in shapes:
+            continue
+        array = np.asarray(jax.device_get(leaf), np.float64)
+        if array.shape != shapes[name]:
+            raise ShrinkError(
+                f"score_units: the scores of {name!r} have the shape "
+                f"{list(array.shape)}, the leaf has {list(shapes[name])}"
+            )
+        found[name] = array
+    scores = {}
+    for group in groups:
+        members = [member for member in group.members if member.path in found]
+        if not members:
+            raise ShrinkError(
+                f"score_units: no leaf of the group {group.name!r} has scores: "
+                + ", ".join(member.path for member in group.members)
+            )
+        total = np.zeros(group.size)
+        for member in members:
+            array = found[member.path]
+            others = tuple(a for a in range(array.ndim) if a != member.axis)
+            mine = member.units >= 0
+            np.add.at(total, member.units[mine], array.sum(axis=others)[mine])
+        scores[group.name] = np.abs(total)
+    return scores
+
+
+def score_by_taylor(params: Any, gradients: Any) -> Any:
+    """Score every weight by the change of the loss if it were zero, to first order.
+
+    Signed, so that `score_units` adds up the changes of a whole unit.
+
+    Args:
+        params: a tree of float arrays.
+        gradients: of the loss, on as many examples as are at hand.
+
+    Returns:
+        float32 arrays of the leaves' shapes: weight times gradient.
+    """
+    return jax.tree.map(
+        lambda w, g: jnp.asarray(w).astype(jnp.float32) * g.astype(jnp.float32),
+        params,
+        gradients,
+    )
+
+
+def choose(
+    groups: Groups,
+    scores: Scores,
+    rules: Rules[Width] = ALL,
+    *,
+    target: float,
+    cost: Cost | Callable[[Plan], float] = Cost.PARAMETERS,
+    ranking: Ranking = Ranking.UNIFORM,
+) -> Plan:
+    """The plan that removes the lowest scores until a target is met.
+
+    Args:
+        groups: the groups.
+        scores: of every group that a rule takes, for example from `score_units`.
+        rules: which groups shrink, and how; a predicate matches a group if it matches a
+            site of one of its leaves. None as spec excludes.
+        target: the fraction of the cost that may be left, in (0, 1).
+        cost: what is counted; or a function that measures a plan, such as the latency
+            of `shrunk(fn, plan)`, whose value at the full size is found by a plan that
+            keeps all but one unit.
+        ranking: which units compete.
+
+    Returns:
+        The plan with the most units left that meets the target.
+
+    Raises:
+        RuleError: a rule takes no group.
+        ShrinkError: the target cannot be met; says what can.
+        ValueError: `target` is not between 0 and 1.
+    """
+    if not 0 < target < 1:
+        raise ValueError(f"choose: the target is between 0 and 1, not {target!r}")
+    widths = resolve_widths(groups, rules)
+    missing = [name for name in widths if name not in scores]
+    if missing:
+        raise ShrinkError(f"choose: the group {missing[0]!r} has no scores")
+    ranked = _ranked(groups, scores, widths, ranking)
+    measure = static_cost(groups, cost) if isinstance(cost, Cost) else cost
+
+    def plan(fraction: float) -> Plan | None:
+        kept = ranked(fraction)
+        if all(len(units) == groups[name].size for name, units in kept.items()):
+            return None
+        return groups.keep(kept)
+
+    smallest = plan(0.0)
+    if smallest is None:
+        raise ShrinkError("choose: the rules leave every group as it is")
+    if isinstance(cost, Cost):
+        whole = static_cost(groups, cost)(None)
+    else:
+        whole = cost(_nearly_whole(groups, widths, scores))
+    reached = measure(smallest)
+    if reached > target * whole:
+        raise ShrinkError(
+            f"choose: the target {target} of {_named(cost)} cannot be met: with the "
+            f"smallest sizes that the rules allow {reached / whole:.3f} is left"
+        )
+    low, high, best = 0.0, 1.0, smallest
+    for _ in range(24 if isinstance(cost, Cost) else 8):
+        middle = (low + high) / 2
+        candidate = plan(middle)
+        if candidate is not None and measure(candidate) <= target * whole:
+            low, best = middle, candidate
+        else:
+            high = middle
+    return best
+
+
+def static_cost(groups: Groups, cost: Cost) -> Callable[[Plan | None], float]:
+    """A function that counts what a plan leaves; None stands for the whole model."""
+    leaves = dict(groups.sites.leaves)
+
+    def left(path: str, plan: Plan | None) -> float:
+        axes = {} if plan is None else plan.masks.get(path, {})
+        return math.prod(float(np.mean(mask)) for mask in axes.values())
+
+    def count(plan: Plan | None) -> float:
+        if cost is Cost.MULTIPLICATIONS:
+            return float(sum(s.total_macs * left(s.path, plan) for s in groups.sites))
+        return float(of_leaves(plan))
+
+    def of_leaves(plan: Plan | None) -> Any:
+        return sum(
+            math.prod(leaf.shape)
+            * (leaf.dtype.itemsize if cost is Cost.BYTES else 1)
+            * left(path, plan)
+            for path, leaf in leaves.items()
+        )
+
+    return count
+
+
+def _named(cost: Any) -> str:
+    return cost.value if isinstance(cost, Cost) else "the measured cost"
+
+
+def _nearly_whole(groups: Groups, widths: Mapping[str, Width], scores: Scores) -> Plan:
+    """All but one unit of the largest group."""
+    name = max(widths, key=lambda name: groups[name].size)
+    order = np.argsort(-np.asarray(scores[name]), kind="stable")
+    return groups.keep({name: np.sort(order[: max(1, len(order) - 1)])})
+
+
+def resolve_widths(groups: Groups, rules: Rules[Width]) -> dict[str, Width]:
+    """The groups that shrink, and how; the first rule that matches one decides.
+
+    Args:
+        groups: the groups.
+        rules: as of `choose`.
+
+    Raises:
+        TypeError: a spec is no `Width`.
+        RuleError: a rule takes no group, or the rules leave none.
+    """
+    if not rules:
+        raise RuleError(
+            "choose: rules are a list of pairs (predicate, Width() or None)"
+        )
+    taken: dict[str, Width | None] = {}
+    for index, (predicate, width) in enumerate(rules):
+        if width is not None and not isinstance(width, Width):
+            raise TypeError(
+                f"choose: rule {index} carries {width!r}; use Width() or None"
+            )
+        hits = [group for group in groups if _hit(groups, group, predicate)]
+        if width is not None and not width.reduced:
+            opt_in = [group for group in hits if group.reduced]
+            hits = [group for group in hits if not group.reduced]
+            if opt_in and not hits:
+                raise RuleError(
+                    f"choose: rule {index} ({predicate!r}) matches only "
+                    f"{opt_in[0].name!r}, over which {opt_in[0].reduced} reduces; "
+                    "Width(reduced=True) shrinks it all the same"
+                )
+        if not hits:
+            names = ", ".join(group.name for group in groups) or "none"
+            raise RuleError(
+                f"choose: rule {index} ({predicate!r}) matches no group; the groups "
+                f"are {names}"
+            )
+        for group in hits:
+            taken.setdefault(group.name, width)
+    found = {name: width for name, width in taken.items() if width is not None}
+    if not found:
+        raise RuleError("choose: the rules exclude every group")
+    return found
+
+
+def _hit(groups: Groups, group: Group, predicate: Any) -> bool:
+    return any(
+        matches(predicate, site)
+        for member in group.members
+        for site in groups.sites.of(member.path)
+    )
+
+
+def _ranked(
+    groups: Groups,
+    scores: Scores,
+    widths: Mapping[str, Width],
+    ranking: Ranking,
+) -> Callable[[float], dict[str, Any]]:
+    """The kept units of every group as a function of the fraction that stays."""
+    orders = {
+        name: np.argsort(-np.asarray(scores[name]), kind="stable") for name in widths
+    }
+    classes: dict[Any, list[str]] = {}
+    for name in widths:
+        kind: Any = name
+        if ranking is Ranking.GLOBAL:
+            kind = None
+        elif ranking is Ranking.ISOMORPHIC:
+            kind = _structure(groups, groups[name])
+        classes.setdefault(kind, []).append(name)
+    relative = {
+        name: np.asarray(scores[name]) / max(float(np.mean(scores[name])), 1e-30)
+        for name in widths
+    }
+
+    def kept(fraction: float) -> dict[str, Any]:
+        found = {}
+        for names in classes.values():
+            if len(names) == 1:
+                wanted = {names[0]: fraction * groups[names[0]].size}
+            else:
+                pool = np.sort(np.concatenate([relative[name] for name in names]))[::-1]
+                stay = math.ceil(fraction * len(pool) - 1e-9)
+                bar = pool[stay - 1] if stay else np.inf
+                wanted = {n: float((relative[n] >= bar).sum()) for n in names}
+            for name, count in wanted.items():
+                size = widths[name].rounded(count, groups[name].size)
+                found[name] = np.sort(orders[name][:size])
+        return found
+
+    return kept
+
+
+def _structure(groups: Groups, group: Group) -> Any:
+    """What groups of the same kind have in common: operations and roles of axes."""
+    roles = []
+    for member in group.members:
+        for site in groups.sites.of(member.path):
+            role = "in" if member.axis in site.input_axes else "out"
+            roles.append((site.operation.value, role))
+    return tuple(sorted(roles))
+
+
+def shrink_in_rounds(
+    fn: Callable[..., Any],
+    variables: Any,
+    *args: Any,
+    target: float,
+    rounds: int,
+    score: Callable[[Callable[..., Any], Any], Any],
+    recover: Callable[[Callable[..., Any], Any, int], Any],
+    rules: Rules[Width] = ALL,
+    cost: Cost = Cost.PARAMETERS,
+    ranking: Ranking = Ranking.UNIFORM,
+) -> tuple[Plan, Any]:
+    """Shrink a little, recover, and again: the usual way to a small model.
+
+    Args:
+        fn: the function.
+        variables: its tree.
+        *args: further arguments to trace it with; shapes suffice.
+        target: the fraction of the cost that may be left in the end, in (0, 1). Every
+            round leaves the same fraction of what the one before left.
+        rounds: how many.
+        score: `score(fn, variables)` scores elements, as `score_units` wants them; it
+            is called in each round with the shrunk function and its tree.
+        recover: `recover(fn, variables, round)` fine-tunes the tree, with distillation
+            from the whole model where that helps, and returns it.
+        rules: as of `choose`.
+        cost: as of `choose`.
+        ranking: as of `choose`.
+
+    Returns:
+        One plan for all rounds together, and the recovered tree.
+
+    Raises:
+        RuleError, ShrinkError, ValueError: as `choose`.
+    """
+    if rounds < 1:
+        raise ValueError(f"shrink_in_rounds: at least one round, not {rounds!r}")
+    whole = None
+    plan: Plan | None = None
+    now = fn
+    for number in range(rounds):
+        groups = find_groups(now, variables, *args)
+        left = static_cost(groups, cost)(None)
+        whole = left if whole is None else whole
+        step = target ** ((number + 1) / rounds) * whole / left
+        if step >= 1:
+            continue
+        scores = score_units(groups, score(now, variables))
+        chosen = choose(groups, scores, rules, target=step, cost=cost, ranking=ranking)
+        variables = shrink(variables, chosen)
+        plan = chosen if plan is None else plan.then(chosen)
+        now = shrunk(fn, plan)
+        variables = recover(now, variables, number)
+    assert plan is not None
+    return plan, variables
+
+
+def random_scores(groups: Groups, *, seed: int) -> Scores:
+    """Scores that choose at random: the baseline of every other choice."""
+    random = np.random.default_rng(seed)
+    return {group.name: random.random(group.size) for group in groups}

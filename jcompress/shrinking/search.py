@@ -1,0 +1,413 @@
+"""The search for sizes: shrink, recover briefly, evaluate, keep the best."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jcompress import checkpoint
+from jcompress.rules import Rules
+from jcompress.shrinking.choosing import (
+    ALL,
+    Cost,
+    Scores,
+    Width,
+    resolve_widths,
+    score_units,
+    static_cost,
+)
+from jcompress.shrinking.groups import Groups, find_groups
+from jcompress.shrinking.plan import Plan, ShrinkError, shrink, shrunk
+
+LOG = "log.jsonl"
+"""The file with one line for each candidate."""
+_STATE = "state"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Greedy:
+    """From the whole model downwards, each time by the group that hurts least.
+
+    Attributes:
+        step: the fraction of the cost that one step leaves, in (0, 1).
+
+    References:
+        Yang et al. 2018, "NetAdapt".
+    """
+
+    step: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step < 1:
+            raise ValueError(f"Greedy: the step is in (0, 1), not {self.step!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evolution:
+    """Sizes of all groups at once, mutated and crossed; all meet the budget.
+
+    Attributes:
+        population: candidates of a generation.
+        generations: how many.
+        parents: so many of the best are bred from.
+        spread: standard deviation of a mutation, as a factor of a size (log scale).
+    """
+
+    population: int = 8
+    generations: int = 4
+    parents: int = 3
+    spread: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.parents <= self.population or self.generations < 1:
+            raise ValueError(f"Evolution: {self!r} breeds nothing")
+
+
+_GREEDY = Greedy()
+
+
+class Candidate(NamedTuple):
+    """One line of the log.
+
+    Attributes:
+        step: the step or generation.
+        sizes: units kept, by group.
+        cost: the fraction of the whole model's that it needs.
+        metric: what `evaluate` gave after the recovery.
+    """
+
+    step: int
+    sizes: Mapping[str, int]
+    cost: float
+    metric: float
+
+
+class Found(NamedTuple):
+    """What a search leaves behind.
+
+    Attributes:
+        plan: the best plan that meets the budget.
+        variables: its recovered tree.
+        log: every candidate, in order.
+    """
+
+    plan: Plan
+    variables: Any
+    log: tuple[Candidate, ...]
+
+
+def adjust(
+    fn: Callable[..., Any],
+    variables: Any,
+    *args: Any,
+    folder: str | os.PathLike[str],
+    budget: float,
+    evaluate: Callable[[Callable[..., Any], Any], float],
+    recover: Callable[[Callable[..., Any], Any], Any],
+    score: Callable[[Callable[..., Any], Any], Any],
+    search: Greedy | Evolution = _GREEDY,
+    rules: Rules[Width] = ALL,
+    cost: Cost = Cost.MULTIPLICATIONS,
+    seed: int = 0,
+) -> Found:
+    """Search the sizes of groups under a budget.
+
+    Every candidate is written to `folder/log.jsonl` as soon as it is known. A search
+    that was interrupted goes on where it was when it is called again with the same
+    arguments: known candidates are not evaluated again. Layers that a `scan` runs over
+    are a group too; a rule with `Width(reduced=True)` adds the depth to the search.
+
+    Args:
+        fn: the function.
+        variables: its tree.
+        *args: further arguments to trace it with; shapes suffice.
+        folder: where the log and the state are kept; made if absent.
+        budget: the fraction of the cost that may be left, in (0, 1).
+        evaluate: `evaluate(fn, variables)`: the metric on held-out data; more is
+            better.
+        recover: `recover(fn, variables)`: a short fine-tuning; the same for equal
+            arguments, or a resumed search may end otherwise.
+        score: `score(fn, variables)`: scores of elements, as `score_units` takes them.
+        search: how candidates are made.
+        rules: which groups may shrink, as of `choose`.
+        cost: what the budget counts.
+        seed: of the mutations.
+
+    Returns:
+        The best plan, its tree and the log.
+
+    Raises:
+        RuleError, ShrinkError: as `choose`; or the folder's log is of another search.
+    """
+    if not 0 < budget < 1:
+        raise ValueError(f"adjust: the budget is in (0, 1), not {budget!r}")
+    home = pathlib.Path(folder)
+    home.mkdir(parents=True, exist_ok=True)
+    groups = find_groups(fn, variables, *args)
+    widths = resolve_widths(groups, rules)
+    task = _Task(
+        fn=fn,
+        args=args,
+        groups=groups,
+        widths=widths,
+        count=static_cost(groups, cost),
+        evaluate=evaluate,
+        recover=recover,
+        score=score,
+        log=_Log(home, {"budget": budget, "search": repr(search), "seed": seed}),
+    )
+    least = task.cost(
+        {name: width.rounded(0, groups[name].size) for name, width in widths.items()}
+    )
+    if least > budget:
+        raise ShrinkError(
+            f"adjust: the budget {budget} of {cost.value} cannot be met: with the "
+            f"smallest sizes that the rules allow {least:.3f} is left"
+        )
+    if isinstance(search, Greedy):
+        plan, tree = _greedy(task, variables, budget, search, home / _STATE)
+    else:
+        plan, tree = _evolve(task, variables, budget, search, seed)
+    return Found(plan, tree, tuple(task.log))
+
+
+class _Start(NamedTuple):
+    """What candidates begin with: a plan, its tree and the scores of its units."""
+
+    plan: Plan | None
+    variables: Any
+    scores: Scores
+
+
+class _Trial(NamedTuple):
+    """A candidate, with its plan and tree if they were made just now."""
+
+    metric: float
+    sizes: dict[str, int]
+    made: tuple[Plan, Any] | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Task:
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    groups: Groups
+    widths: Mapping[str, Width]
+    count: Callable[[Plan | None], float]
+    evaluate: Callable[..., float]
+    recover: Callable[..., Any]
+    score: Callable[..., Any]
+    log: "_Log"
+
+    @property
+    def whole(self) -> dict[str, int]:
+        return {name: self.groups[name].size for name in self.widths}
+
+    def cost(self, sizes: Mapping[str, int]) -> float:
+        """The fraction of the cost that sizes leave, whichever units they keep."""
+        changed = {
+            name: range(size) for name, size in sizes.items() if size < self.whole[name]
+        }
+        plan = self.groups.keep(changed) if changed else None
+        return self.count(plan) / self.count(None)
+
+    def shrunk(self, start: _Start, sizes: Mapping[str, int]) -> tuple[Plan, Any]:
+        """Go to smaller sizes and recover."""
+        plan, variables = start.plan, start.variables
+        kept = {}
+        for name, units in start.scores.items():
+            if name in sizes and sizes[name] < len(units):
+                order = np.argsort(-np.asarray(units), kind="stable")
+                kept[name] = np.sort(order[: sizes[name]])
+        step = self._now(plan, variables).keep(kept)
+        both = step if plan is None else plan.then(step)
+        return both, self.recover(shrunk(self.fn, both), shrink(variables, step))
+
+    def start(self, plan: Plan | None, variables: Any) -> _Start:
+        """Score the units that are left."""
+        now = self.fn if plan is None else shrunk(self.fn, plan)
+        scores = score_units(self._now(plan, variables), self.score(now, variables))
+        return _Start(plan, variables, scores)
+
+    def _now(self, plan: Plan | None, variables: Any) -> Groups:
+        if plan is None:
+            return self.groups
+        return find_groups(shrunk(self.fn, plan), variables, *self.args)
+
+    def tried(self, step: int, sizes: dict[str, int], start: _Start) -> _Trial:
+        """Evaluate a candidate, unless the log knows it."""
+        known = self.log.metric(step, sizes)
+        if known is not None:
+            return _Trial(known, sizes, None)
+        plan, tree = self.shrunk(start, sizes)
+        metric = float(self.evaluate(shrunk(self.fn, plan), tree))
+        self.log.add(Candidate(step, sizes, self.cost(sizes), metric))
+        return _Trial(metric, sizes, (plan, tree))
+
+    def made(self, trial: _Trial, start: _Start) -> tuple[Plan, Any]:
+        """The plan and tree of a candidate; made again if only the log knew it."""
+        return trial.made or self.shrunk(start, trial.sizes)
+
+
+def _greedy(
+    task: _Task, variables: Any, budget: float, search: Greedy, state: pathlib.Path
+) -> tuple[Plan, Any]:
+    step, plan = 0, None
+    if checkpoint.exists(state):
+        saved = checkpoint.load(state)
+        step, plan = int(saved["step"]), Plan.from_tree(saved["plan"])
+        variables = checkpoint.load(
+            state,
+            like={
+                "step": 0,
+                "plan": saved["plan"],
+                "variables": shrink(variables, plan),
+            },
+        )["variables"]
+    sizes = task.whole
+    if plan is not None:
+        sizes |= {
+            name: len(units) for name, units in plan.kept.items() if name in sizes
+        }
+    while task.cost(sizes) > budget:
+        wanted = max(budget, task.cost(sizes) * search.step)
+        start = task.start(plan, variables)
+        trials = [
+            task.tried(step, trial, start) for trial in _steps_down(task, sizes, wanted)
+        ]
+        if not trials:
+            raise ShrinkError(
+                f"adjust: no group alone can bring the cost to {wanted:.3f}; take a "
+                "larger step or fewer multiples"
+            )
+        best = max(trials, key=lambda trial: trial.metric)
+        sizes = best.sizes
+        plan, variables = task.made(best, start)
+        step += 1
+        checkpoint.save(
+            state,
+            {
+                "step": step,
+                "plan": {"kept": plan.kept, "masks": plan.masks},
+                "variables": variables,
+            },
+        )
+    assert plan is not None
+    return plan, variables
+
+
+def _steps_down(
+    task: _Task, sizes: dict[str, int], wanted: float
+) -> Iterator[dict[str, int]]:
+    """For each group the largest size of it that alone meets a cost."""
+    for name, width in task.widths.items():
+        lengths = sorted(
+            {width.rounded(n, task.whole[name]) for n in range(sizes[name])},
+            reverse=True,
+        )
+        for length in lengths:
+            trial = {**sizes, name: length}
+            if length < sizes[name] and task.cost(trial) <= wanted:
+                yield trial
+                break
+
+
+def _evolve(
+    task: _Task, variables: Any, budget: float, search: Evolution, seed: int
+) -> tuple[Plan, Any]:
+    start = task.start(None, variables)
+    random = np.random.default_rng(seed)
+    names = list(task.widths)
+    ranked: list[tuple[float, tuple[float, ...]]] = []
+    best: _Trial | None = None
+    for generation in range(search.generations):
+        for number in range(search.population):
+            genes = _bred(ranked, len(names), search, random)
+            if generation == 0 and number == 0:
+                genes = np.zeros(len(names))
+            sizes = _within(task, names, genes, budget)
+            trial = task.tried(generation, sizes, start)
+            ranked.append((trial.metric, tuple(genes)))
+            if best is None or trial.metric > best.metric:
+                best = trial
+        ranked = sorted(ranked, key=lambda one: -one[0])[: search.parents]
+    assert best is not None
+    return task.made(best, start)
+
+
+def _bred(
+    parents: list[tuple[float, tuple[float, ...]]],
+    count: int,
+    search: Evolution,
+    random: np.random.Generator,
+) -> Any:
+    if not parents:
+        return random.normal(0, search.spread, count)
+    one, other = random.integers(0, min(len(parents), search.parents), 2)
+    mixed = np.where(random.random(count) < 0.5, parents[one][1], parents[other][1])
+    return mixed + random.normal(0, search.spread, count)
+
+
+def _within(task: _Task, names: list[str], genes: Any, budget: float) -> dict[str, int]:
+    """The largest sizes in the proportion of the genes that meet the budget."""
+
+    def sizes(scale: float) -> dict[str, int]:
+        return {
+            name: task.widths[name].rounded(
+                task.whole[name] * min(1.0, scale * math.exp(gene)), task.whole[name]
+            )
+            for name, gene in zip(names, genes, strict=True)
+        }
+
+    low, high = 0.0, float(np.exp(-np.min(genes)))
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (
+            (middle, high) if task.cost(sizes(middle)) <= budget else (low, middle)
+        )
+    return sizes(low)
+
+
+class _Log:
+    """The candidates of a folder; a line that an interruption cut is written again."""
+
+    def __init__(self, home: pathlib.Path, head: Mapping[str, Any]) -> None:
+        self._path = home / LOG
+        self._all: list[Candidate] = []
+        whole = []
+        lines = self._path.read_text().splitlines(True) if self._path.exists() else []
+        for line in lines:
+            if line.endswith("\n"):
+                whole.append(line)
+        if whole and json.loads(whole[0]) != head:
+            raise ShrinkError(
+                f"adjust: {self._path} is of another search: {whole[0].strip()}; give "
+                "another folder"
+            )
+        for line in whole[1:]:
+            self._all.append(Candidate(**json.loads(line)))
+        text = "".join(whole) or json.dumps(head) + "\n"
+        draft = self._path.with_name(f"{LOG}.tmp")
+        draft.write_text(text)
+        draft.replace(self._path)
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return iter(self._all)
+
+    def metric(self, step: int, sizes: Mapping[str, int]) -> float | None:
+        for one in self._all:
+            if one.step == step and dict(one.sizes) == dict(sizes):
+                return one.metric
+        return None
+
+    def add(self, candidate: Candidate) -> None:
+        self._all.append(candidate)
+        with self._path.open("a") as file:
+            file.write(json.dumps(candidate._asdict()) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
