@@ -346,10 +346,11 @@ def _ranked(
             if len(names) == 1:
                 wanted = {names[0]: fraction * groups[names[0]].size}
             else:
-                pool = np.sort(np.concatenate([relative[name] for name in names]))[::-1]
+                pool = np.concatenate([relative[name] for name in names])
+                owner = np.repeat(names, [len(relative[name]) for name in names])
                 stay = math.ceil(fraction * len(pool) - 1e-9)
-                bar = pool[stay - 1] if stay else np.inf
-                wanted = {n: float((relative[n] >= bar).sum()) for n in names}
+                best = owner[np.argsort(-pool, kind="stable")[:stay]]
+                wanted = {name: float((best == name).sum()) for name in names}
             for name, count in wanted.items():
                 size = widths[name].rounded(count, groups[name].size)
                 found[name] = np.sort(orders[name][:size])

@@ -159,7 +159,7 @@ def adjust(
         evaluate=evaluate,
         recover=recover,
         score=score,
-        log=_Log(home, {"budget": budget, "search": repr(search), "seed": seed}),
+        log=_Log(home / LOG),
     )
     least = task.cost(
         {name: width.rounded(0, groups[name].size) for name, width in widths.items()}
@@ -169,6 +169,7 @@ def adjust(
             f"adjust: the budget {budget} of {cost.value} cannot be met: with the "
             f"smallest sizes that the rules allow {least:.3f} is left"
         )
+    task.log.open({"budget": budget, "search": repr(search), "seed": seed})
     if isinstance(search, Greedy):
         plan, tree = _greedy(task, variables, budget, search, home / _STATE)
     else:
@@ -376,24 +377,22 @@ def _within(task: _Task, names: list[str], genes: Any, budget: float) -> dict[st
 class _Log:
     """The candidates of a folder; a line that an interruption cut is written again."""
 
-    def __init__(self, home: pathlib.Path, head: Mapping[str, Any]) -> None:
-        self._path = home / LOG
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
         self._all: list[Candidate] = []
-        whole = []
+
+    def open(self, head: Mapping[str, Any]) -> None:
+        """Read what is there, and make sure that it is of this search."""
         lines = self._path.read_text().splitlines(True) if self._path.exists() else []
-        for line in lines:
-            if line.endswith("\n"):
-                whole.append(line)
+        whole = [line for line in lines if line.endswith("\n")]
         if whole and json.loads(whole[0]) != head:
             raise ShrinkError(
                 f"adjust: {self._path} is of another search: {whole[0].strip()}; give "
                 "another folder"
             )
-        for line in whole[1:]:
-            self._all.append(Candidate(**json.loads(line)))
-        text = "".join(whole) or json.dumps(head) + "\n"
+        self._all += [Candidate(**json.loads(line)) for line in whole[1:]]
         draft = self._path.with_name(f"{LOG}.tmp")
-        draft.write_text(text)
+        draft.write_text("".join(whole) or json.dumps(head) + "\n")
         draft.replace(self._path)
 
     def __iter__(self) -> Iterator[Candidate]:
