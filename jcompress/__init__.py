@@ -5,6 +5,7 @@ The namespaces, each the one home of its names:
     sites         where parameters meet data in a function
     rules         which leaves a transform acts on
     pruning       masks, patterns, scores, schedules, the optax transformation
+    shrinking     narrower layers, fewer layers, low rank, shared weights, folding
     quantization  formats, fake quantization, calibration, conversion
     tensors       the compressed leaves that stand in a tree for arrays
     execution     run a function on a tree with compressed leaves
@@ -30,6 +31,7 @@ if _TYPE_CHECKING:
     from jcompress import recipes as recipes
     from jcompress import report as report
     from jcompress import rules as rules
+    from jcompress import shrinking as shrinking
     from jcompress import sites as sites
     from jcompress import tensors as tensors
 
@@ -37,7 +39,7 @@ __version__ = "0.1.0"
 
 _NAMESPACES = (
     *("checkpoint", "distillation", "execution", "kernels", "pruning", "quantization"),
-    *("recipes", "report", "rules", "sites", "tensors"),
+    *("recipes", "report", "rules", "shrinking", "sites", "tensors"),
 )
 
 _here = _pathlib.Path(__file__).parent

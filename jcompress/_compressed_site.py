@@ -6,28 +6,30 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jcompress._deferred import Deferred
-from jcompress._experts import by_expert, why_not_by_expert
+from jcompress._experts import by_expert, by_factor, why_not_by_expert
+from jcompress._factored_conv import FactoredConv
 from jcompress._handlers import Bind
 from jcompress._leaf_kernels import Execution, How, LeafKernel
+from jcompress._lookups import rows_of, why_not_by_rows
 from jcompress._pointwise import Pointwise
 from jcompress._product import Product
 from jcompress._values import Use
 from jcompress._windowed import Windowed
 from jcompress.quantization._inputs import input_scale
-from jcompress.quantization.arithmetic import dequantize_matrix, fake_quantize
+from jcompress.quantization.arithmetic import fake_quantize, round_to
 from jcompress.quantization.formats import Activation
 from jcompress.sites import Operation
-from jcompress.tensors import CompressedTensor, QTensor
-from jcompress.tensors.packing import unpack_bits
+from jcompress.tensors import Adapted, CompressedTensor, LowRank, QTensor
 
 Scaling = tuple[jax.Array, jax.Array | None] | None
 """Scale and zero point of a product's input; None for an input that stays as it is."""
 
 ELSEWHERE_DENSE = "expert by expert on a CPU; made dense on other platforms"
 """How a ragged product runs."""
+ELSEWHERE_FACTORS = "expert by expert on a CPU; ragged products on other platforms"
+"""How a ragged product with factors runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,8 @@ class CompressedSite:
     ) -> tuple[list[Any], Any]:
         found = [i for i, value in enumerate(inputs) if isinstance(value, Deferred)]
         one = len(found) == 1
+        if one and isinstance(inputs[found[0]].tensor, Adapted):
+            return self._adapted(use, found[0], inputs, bind, read), None
         if one and use.sites[0].operation is Operation.LOOKUP:
             return self._lookup(use, inputs, bind), None
         if use.data is None or use.data in found:
@@ -84,6 +88,43 @@ class CompressedSite:
             for number, value in enumerate(inputs)
         ]
 
+    def _adapted(
+        self, use: Use, operand: int, inputs: list[Any], bind: Bind, read: Any
+    ) -> list[jax.Array]:
+        """What the base gives, and what the correction adds to it."""
+        leaf = inputs[operand]
+        tensor = leaf.tensor
+        base = tensor.base
+        record: dict[Any, Execution] = {}
+        activation = getattr(base, "activation", None)
+        apart = CompressedSite(None, record)
+
+        def given(part: Any) -> list[Any]:
+            return [*inputs[:operand], part, *inputs[operand + 1 :]]
+
+        thin = dataclasses.replace(leaf, tensor=tensor.correction)
+        (added,), _ = apart(use, given(thin), bind, None)
+        (entry,) = record.values()
+        if read is None and activation is not None and base.input_ranges:
+            read = base.input_ranges[0]
+        if entry.how is How.DENSE:
+            if activation is not None and use.data is not None:
+                scaling = input_scale(inputs[use.data], use, activation, read)
+                rounds = dataclasses.replace(self, activation=activation)
+                inputs = rounds._faked(use, inputs, scaling)
+            return self._dense(use, inputs, bind, entry.why)
+        if not isinstance(base, CompressedTensor):
+            (out,) = bind(given(leaf.viewed(base)))
+            self._note(use, inputs, How.ADAPTED)
+            return [out + added]
+        kept = dataclasses.replace(leaf, tensor=base)
+        within = CompressedSite(activation, record)
+        (out,), _ = within(use, given(kept), bind, read)
+        (entry,) = record.values()
+        why = f"{entry.how.value}: {entry.why}" if entry.why else entry.how.value
+        self._note(use, inputs, How.ADAPTED, f"base: {why}")
+        return [out + added]
+
     def _product(
         self, use: Use, operand: int, inputs: list[Any], scaling: Scaling, bind: Bind
     ) -> list[jax.Array]:
@@ -93,7 +134,7 @@ class CompressedSite:
             case "ragged_dot" | "ragged_dot_general":
                 return self._ragged(use, operand, inputs, scaling, bind)
         tensor = inputs[operand].tensor
-        kernel = LeafKernel.of(tensor, self.activation, use.eqn.primitive.name)
+        kernel = LeafKernel.of(tensor, self.activation, use.eqn)
         plan = Product.of(use, operand, tensor.shape, tensor.axes)
         for part in (kernel, plan):
             if isinstance(part, str):
@@ -133,7 +174,14 @@ class CompressedSite:
             if isinstance(plan, Windowed):
                 return self._windowed(use, plan, tensor, inputs, scaling)
             point = plan if isinstance(point, str) else point
-        kernel = LeafKernel.of(tensor, self.activation, use.eqn.primitive.name)
+        if isinstance(tensor, LowRank) and (tensor.windows or isinstance(point, str)):
+            factored = FactoredConv.of(use, operand, tensor)
+            if isinstance(factored, FactoredConv):
+                self._note(use, inputs, How.FACTORS, factored.why(tensor))
+                x = self._faked(use, inputs, scaling)[0]
+                return [factored.run(x, tensor)]
+            point = factored
+        kernel = LeafKernel.of(tensor, self.activation, use.eqn)
         for part in (point, kernel):
             if isinstance(part, str):
                 return self._dense(use, self._faked(use, inputs, scaling), bind, part)
@@ -163,13 +211,15 @@ class CompressedSite:
         self, use: Use, operand: int, inputs: list[Any], scaling: Scaling, bind: Bind
     ) -> list[jax.Array]:
         leaf = inputs[operand]
-        kernel = LeafKernel.of(leaf.tensor, self.activation, use.eqn.primitive.name)
+        kernel = LeafKernel.of(leaf.tensor, self.activation, use.eqn)
         faked = self._faked(use, inputs, scaling)
         why = kernel if isinstance(kernel, str) else why_not_by_expert(use.eqn, leaf)
         if why:
             return self._dense(use, faked, bind, why)
         assert isinstance(kernel, LeafKernel)
-        self._note(use, inputs, kernel.how, ELSEWHERE_DENSE)
+        factored = isinstance(leaf.tensor, LowRank)
+        other = ELSEWHERE_FACTORS if factored else ELSEWHERE_DENSE
+        self._note(use, inputs, kernel.how, other)
         x, sizes = inputs[0] if kernel.quantizes else faked[0], inputs[2]
         scale, zero = None, None
         if kernel.quantizes and not kernel.own_range and scaling is not None:
@@ -185,21 +235,22 @@ class CompressedSite:
                 kernel.multiply,
                 use.eqn.outvars[0].aval.dtype,
             ),
-            default=lambda: bind([faked[0], leaf.dense(), sizes])[0],
+            default=lambda: (
+                by_factor(faked[0], sizes, leaf.tensor, use.eqn)
+                if factored
+                else bind([faked[0], leaf.dense(), sizes])[0]
+            ),
         )
         return [out]
 
     def _lookup(self, use: Use, inputs: list[Any], bind: Bind) -> list[jax.Array]:
         leaf, indices = inputs[0], inputs[1]
-        why = _not_by_rows(use, leaf)
+        why = why_not_by_rows(use, leaf)
         if why:
             return self._dense(use, inputs, bind, why)
-        tensor = leaf.tensor
-        assert isinstance(tensor, QTensor)
         self._note(use, inputs, How.ROWS)
 
         def picked(array: jax.Array) -> jax.Array:
-            # An index out of bounds fills the scales with NaN, and so the result.
             return jax.lax.gather(
                 array,
                 indices,
@@ -208,39 +259,9 @@ class CompressedSite:
                 mode=use.eqn.params["mode"],
             ).reshape(-1, array.shape[1])
 
-        zeros = None if tensor.zeros is None else picked(tensor.zeros)
-        stored = picked(tensor.values)
-        values = unpack_bits(stored, tensor.matrix_shape[-1], tensor.bits)
         out = use.eqn.outvars[0].aval
-        rows = dequantize_matrix(values, picked(tensor.scales), zeros, tensor.dtype)
+        rows = round_to(rows_of(leaf.tensor, picked), leaf.tensor.dtype)
         return [leaf.viewed(rows.reshape(out.shape))]
-
-
-def _not_by_rows(use: Use, leaf: Deferred) -> str:
-    """Why a lookup cannot be made on the stored rows; empty if it can."""
-    tensor = leaf.tensor
-    if not isinstance(tensor, QTensor):
-        return f"the rows of a {type(tensor).__name__} are not looked up as stored"
-    params = use.eqn.params
-    if use.eqn.primitive.name != "gather" or not leaf.only_cast:
-        return "the index is not that of a plain lookup of rows"
-    numbers = params["dimension_numbers"]
-    rank = len(use.eqn.outvars[0].aval.shape)
-    plain = (
-        numbers.collapsed_slice_dims == (0,)
-        and numbers.start_index_map == (0,)
-        and not numbers.operand_batching_dims
-        and numbers.offset_dims == (rank - 1,)
-    )
-    stored_by_row = (tensor.output_axes, tensor.input_axes) == ((0,), (1,))
-    if not plain or not stored_by_row or params["slice_sizes"][0] != 1:
-        return "the index is not that of a plain lookup of rows"
-    if tensor.scales.shape[0] != tensor.shape[0]:
-        return "one scale serves all rows"
-    fill = params["fill_value"]
-    if fill is not None and not np.isnan(fill):
-        return f"an index out of bounds gives {fill}"
-    return ""
 
 
 def _per_row(plan: Product, part: jax.Array, rows: jax.Array) -> jax.Array:

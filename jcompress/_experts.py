@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jcompress._deferred import Deferred
-from jcompress.tensors import CompressedTensor
+from jcompress._leaf_kernels import product_dtype, summed_dtype
+from jcompress.tensors import CompressedTensor, LowRank
+from jcompress.tensors.low_rank import dense_factor
 
 
 def why_not_by_expert(eqn: Any, leaf: Deferred) -> str:
@@ -68,3 +70,27 @@ def by_expert(
     start = jnp.zeros((rows[0].shape[0], outputs), dtype)
     total, _ = jax.lax.scan(step, start, (ends - sizes, ends, list(arrays)))
     return total
+
+
+def by_factor(x: jax.Array, sizes: jax.Array, tensor: LowRank, eqn: Any) -> jax.Array:
+    """Multiply each group of rows by the factors of its expert, all experts at once.
+
+    Args:
+        x: rows [M, K].
+        sizes: integers [G]: how many rows, in order, belong to each expert.
+        tensor: the experts [G, K, N].
+        eqn: the ragged product; its dtypes and its precision hold for each factor.
+
+    Returns:
+        [M, N]; rows beyond the last group are 0.
+    """
+    dtype = product_dtype(eqn)
+    for factor in tensor.factors:
+        x = jax.lax.ragged_dot(
+            x.astype(dtype),
+            jnp.swapaxes(dense_factor(factor).astype(dtype), 1, 2),
+            sizes,
+            precision=eqn.params["precision"],
+            preferred_element_type=summed_dtype(dtype),
+        )
+    return x.astype(eqn.outvars[0].aval.dtype)

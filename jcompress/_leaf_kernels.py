@@ -4,8 +4,10 @@ import dataclasses
 import enum
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jcompress.kernels.block_sparse_matmul import block_sparse_matmul
 from jcompress.kernels.codebook_matmul import codebook_matmul
@@ -17,9 +19,11 @@ from jcompress.tensors import (
     BlockSparse,
     Codebook,
     CompressedTensor,
+    LowRank,
     NMSparse,
     QTensor,
 )
+from jcompress.tensors.low_rank import Factor
 
 
 class How(enum.Enum):
@@ -33,6 +37,10 @@ class How(enum.Enum):
     """Floats times the stored blocks, or the n of every m, that are not zero."""
     CODEBOOK = "codebook product"
     """Floats times values that stored indices pick from a table."""
+    FACTORS = "products of its factors"
+    """Floats times one thin factor after the other."""
+    ADAPTED = "a thin product beside its base"
+    """What its base does, and the products of its two thin factors added to it."""
     ROWS = "rows made dense"
     """Looked up in the stored form; only what was picked is made dense."""
     DENSE = "made dense"
@@ -48,7 +56,7 @@ class Execution:
         operation: what the leaf does there: a primitive's name.
         how: the way taken.
         why: for `How.DENSE`, what stood in the way of another; else what holds on
-            some platforms only.
+            some platforms or for a part of the leaf only.
     """
 
     path: str
@@ -79,10 +87,14 @@ class LeafKernel:
 
     @classmethod
     def of(
-        cls, tensor: CompressedTensor, activation: Activation | None, primitive: str
+        cls, tensor: CompressedTensor, activation: Activation | None, eqn: Any
     ) -> "LeafKernel | str":
-        """Choose it, or say why there is none."""
+        """Choose it for an equation, or say why there is none."""
         match tensor:
+            case LowRank():
+                if tensor.windows:
+                    return "its factors are those of a convolution"
+                return cls(How.FACTORS, functools.partial(_low_rank, eqn=eqn))
             case BlockSparse():
                 return cls(How.SPARSE, _block_sparse)
             case NMSparse():
@@ -92,7 +104,7 @@ class LeafKernel:
             case QTensor():
                 if activation is None:
                     return cls(How.WEIGHT_ONLY, _weight_only)
-                return cls._integers(tensor, activation, primitive)
+                return cls._integers(tensor, activation, eqn.primitive.name)
         return f"there is no kernel for a {type(tensor).__name__}"
 
     @classmethod
@@ -114,6 +126,49 @@ class LeafKernel:
             multiply = functools.partial(_integer, x_bits=bits)
             return cls(How.INTEGER, multiply, quantizes=True, own_range=by_row)
         return cls(How.WEIGHT_ONLY, _weight_only)
+
+
+def factor_product(x: jax.Array, factor: Factor, eqn: Any) -> jax.Array:
+    """Multiply rows by one factor of a `LowRank`: [..., K] x [R, K] -> [..., R].
+
+    Args:
+        x: floats.
+        factor: an array or a compressed leaf, of one matrix.
+        eqn: the equation that the whole leaf is used in; its dtypes and its precision
+            hold for each factor.
+    """
+    dtype = product_dtype(eqn)
+    if isinstance(factor, CompressedTensor):
+        kernel = LeafKernel.of(factor, None, eqn)
+        assert isinstance(kernel, LeafKernel)
+        return kernel.multiply(x.astype(dtype), None, None, factor)
+    return jax.lax.dot_general(
+        x.astype(dtype),
+        factor.astype(dtype),
+        (((x.ndim - 1,), (1,)), ((), ())),
+        precision=eqn.params["precision"],
+        preferred_element_type=summed_dtype(dtype),
+    )
+
+
+def product_dtype(eqn: Any) -> Any:
+    """The float dtype in which an equation multiplies data with a weight."""
+    kinds = {atom.aval.dtype for atom in eqn.invars[:2]}
+    floats = {kind for kind in kinds if jnp.issubdtype(kind, jnp.floating)}
+    widest = max((jnp.finfo(kind).bits for kind in floats), default=0)
+    found = {kind for kind in floats if jnp.finfo(kind).bits == widest}
+    return found.pop() if len(found) == 1 else jnp.dtype(jnp.float32)
+
+
+def summed_dtype(dtype: Any) -> Any:
+    """The dtype in which products of a float dtype are summed: float32 at least."""
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
+
+
+def _low_rank(x: jax.Array, _: None, __: None, leaf: LowRank, *, eqn: Any) -> jax.Array:
+    for factor in leaf.factors:
+        x = factor_product(x, factor, eqn)
+    return x
 
 
 def _block_sparse(x: jax.Array, _: None, __: None, leaf: BlockSparse) -> jax.Array:

@@ -22,6 +22,7 @@ HANDLERS = (
     "jcompress_block_sparse",
     "jcompress_codebook",
     "jcompress_conv",
+    "jcompress_dense",
     "jcompress_matmul",
     "jcompress_nm_sparse",
 )
@@ -90,6 +91,7 @@ def matmul(
         bits: of a stored integer.
         x_bits: of an integer that a float becomes.
         digits: int8 digits that a float becomes; several make it a fixed-point number.
+            The library may then multiply floats instead, if that is faster.
 
     Returns:
         The dtype of `x`; float32 if that is int8.
@@ -111,6 +113,37 @@ def matmul(
         layout=np.int64(LAYOUT),
     )
     return product
+
+
+def dense(
+    values: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None,
+    *,
+    bits: int,
+    inputs: int,
+) -> jax.Array:
+    """The weights that stored integers stand for, inputs first.
+
+    Args:
+        values: [S, N, bytes], as `QTensor` stores them, of 2 to 8 bits.
+        scales: float32 [S, N, G].
+        zeros: int8 [S, N, G] or None.
+        bits: of a stored integer.
+        inputs: K.
+
+    Returns:
+        float32 [S, K, N].
+    """
+    out = jax.ShapeDtypeStruct((values.shape[0], inputs, values.shape[1]), jnp.float32)
+    weight: jax.Array = jax.ffi.ffi_call("jcompress_dense", out)(
+        values,
+        scales,
+        jnp.zeros((0,), jnp.int8) if zeros is None else zeros,
+        bits=np.int64(bits if bits <= 4 else 8),
+        layout=np.int64(LAYOUT),
+    )
+    return weight
 
 
 def _number_by_row(x: jax.Array | None) -> jax.Array:

@@ -14,9 +14,15 @@ seed = 5
 widths = [4, 8]
 [teacher]
 epochs = 3
+[shrinking]
+keep = 0.6
+multiple = 1
+[recovery]
+epochs = 2
 [student]
 epochs = 3
 [pruning]
+sparsity = 0.25
 epochs = 2
 [latency]
 batch_sizes = [2]

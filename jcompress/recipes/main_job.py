@@ -1,4 +1,4 @@
-"""The main job: train, prune, quantize and distil, convert, save, verify, compare."""
+"""The main job: train, shrink, quantize, distil, convert, save, verify, compare."""
 
 import dataclasses
 import functools
@@ -26,7 +26,16 @@ from jcompress.recipes.recipe import (
     read_recipe,
     write_recipe,
 )
+from jcompress.recipes.shrinking import (
+    as_tree,
+    check_shrinking,
+    choose_round,
+    deployed,
+    round_stage,
+    smaller,
+)
 from jcompress.recipes.training import (
+    Small,
     Stage,
     accuracy,
     apply_of,
@@ -37,6 +46,7 @@ from jcompress.recipes.training import (
     teacher_stage,
 )
 from jcompress.recipes.verify import (
+    PLAN,
     RECIPE,
     WEIGHTS,
     FolderError,
@@ -44,6 +54,8 @@ from jcompress.recipes.verify import (
     save_predictions,
 )
 from jcompress.report import Comparison, Facts
+from jcompress.shrinking import Plan
+from jcompress.sites import Sites
 
 DENSE = "dense"
 REPORT = "report.json"
@@ -82,7 +94,8 @@ def open_folder(
     home = pathlib.Path(folder)
     checkpoint.require_orbax()
     wanted = read_recipe(recipe, seed=seed)
-    quantization_rules(wanted)
+    quantization_rules(wanted, sites_of(wanted))
+    check_shrinking(wanted)
     if home.exists() and not home.is_dir():
         raise FolderError(f"{home} is a file, not a directory")
     entries = {entry.name for entry in home.iterdir()} if home.exists() else set()
@@ -125,7 +138,7 @@ def run_main_job(
     Args:
         recipe: what `open_folder` returned.
         folder: that directory. In the end it holds `report.json`, `recipe.toml`, the
-            checkpoints `dense` and `compressed`, and `predictions.npz`.
+            checkpoints `dense`, `plan` and `compressed`, and `predictions.npz`.
         progress: is told how far the run is.
 
     Returns:
@@ -146,21 +159,26 @@ def run_main_job(
     teacher = _train(stage, recipe, data, home, progress)
     checkpoint.save(home / DENSE, teacher.variables)
 
-    stage = student_stage(recipe, len(data.train), teacher.variables)
+    plan, narrow = _shrink(recipe, teacher.variables, data, home, progress)
+    network = deployed(recipe, plan, narrow)
+    stage = student_stage(recipe, len(data.train), teacher.variables, network)
     student = _train(stage, recipe, data, home, progress)
     small = quantize(
-        student.variables, quantization_rules(recipe), sites=sites_of(recipe)
+        student.variables,
+        quantization_rules(recipe, network.sites),
+        sites=network.sites,
     )
+    checkpoint.save(home / PLAN, as_tree(plan))
     checkpoint.save(home / WEIGHTS, small)
 
-    logits = predict(recipe, small)
+    logits = predict(network.apply, small)
     save_predictions(home, logits)
     progress.say("reloading in a fresh process")
     verdict = _verify_elsewhere(home)
     progress.say(verdict)
     simulated = stage.logits(student.variables, data.test.images)
     result = {
-        **_compare(recipe, teacher.variables, small, logits, progress),
+        **_compare(recipe, teacher.variables, network, small, logits, progress),
         "verification": verdict,
         "largest_difference_from_simulation": float(np.max(np.abs(logits - simulated))),
         "validation_accuracy": {
@@ -206,6 +224,31 @@ def _train(
     return _Trained(state.variables, right)
 
 
+def _shrink(
+    recipe: Recipe,
+    teacher: dict[str, Any],
+    data: Digits,
+    home: pathlib.Path,
+    progress: Progress,
+) -> tuple[Plan, dict[str, Any]]:
+    """Choose channels and recover, round by round."""
+    plan: Plan | None = None
+    variables = teacher
+    for number in range(recipe.shrinking.rounds):
+        path = home / STATE / f"plan {number + 1}"
+        if not checkpoint.exists(path):
+            chosen = choose_round(recipe, number, teacher, plan, variables, data.train)
+            checkpoint.save(path, as_tree(chosen))
+        now = Plan.from_tree(checkpoint.load(path))
+        start = smaller(variables, plan, now)
+        plan = now
+        images = len(data.train)
+        stage = round_stage(recipe, number, images, teacher, plan, start)
+        variables = _train(stage, recipe, data, home, progress).variables
+    assert plan is not None
+    return plan, variables
+
+
 def _verify_elsewhere(home: pathlib.Path) -> str:
     # -P: the working directory may hold files that are named like modules.
     command = [sys.executable, "-P", "-m", "jcompress.cli", "verify", str(home)]
@@ -217,11 +260,16 @@ def _verify_elsewhere(home: pathlib.Path) -> str:
 
 
 def _compare(
-    recipe: Recipe, dense: Any, small: Any, logits: Any, progress: Progress
+    recipe: Recipe,
+    dense: Any,
+    network: Small,
+    small: Any,
+    logits: Any,
+    progress: Progress,
 ) -> dict[str, Any]:
     test = load_digits().test
     run_dense = jax.jit(apply_of(recipe))
-    run_small = jax.jit(compressed(apply_of(recipe)))
+    run_small = jax.jit(compressed(network.apply))
     fns = {
         "dense": functools.partial(run_dense, dense),
         "compressed": functools.partial(run_small, small),
@@ -234,20 +282,22 @@ def _compare(
         times[size] = report.latency(fns, inputs, rounds=recipe.latency.rounds)
         progress.step(f"batch {size}")
     comparison = Comparison(
-        dense=_facts(recipe, dense, accuracy(fns["dense"](test.images), test.labels)),
-        compressed=_facts(recipe, small, accuracy(logits, test.labels)),
+        dense=_facts(
+            sites_of(recipe), dense, accuracy(fns["dense"](test.images), test.labels)
+        ),
+        compressed=_facts(network.sites, small, accuracy(logits, test.labels)),
         latency=times,
     )
     return {**comparison.to_json(), "table": str(comparison)}
 
 
-def _facts(recipe: Recipe, tree: Any, right: float) -> Facts:
+def _facts(sites: Sites, tree: Any, right: float) -> Facts:
     return Facts(
         accuracy=right,
         bytes=report.stored_bytes(tree),
         parameters=report.parameters(tree["params"]),
         nonzero=report.nonzero(tree["params"]),
-        macs=sites_of(recipe).macs,
+        macs=sites.macs,
     )
 
 

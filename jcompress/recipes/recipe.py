@@ -70,11 +70,34 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Shrinking:
+    """How the network becomes narrower before the student is trained.
+
+    Attributes:
+        keep: fraction of the parameters that stays, in (0, 1).
+        rounds: rounds of choosing channels and recovering.
+        multiple: numbers of channels are rounded up to a multiple of this.
+    """
+
+    keep: float
+    rounds: int
+    multiple: int
+
+    def __post_init__(self) -> None:
+        wanted = "between 0 and 1 (the fraction of the parameters that stays)"
+        _require(0 < self.keep < 1, "shrinking.keep", self.keep, wanted)
+        _require(self.rounds >= 1, "shrinking.rounds", self.rounds, "at least 1")
+        good = self.multiple >= 1
+        _require(good, "shrinking.multiple", self.multiple, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Pruning:
     """Magnitude pruning of the blocks while the student is trained.
 
     Attributes:
-        sparsity: fraction removed of each convolution of the blocks, in [0, 1).
+        sparsity: fraction removed of each convolution of the blocks, in [0, 1); 0 for
+            none. The zeros are stored: this saves nothing by itself.
         epochs: epochs over which it rises from 0, from the start of the training.
         every: steps between two choices of what is removed.
     """
@@ -159,7 +182,9 @@ class Recipe:
         seed: of the initial weights and of the order of the data; not negative.
         model: the network.
         teacher: training of the dense teacher.
-        student: training of the student, which starts as a copy of the teacher.
+        shrinking: how narrow the network becomes.
+        recovery: training after each round of that.
+        student: training of the student, which starts as the narrow network.
         pruning: what is removed from the student meanwhile.
         quantization: how the student's weights are rounded meanwhile.
         distillation: what it learns from the teacher meanwhile.
@@ -172,6 +197,8 @@ class Recipe:
     seed: int
     model: Model
     teacher: Training
+    shrinking: Shrinking
+    recovery: Training
     student: Training
     pruning: Pruning
     quantization: Quantization
@@ -181,6 +208,7 @@ class Recipe:
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**31, "seed", self.seed, "from 0 to 2147483647")
         self.teacher.check("teacher")
+        self.recovery.check("recovery")
         self.student.check("student")
         most = self.student.epochs
         wanted = f"at most student.epochs ({most})"

@@ -1,4 +1,4 @@
-"""The two trainings of the main job, an epoch at a time, and what they are made of."""
+"""The trainings of the main job, an epoch at a time, and what they are made of."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ class TrainState(NamedTuple):
 
     Attributes:
         variables: `params` and `batch_stats` of the network.
-        optimizer: state of the optimizer; the student's holds the masks.
+        optimizer: state of the optimizer; it holds the masks, if there are any.
     """
 
     variables: dict[str, Any]
@@ -38,10 +38,10 @@ class TrainState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One of the two trainings.
+    """One of the trainings.
 
     Attributes:
-        name: "teacher" or "student".
+        name: "teacher", "shrink 1", ... or "student".
         number: its place in the job; part of the seed of the data's order.
         training: its hyperparameters.
         start: makes the state before the first step.
@@ -76,14 +76,38 @@ def variables_of(recipe: Recipe) -> dict[str, Any]:
     )
 
 
+IMAGE = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
+"""One image, to trace networks with."""
+
+
 def sites_of(recipe: Recipe) -> Sites:
-    """The sites of the network for one image."""
-    image = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
-    return find_sites(apply_of(recipe), variables_of(recipe), image)
+    """The sites of the whole network for one image."""
+    return find_sites(apply_of(recipe), variables_of(recipe), IMAGE)
 
 
-def quantization_rules(recipe: Recipe) -> Rules[Quantize]:
-    """How the recipe stores every weight of the network.
+class Small(NamedTuple):
+    """The network after shrinking, its normalisation folded into its weights.
+
+    Attributes:
+        apply: the network.
+        variables: its tree, or shapes and dtypes of it.
+    """
+
+    apply: Apply
+    variables: dict[str, Any]
+
+    @property
+    def sites(self) -> Sites:
+        """Its sites for one image."""
+        return find_sites(self.apply, self.variables, IMAGE)
+
+
+def quantization_rules(recipe: Recipe, sites: Sites) -> Rules[Quantize]:
+    """How the recipe stores every weight of a network.
+
+    Args:
+        recipe: the recipe.
+        sites: of the network, whole or small.
 
     Raises:
         RuleError: the recipe's formats do not fit the network.
@@ -95,7 +119,7 @@ def quantization_rules(recipe: Recipe) -> Rules[Quantize]:
         ("params/head/kernel", edge),
         (..., inner),
     ]
-    check_quantization(sites_of(recipe), rules, transform="recipe")
+    check_quantization(sites, rules, transform="recipe")
     return rules
 
 
@@ -107,7 +131,7 @@ def teacher_stage(recipe: Recipe, images: int) -> Stage:
         images: number of training images.
     """
     model = ResidualCNN(recipe.model.widths)
-    optimizer = _adamw(recipe.teacher, images)
+    optimizer = adamw(recipe.teacher, images)
 
     @jax.jit
     def start() -> TrainState:
@@ -122,7 +146,7 @@ def teacher_stage(recipe: Recipe, images: int) -> Stage:
             train=True,
             mutable=["batch_stats"],
         )
-        return _cross_entropy(logits, y), changed["batch_stats"]
+        return cross_entropy(logits, y), changed["batch_stats"]
 
     @jax.jit
     def step(state: TrainState, x: Any, y: Any) -> tuple[TrainState, jax.Array]:
@@ -143,57 +167,56 @@ def teacher_stage(recipe: Recipe, images: int) -> Stage:
     )
 
 
-def student_stage(recipe: Recipe, images: int, teacher: Any) -> Stage:
-    """Prune, round and distil a copy of the teacher, all in the same steps.
+def student_stage(recipe: Recipe, images: int, teacher: Any, small: Small) -> Stage:
+    """Round and distil the small network, and prune it if the recipe says so.
 
-    The running statistics of batch normalisation stay the teacher's: what is trained
-    is then the very function that is deployed, and the scales and shifts, which are
-    trained, make up for what the statistics miss.
+    The statistics of batch normalisation are part of the weights by now: what is
+    trained is then the very function that is deployed.
 
     Args:
         recipe: the recipe.
         images: number of training images.
         teacher: the teacher's variables.
+        small: the small network.
 
     Raises:
         RuleError: the recipe's formats or sparsity do not fit the network.
     """
-    training, distillation = recipe.student, recipe.distillation
-    apply = apply_of(recipe)
-    simulated = fake_quant(apply, quantization_rules(recipe))
+    training = recipe.student
+    sites = small.sites
+    simulated = fake_quant(small.apply, quantization_rules(recipe, sites))
     steps = images // training.batch_size
-    optimizer = prune(
-        _adamw(training, images),
-        # The first convolution and the classifier are small, and most sensitive.
-        [("stem/kernel", None), ("head/kernel", None), (..., Prune())],
-        sites=sites_of(recipe).below("params"),
-        sparsity=cubic_schedule(
-            final_sparsity=recipe.pruning.sparsity,
-            # The masks of the last choice must have the whole sparsity.
-            steps=max(1, recipe.pruning.epochs * steps - recipe.pruning.every),
-        ),
-        every=recipe.pruning.every,
-    )
-
-    def loss_of(params: Any, teacher: Any, x: Any, y: Any) -> jax.Array:
-        logits = simulated({**teacher, "params": params}, x)
-        soft = soft_targets(
-            logits, apply(teacher, x), temperature=distillation.temperature
+    optimizer: Any = adamw(training, images)
+    if recipe.pruning.sparsity > 0:
+        optimizer = prune(
+            optimizer,
+            # The first convolution and the classifier are small, and most sensitive.
+            [("stem/kernel", None), ("head/kernel", None), (..., Prune())],
+            sites=sites.below("params"),
+            sparsity=cubic_schedule(
+                final_sparsity=recipe.pruning.sparsity,
+                # The masks of the last choice must have the whole sparsity.
+                steps=max(1, recipe.pruning.epochs * steps - recipe.pruning.every),
+            ),
+            every=recipe.pruning.every,
         )
-        weight = distillation.weight
-        return weight * jnp.mean(soft) + (1 - weight) * _cross_entropy(logits, y)
+
+    def start(variables: Any) -> TrainState:
+        return TrainState(dict(variables), optimizer.init(variables["params"]))
+
+    def loss_of(params: Any, rest: Any, teacher: Any, x: Any, y: Any) -> jax.Array:
+        return distilled(
+            recipe, simulated({**rest, "params": params}, x), teacher, x, y
+        )
 
     # The teacher is an argument: XLA takes long over constants of this size.
-    @jax.jit
-    def start(teacher: Any) -> TrainState:
-        return TrainState(dict(teacher), optimizer.init(teacher["params"]))
-
     @jax.jit
     def step(
         teacher: Any, state: TrainState, x: Any, y: Any
     ) -> tuple[TrainState, jax.Array]:
         params = state.variables["params"]
-        loss, gradients = jax.value_and_grad(loss_of)(params, teacher, x, y)
+        grad = jax.value_and_grad(loss_of)
+        loss, gradients = grad(params, state.variables, teacher, x, y)
         updates, inner = optimizer.update(gradients, state.optimizer, params)
         params = optax.apply_updates(params, updates)
         return TrainState({**state.variables, "params": params}, inner), loss
@@ -202,10 +225,23 @@ def student_stage(recipe: Recipe, images: int, teacher: Any) -> Stage:
         name="student",
         number=1,
         training=training,
-        start=functools.partial(start, teacher),
+        start=functools.partial(jax.jit(start), small.variables),
         step=functools.partial(step, teacher),
         logits=jax.jit(simulated),
     )
+
+
+def distilled(
+    recipe: Recipe, logits: jax.Array, teacher: Any, images: Any, labels: Any
+) -> jax.Array:
+    """The loss of a network that learns from the teacher and from the labels."""
+    weight = recipe.distillation.weight
+    soft = soft_targets(
+        logits,
+        apply_of(recipe)(teacher, images),
+        temperature=recipe.distillation.temperature,
+    )
+    return weight * jnp.mean(soft) + (1 - weight) * cross_entropy(logits, labels)
 
 
 def run_epoch(
@@ -255,11 +291,13 @@ def _shifted(images: Any, random: np.random.Generator) -> Any:
     ]
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The mean loss of the labels."""
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
-def _adamw(training: Training, images: int) -> optax.GradientTransformation:
+def adamw(training: Training, images: int) -> optax.GradientTransformation:
+    """AdamW with a warm-up of one epoch and a cosine to 0."""
     steps = images // training.batch_size
     rate = optax.warmup_cosine_decay_schedule(
         init_value=training.learning_rate / 10,

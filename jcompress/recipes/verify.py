@@ -12,11 +12,14 @@ import numpy as np
 from jcompress import checkpoint
 from jcompress.execution import compressed
 from jcompress.recipes.data import load_digits
-from jcompress.recipes.recipe import Recipe, RecipeError, read_recipe
-from jcompress.recipes.training import accuracy, apply_of, variables_of
+from jcompress.recipes.recipe import RecipeError, read_recipe
+from jcompress.recipes.shrinking import deployed
+from jcompress.recipes.training import Apply, accuracy
+from jcompress.shrinking import Plan
 
 RECIPE = "recipe.toml"
 WEIGHTS = "compressed"
+PLAN = "plan"
 PREDICTIONS = "predictions.npz"
 
 
@@ -76,7 +79,7 @@ def verify(folder: str | os.PathLike[str]) -> Verification:
         CheckpointError: the saved model is damaged, or not the recipe's.
     """
     home = pathlib.Path(folder)
-    for needed in (RECIPE, WEIGHTS, PREDICTIONS):
+    for needed in (RECIPE, PLAN, WEIGHTS, PREDICTIONS):
         if not (home / needed).exists():
             raise FolderError(
                 f"verify: {home} has no {needed}; give the directory of a finished "
@@ -89,7 +92,9 @@ def verify(folder: str | os.PathLike[str]) -> Verification:
     except (RecipeError, OSError, ValueError, KeyError) as error:
         raise FolderError(f"verify: {home} is damaged: {error}") from error
     # Dense shapes as a template: a model that is not the recipe's is noticed here.
-    now = predict(recipe, checkpoint.load(home / WEIGHTS, like=variables_of(recipe)))
+    network = deployed(recipe, Plan.from_tree(checkpoint.load(home / PLAN)))
+    small = checkpoint.load(home / WEIGHTS, like=network.variables)
+    now = predict(network.apply, small)
     if before.shape != now.shape:
         raise FolderError(
             f"verify: {home / PREDICTIONS} has logits {list(before.shape)}, the model "
@@ -105,9 +110,9 @@ def verify(folder: str | os.PathLike[str]) -> Verification:
     )
 
 
-def predict(recipe: Recipe, tree: Any) -> np.ndarray[Any, Any]:
+def predict(network: Apply, tree: Any) -> np.ndarray[Any, Any]:
     """Logits of the test images by a compressed model: float32 [N, 10]."""
-    run = jax.jit(compressed(apply_of(recipe)))
+    run = jax.jit(compressed(network))
     return np.asarray(run(tree, load_digits().test.images))
 
 

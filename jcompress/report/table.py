@@ -84,11 +84,11 @@ class Comparison:
         return (
             self._accuracy(),
             self._bytes(),
-            self._count(
+            self._shape(
                 "parameters", self.dense.parameters, self.compressed.parameters
             ),
             self._count("nonzero", self.dense.nonzero, self.compressed.nonzero),
-            self._count("multiplications", self.dense.macs, self.compressed.macs),
+            self._shape("multiplications", self.dense.macs, self.compressed.macs),
             *(self._time(size) for size in sorted(self.latency)),
         )
 
@@ -175,6 +175,19 @@ class Comparison:
             compressed_text=f"{compressed:,}",
             change=_times(dense, compressed),
             label=label_by_bytes(dense, compressed),
+        )
+
+    def _shape(self, name: str, dense: int, compressed: int) -> Line:
+        """A count that follows from shapes alone, whatever the numbers are."""
+        return Line(
+            name=name,
+            dense=dense,
+            compressed=compressed,
+            dense_text=f"{dense:,}",
+            compressed_text=f"{compressed:,}",
+            change="same" if dense == compressed else _times(dense, compressed),
+            label=Label.SMALLER if compressed < dense else None,
+            note="" if dense == compressed else "counted from shapes",
         )
 
     def _count(self, name: str, dense: int, compressed: int) -> Line:

@@ -120,7 +120,7 @@ def _broadcast(
     shape = aval_shape(eqn.outvars[0])
     if len(ins) > 1:
         return unknown(c, eqn, ins, why, here)
-    ids = list(c.fresh(shape))
+    ids = list(c.copies(shape))
     for axis, out in enumerate(eqn.params["broadcast_dimensions"]):
         if len(ins[0].ids[axis]) == shape[out]:
             ids[out] = ins[0].ids[axis]
@@ -186,6 +186,32 @@ def _concatenate(
                 c.ties.tie(ids[number], one, why)
     ids[axis] = np.concatenate([value.ids[axis] for value in ins])
     return [Labels(tuple(ids))]
+
+
+def _stack(
+    c: "Coupling", eqn: Any, ins: list[Labels], why: Why, here: Location
+) -> list[Labels]:
+    ids = list(ins[0].ids)
+    for other in ins[1:]:
+        c.alike(ins[0], other, why)
+    ids.insert(eqn.params["axis"], fixed_ids(len(ins)))
+    return [Labels(tuple(ids))]
+
+
+def _unstack(
+    c: "Coupling", eqn: Any, ins: list[Labels], why: Why, here: Location
+) -> list[Labels]:
+    axis, ids = eqn.params["axis"], ins[0].ids
+    c.ties.fix(ids[axis], why)
+    return [Labels((*ids[:axis], *ids[axis + 1 :]))] * len(eqn.outvars)
+
+
+def _tile(
+    c: "Coupling", eqn: Any, ins: list[Labels], why: Why, here: Location
+) -> list[Labels]:
+    times = eqn.params["reps"]
+    ids = zip(ins[0].ids, times, strict=True)
+    return [Labels(tuple(np.tile(one, n) for one, n in ids))]
 
 
 def _pad(
@@ -468,6 +494,9 @@ RULES: dict[str, Rule] = {
     "slice": _slice,
     "split": _split,
     "concatenate": _concatenate,
+    "stack": _stack,
+    "unstack": _unstack,
+    "tile": _tile,
     "pad": _pad,
     "iota": _iota,
     "dot_general": _dot,

@@ -61,10 +61,21 @@ class Coupling:
         self.counts: dict[Location, tuple[int, bool, tuple[Ids, ...]]] = {}
         self.ambiguities: list[Ambiguity] = []
         self._choices = choices
+        self._copies: set[int] = set()
 
     def fresh(self, shape: Sequence[int]) -> tuple[Ids, ...]:
         """Ids for a new array; an axis of one position is fixed."""
         return tuple(self.ties.fresh(n) if n != 1 else fixed_ids(1) for n in shape)
+
+    def copies(self, shape: Sequence[int]) -> tuple[Ids, ...]:
+        """Ids for axes along which a value is repeated."""
+        made = self.fresh(shape)
+        self._copies.update(int(ids[0]) for ids in made if len(ids))
+        return made
+
+    def is_copies(self, ids: Ids) -> bool:
+        """Whether an axis is one along which a value is repeated."""
+        return int(ids[0]) in self._copies and int(ids[0]) != FIXED
 
     def choose(self, here: Location, number: int, options: Sequence[Ids]) -> int:
         """Which of several axes keeps its ids; recorded, to be tried again."""

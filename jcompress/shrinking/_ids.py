@@ -1,5 +1,6 @@
 """Integer ids of positions along axes, and which of them are one and the same."""
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,10 +122,19 @@ class Ties:
 
     def operations(self, ids: Ids) -> list[Why]:
         """The operations that tie exactly these ids to others, in order."""
-        wanted = np.zeros(self._next, bool)
-        wanted[ids] = True
-        found: dict[Why, None] = {}
-        for a, b, why in self._pairs:
-            if why not in found and (wanted[a].any() or wanted[b].any()):
-                found[why] = None
-        return list(found)
+        spoken, pair_of = self._spoken
+        starts = np.searchsorted(spoken, ids, "left")
+        counts = np.searchsorted(spoken, ids, "right") - starts
+        before = np.cumsum(counts) - counts
+        found = np.repeat(starts - before, counts) + np.arange(counts.sum())
+        pairs = np.unique(pair_of[found])
+        return list(dict.fromkeys(self._pairs[number][2] for number in pairs))
+
+    @functools.cached_property
+    def _spoken(self) -> tuple[Ids, Ids]:
+        """The ids that were tied, in order, and for each the number of its pair."""
+        none = [np.zeros(0, np.int64)]
+        ids = np.concatenate([x for a, b, _ in self._pairs for x in (a, b)] or none)
+        sizes = np.array([2 * len(a) for a, _, _ in self._pairs], np.int64)
+        order = np.argsort(ids, kind="stable")
+        return ids[order], np.repeat(np.arange(len(sizes)), sizes)[order]

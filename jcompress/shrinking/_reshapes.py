@@ -69,6 +69,8 @@ def _merged(c: "Coupling", axes: list[Ids], why: Why, key: tuple[Location, int])
     loose = [number for number, ids in enumerate(axes) if (ids != FIXED).any()]
     if not loose:
         return fixed_ids(math.prod(shape))
+    # What was there before it was repeated comes first.
+    loose.sort(key=lambda number: c.is_copies(axes[number]))
     kept = loose[c.choose(*key, [axes[number] for number in loose])]
     for number in loose:
         if number != kept:

@@ -271,9 +271,14 @@ def _pad(at: _Equation) -> Change:
 
 
 def _gather(at: _Equation) -> Change:
+    numbers = at.eqn.params.get("dimension_numbers")
+    # Of an axis that the indices have as well, one position is taken at a time.
+    batch = () if numbers is None else numbers.operand_batching_dims
     sizes = [
-        size if keep is None else int(keep.sum())
-        for size, keep in zip(at.eqn.params["slice_sizes"], at.before[0], strict=True)
+        size if keep is None or axis in batch else int(keep.sum())
+        for axis, (size, keep) in enumerate(
+            zip(at.eqn.params["slice_sizes"], at.before[0], strict=True)
+        )
     ]
     return {"slice_sizes": tuple(sizes)}
 

@@ -256,7 +256,9 @@ def _grouped(sites: Sites, labels: list[Labels], coupling: Coupling) -> Groups:
         signature[touched] += signature.max() + 1
     by_signature: dict[int, list[tuple[str, int, Ids]]] = {}
     for path, axis, ids in axes:
-        for one in np.unique(signature[component[ids[~fixed[ids]]]]):
+        signed = signature[component[ids[~fixed[ids]]]]
+        _, first = np.unique(signed, return_index=True)
+        for one in signed[np.sort(first)]:
             by_signature.setdefault(int(one), []).append((path, axis, ids))
     names: dict[str, int] = {}
     table = []

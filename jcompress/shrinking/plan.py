@@ -77,9 +77,6 @@ class Plan:
         Raises:
             ShrinkError: the other plan is for another tree.
         """
-        kept = {name: np.asarray(units) for name, units in self.kept.items()}
-        for name, units in other.kept.items():
-            kept[name] = kept[name][units] if name in kept else np.asarray(units)
         masks = {path: dict(axes) for path, axes in self.masks.items()}
         for path, axes in other.masks.items():
             for axis, mask in axes.items():
@@ -96,6 +93,9 @@ class Plan:
                 both = np.array(before)
                 both[np.flatnonzero(both)] = mask
                 masks[path][axis] = both
+        kept = {name: np.asarray(units) for name, units in self.kept.items()}
+        for name, units in other.kept.items():
+            kept[name] = kept[name][units] if name in kept else np.asarray(units)
         return Plan(kept, masks)
 
 

@@ -77,12 +77,9 @@ class Codebook(MatrixTensor):
         # The last value fills up the shorter tables, where nothing points.
         tables = [np.pad(v, (0, most - len(v)), mode="edge") for v, _ in found]
         indices = np.stack([index for _, index in found]).astype(np.uint8)
-        indices = indices.reshape(-1, outputs, inputs)
-        if most <= SMALL:
-            indices = np.pad(indices, ((0, 0), (0, 0), (0, inputs % 2)))
-            indices = indices[..., ::2] | (indices[..., 1::2] << np.uint8(4))
+        indices = indices.reshape(*stacks, outputs, inputs)
         return cls(
-            indices=jnp.asarray(indices.reshape(*stacks, *indices.shape[1:])),
+            indices=pack_indices(jnp.asarray(indices), most),
             codebook=jnp.asarray(np.stack(tables).reshape(*stacks, 1, most)),
             shape=dense.shape,
             dtype=dense.dtype,
@@ -116,6 +113,15 @@ class Codebook(MatrixTensor):
 def index_bytes(inputs: int, size: int) -> int:
     """Bytes of the indices of one output into a table of `size` values."""
     return -(-inputs // 2) if size <= SMALL else inputs
+
+
+def pack_indices(indices: jax.Array, size: int) -> jax.Array:
+    """Store the indices uint8 [..., K] into tables of `size` values; see `Codebook`."""
+    if size > SMALL:
+        return indices
+    pad = [(0, 0)] * (indices.ndim - 1) + [(0, indices.shape[-1] % 2)]
+    even = jnp.pad(indices, pad)
+    return even[..., ::2] | (even[..., 1::2] << np.uint8(4))
 
 
 def unpack_indices(indices: jax.Array, size: int, inputs: int) -> jax.Array:

@@ -152,7 +152,7 @@ def _backward(
     images = cotangent.shape[0]
     shape = (images, *window.sizes, window.channels)
     transposed = jax.linear_transpose(
-        lambda x: convolve(x, dense, window, jnp.float32),
+        lambda x: convolve(x, dense.T, window, jnp.float32),
         jax.ShapeDtypeStruct(shape, jnp.float32),
     )
     wide = cotangent.astype(jnp.float32)
@@ -186,8 +186,9 @@ def runs_in_integers_on_cpu(
         None if a is None else jax.ShapeDtypeStruct((1, *a.shape), a.dtype)
         for a in (tensor.values, tensor.scales, tensor.zeros)
     )
-    given = {"bits": tensor.bits, "x_bits": x_bits, "window": window}
-    return FORMS[Implementation.CPU].chosen(stacked, given)
+    given: Any = {"bits": tensor.bits, "x_bits": x_bits, "window": window}
+    form = FORMS[Implementation.CPU]
+    return form.chosen(stacked, given) and cpu.in_integers(*stacked, **given)
 
 
 def _check_window(window: Window, rank: int) -> None:

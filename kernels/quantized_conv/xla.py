@@ -62,13 +62,14 @@ def by_floats(
     bits: int,
     x_bits: int | None,
     window: Window,
+    weight: jax.Array | None = None,
 ) -> jax.Array:
     """Convolve floats, or in 16 bits the integers, which are scaled at the end.
 
-    All in the shape of images: a loop over them in another shape would divide.
+    All in the shape of images: a loop over them in another shape would divide. Of
+    float32 images the dense weight [K, N] may be given.
     """
     images = window.images(x)
-    integers = unpack_bits(values, window.inputs, bits)
     last = (1,) * (images.ndim - 1) + (scales.shape[0],)
     scale = zero = None
     if x_bits is not None:
@@ -84,16 +85,18 @@ def by_floats(
             images = fake_quantize(
                 images, scale, zero, bits=x_bits, symmetric=zero is None
             )
-        weight = dequantize_matrix(integers, scales, zeros, x.dtype)
+        if weight is None:
+            integers = unpack_bits(values, window.inputs, bits)
+            weight = dequantize_matrix(integers, scales, zeros, x.dtype).T
         out = convolve(images, weight, window, x.dtype)
         return out.reshape(x.shape[0], window.positions * values.shape[0])
     if scale is not None and x_bits is not None:
         q = quantize_values(images, scale, zero, bits=x_bits, symmetric=zero is None)
         images = (q if zero is None else q - zero).astype(x.dtype)
-    weight = integers.astype(x.dtype)
+    matrix = unpack_bits(values, window.inputs, bits).astype(x.dtype)
     if zeros is not None:
-        weight = weight - zeros.astype(x.dtype)
-    out = convolve(images, weight, window, jnp.float32) * scales.reshape(last)
+        matrix = matrix - zeros.astype(x.dtype)
+    out = convolve(images, matrix.T, window, jnp.float32) * scales.reshape(last)
     if scale is not None:
         out = out * scale
     flat = out.reshape(x.shape[0], window.positions * values.shape[0])
@@ -122,7 +125,7 @@ def by_integers(
         ones = jnp.ones((1, window.inputs), jnp.int8)
         weight = jnp.concatenate([integers, ones])
     zero = None if x_zero is None else x_zero.astype(jnp.int32)[..., None]
-    both = convolve(window.images(q), weight, window, jnp.int32, x_zero)
+    both = convolve(window.images(q), weight.T, window, jnp.int32, x_zero)
     both = both.reshape(x.shape[0], window.positions, weight.shape[0])
     sums = both[..., :outputs]
     if zero is not None:
@@ -147,7 +150,7 @@ def convolve(
 
     Args:
         images: [B, *sizes, channels].
-        matrix: [N, K], of the dtype of the images.
+        matrix: [K, N], of the dtype of the images.
         window: where the patches lie.
         dtype: of the sums.
         edge: integers in float32 [B, 1] that the padding holds; None for 0.
@@ -166,7 +169,7 @@ def convolve(
     spatial = "DHW"[-len(window.sizes) :]
     return jax.lax.conv_general_dilated(
         images,
-        window.weight(matrix),
+        matrix.reshape(*window.kernel, window.channels, matrix.shape[1]),
         window.strides,
         padding,
         rhs_dilation=window.dilation,

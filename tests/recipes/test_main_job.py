@@ -1,6 +1,6 @@
 import pytest
 
-from jcompress.recipes import FolderError, open_folder, read_recipe
+from jcompress.recipes import FolderError, RecipeError, open_folder, read_recipe
 
 
 def begun(folder, **kwargs):
@@ -42,6 +42,14 @@ def test_resuming_with_another_recipe_or_seed_is_refused(tmp_path, seed, text, m
         file.write_text(text)
     with pytest.raises(FolderError, match=message):
         begun(tmp_path, resume=True, seed=seed, recipe=file)
+
+
+def test_a_network_that_cannot_become_so_narrow_is_refused(tmp_path):
+    file = tmp_path / "file.toml"
+    file.write_text("[shrinking]\nkeep = 0.001\n")
+    with pytest.raises(RecipeError, match=r"shrinking.keep: choose: the target 0.001"):
+        begun(tmp_path, recipe=file)
+    assert not (tmp_path / "run").exists()
 
 
 def test_nothing_of_anyone_else_is_touched(tmp_path):

@@ -27,6 +27,10 @@ from jcompress.recipes.recipe import differences, write_recipe
         ("[pruning]\nsparsity = 1", "pruning.sparsity must be at least 0 and below 1"),
         ("[pruning]\nsparsity = -0.1", "pruning.sparsity must be at least 0 and below"),
         ("[pruning]\nsparsity = inf", "pruning.sparsity must be at least 0 and below"),
+        ("[shrinking]\nkeep = 1.0", "shrinking.keep must be between 0 and 1"),
+        ("[shrinking]\nrounds = 0", "shrinking.rounds must be at least 1"),
+        ("[shrinking]\nmultiple = 0", "shrinking.multiple must be at least 1"),
+        ("[recovery]\nepochs = 0", "recovery.epochs must be at least 1"),
         ("[pruning]\nepochs = 99", r"pruning.epochs must be at most student.epochs"),
         ("[pruning]\nevery = 0", "pruning.every must be at least 1"),
         ("[distillation]\ntemperature = 0", "distillation.temperature must be above 0"),
@@ -66,10 +70,10 @@ def test_a_file_that_cannot_be_read(tmp_path):
 
 def test_a_file_replaces_only_what_it_names(tmp_path):
     file = tmp_path / "recipe.toml"
-    file.write_text("[pruning]\nsparsity = 0\n")
+    file.write_text("[pruning]\nsparsity = 1e-1\n")
     recipe = read_recipe(file, seed=7)
     default = read_recipe()
-    assert recipe.pruning == dataclasses.replace(default.pruning, sparsity=0.0)
+    assert recipe.pruning == dataclasses.replace(default.pruning, sparsity=0.1)
     assert recipe.seed == 7
     changed = dataclasses.replace(recipe, pruning=default.pruning, seed=default.seed)
     assert changed == default

@@ -48,6 +48,8 @@ def test_stopped_again_and_again_a_run_ends_with_the_same_numbers(
     assert refused.returncode == 2
     assert "--resume" in refused.stderr
 
+    code, *_ = interrupt(resume, at="shrink 2: 1/2", by=signal.SIGKILL)
+    assert code == -signal.SIGKILL
     code, printed, said = interrupt(resume, at="student: 1/3", by=signal.SIGINT)
     assert code == 130
     assert printed == ""
@@ -66,6 +68,7 @@ def test_stopped_again_and_again_a_run_ends_with_the_same_numbers(
     assert {entry.name for entry in out.iterdir()} == {
         "compressed",
         "dense",
+        "plan",
         "predictions.npz",
         "recipe.toml",
         "report.json",

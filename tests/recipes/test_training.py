@@ -8,7 +8,13 @@ import pytest
 from jcompress.execution import compressed
 from jcompress.quantization import quantize
 from jcompress.recipes import Part, load_digits, read_recipe
-from jcompress.recipes.recipe import Model, Pruning
+from jcompress.recipes.recipe import Model, Pruning, Shrinking
+from jcompress.recipes.shrinking import (
+    choose_round,
+    deployed,
+    round_stage,
+    smaller,
+)
 from jcompress.recipes.training import (
     accuracy,
     apply_of,
@@ -18,6 +24,7 @@ from jcompress.recipes.training import (
     student_stage,
     teacher_stage,
 )
+from jcompress.shrinking import shrunk
 
 pytestmark = pytest.mark.once
 
@@ -35,6 +42,8 @@ def tiny():
         model=Model(widths=(4, 8)),
         teacher=dataclasses.replace(recipe.teacher, epochs=2, batch_size=32),
         student=dataclasses.replace(recipe.student, epochs=2, batch_size=32),
+        shrinking=Shrinking(keep=0.6, rounds=2, multiple=1),
+        recovery=dataclasses.replace(recipe.recovery, batch_size=32),
         pruning=Pruning(sparsity=0.75, epochs=2, every=2),
     )
 
@@ -49,7 +58,7 @@ def same(a, b):
     return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
 
 
-def test_the_two_trainings_do_what_their_names_say():
+def test_the_trainings_do_what_their_names_say():
     recipe, data = tiny(), some()
     stage = teacher_stage(recipe, len(data))
     state, first = run_epoch(stage, stage.start(), data, seed=1, epoch=0)
@@ -65,14 +74,43 @@ def test_the_two_trainings_do_what_their_names_say():
     )
 
     teacher = state.variables
-    stage = student_stage(recipe, len(data), teacher)
+    plan, variables = None, teacher
+    for number in range(recipe.shrinking.rounds):
+        now = choose_round(recipe, number, teacher, plan, variables, data)
+        start = smaller(variables, plan, now)
+        plan = now
+        stage = round_stage(recipe, number, len(data), teacher, plan, start)
+        state = stage.start()
+        assert same(state.variables, start)
+        losses = []
+        for epoch in range(4):
+            state, loss = run_epoch(stage, state, data, seed=1, epoch=epoch)
+            losses.append(loss)
+        assert losses[-1] < losses[0]
+        variables = state.variables
+        assert not same(variables["batch_stats"], start["batch_stats"])
+    whole, left = (
+        sum(leaf.size for leaf in jax.tree.leaves(tree["params"]))
+        for tree in (teacher, variables)
+    )
+    assert 0.4 * whole < left <= 0.62 * whole
+
+    network = deployed(recipe, plan, variables)
+    narrow = shrunk(apply_of(recipe), plan)(variables, data.images)
+    np.testing.assert_allclose(
+        network.apply(network.variables, data.images), narrow, atol=1e-4, rtol=1e-4
+    )
+    # A fresh process knows the plan, not the variables.
+    like = deployed(recipe, plan).variables
+    assert jax.tree.structure(like) == jax.tree.structure(network.variables)
+    stage = student_stage(recipe, len(data), teacher, network)
     state = stage.start()
-    assert same(state.variables, teacher)
+    assert same(state.variables, network.variables)
     for epoch in range(recipe.student.epochs):
         state, _ = run_epoch(stage, state, data, seed=1, epoch=epoch)
     student = state.variables
-    assert same(student["batch_stats"], teacher["batch_stats"])
-    assert not same(student["params"], teacher["params"])
+    assert not jax.tree.leaves(student["batch_stats"])
+    assert not same(student["params"], network.variables["params"])
     params = student["params"]
     for block in ("block_0", "block_1"):
         for convolution in ("Conv_0", "Conv_1"):
@@ -81,11 +119,12 @@ def test_the_two_trainings_do_what_their_names_say():
     assert np.all(np.asarray(params["stem"]["kernel"]))
     assert np.all(np.asarray(params["head"]["kernel"]))
 
-    small = quantize(student, quantization_rules(recipe), sites=sites_of(recipe))
-    now = jax.jit(compressed(apply_of(recipe)))(small, data.images)
+    rules = quantization_rules(recipe, network.sites)
+    small = quantize(student, rules, sites=network.sites)
+    now = jax.jit(compressed(network.apply))(small, data.images)
     before = stage.logits(student, data.images)
     np.testing.assert_allclose(now, before, atol=1e-4, rtol=0)
-    dense = jax.jit(apply_of(recipe))(student, data.images)
+    dense = jax.jit(network.apply)(student, data.images)
     assert np.max(np.abs(np.asarray(dense) - np.asarray(before))) > 1e-2
 
 

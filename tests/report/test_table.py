@@ -51,6 +51,15 @@ def test_masks_alone_are_simulated_and_nothing_else():
     assert labels(found)["bytes stored"] is Label.SIMULATED
 
 
+def test_fewer_parameters_are_smaller_whatever_their_values():
+    shrunk = dataclasses.replace(DENSE, bytes=100, parameters=50, nonzero=50, macs=7)
+    found = labels(comparison(shrunk, {1: times(1.0)}))
+    assert found["parameters"] is found["multiplications"] is Label.SMALLER
+    grown = dataclasses.replace(DENSE, parameters=10**6, macs=10**9)
+    found = labels(comparison(grown, {1: times(1.0)}))
+    assert found["parameters"] is found["multiplications"] is None
+
+
 def test_growth_is_said():
     large = dataclasses.replace(DENSE, bytes=2000)
     found = comparison(large, {1: times(1.0)})

@@ -1,0 +1,129 @@
+"""Time a product with a weight of low rank against the dense product, on the CPU.
+
+    python benchmarks/low_rank.py
+    python benchmarks/low_rank.py --shape 1024x4096 --ranks 64 256 --rows 1 --rounds 5
+
+Both run as a model runs them: `compressed` with a `LowRank` leaf, and the function with
+the array. Blocks are interleaved and weights rotate (`_timing`). A figure is the median
+over the rounds of (dense time / factored time): above 1 the factors are faster. In
+brackets, the quartiles. The fraction is that of the dense multiplications.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _jax_products import JaxProduct
+from _timing import check, machine, measure, pin
+
+from jcompress.execution import compressed
+from jcompress.quantization import Weights
+from jcompress.shrinking.low_rank import quantize_factors
+from jcompress.sites import find_sites
+from jcompress.tensors import LowRank
+
+
+def layer(params: Any, x: jax.Array) -> jax.Array:
+    """The product that is timed."""
+    out: jax.Array = x @ params["w"]
+    return out
+
+
+def dense(inputs: int, outputs: int, seed: int = 0) -> JaxProduct:
+    """The product with the array."""
+    weight = np.random.default_rng(seed).normal(size=(inputs, outputs))
+    weight = (weight * inputs**-0.5).astype(np.float32)
+    return JaxProduct(
+        "dense",
+        "xla",
+        32,
+        activations=32,
+        run=lambda x, w: layer({"w": w}, x),
+        weight=(weight,),
+        stands_for=lambda: weight.T.astype(np.float64),
+        tolerance=1e-5,
+    )
+
+
+def factored(inputs: int, outputs: int, rank: int, bits: int | None) -> JaxProduct:
+    """The product with factors of random numbers, of 32 or of so many bits."""
+    rng = np.random.default_rng(rank)
+    sizes = ((rank, inputs), (outputs, rank))
+    leaf = LowRank(
+        factors=tuple(
+            jnp.asarray(rng.normal(size=size) * size[1] ** -0.5, jnp.float32)
+            for size in sizes
+        ),
+        shape=(inputs, outputs),
+        dtype=jnp.float32,
+        output_axes=(1,),
+        input_axes=(0,),
+    )
+    tree = {"w": leaf}
+    if bits is not None:
+        sites = find_sites(layer, tree, jnp.zeros((1, inputs)))
+        tree = quantize_factors(tree, [("w", Weights(bits=bits))], sites=sites)
+    arrays, structure = jax.tree.flatten(tree)
+
+    def run(x: jax.Array, *flat: jax.Array) -> jax.Array:
+        out: jax.Array = compressed(layer)(jax.tree.unflatten(structure, flat), x)
+        return out
+
+    return JaxProduct(
+        f"rank {rank}" + ("" if bits is None else f" int{bits}"),
+        "ours",
+        bits or 32,
+        activations=32,
+        run=run,
+        weight=tuple(map(np.asarray, arrays)),
+        stands_for=lambda: np.asarray(tree["w"].dense(), np.float64).T,
+        tolerance=1e-5,
+    )
+
+
+def table(args: argparse.Namespace) -> Iterator[str]:
+    """One line for each rank and number of rows."""
+    inputs, outputs = map(int, args.shape.split("x"))
+    rng = np.random.default_rng(1)
+    xs = {m: rng.normal(size=(m, inputs)).astype(np.float32) for m in args.rows}
+    base = dense(inputs, outputs)
+    kinds = [(rank, bits) for rank in args.ranks for bits in (None, *args.bits)]
+    products = [factored(inputs, outputs, rank, bits) for rank, bits in kinds]
+    for product in (base, *products):
+        check(product, [xs[args.rows[0]]])
+    yield "rows  weight        bytes       fraction  dense / factored"
+    for rows, x in xs.items():
+        times = measure([base, *products], x, rounds=args.rounds, block=args.block)
+        for (rank, _), product in zip(kinds, products, strict=True):
+            ratio = np.divide(times[base.name].median, times[product.name].median)
+            low, middle, high = np.percentile(ratio, (25, 50, 75))
+            fraction = rank * (inputs + outputs) / (inputs * outputs)
+            yield (
+                f"{rows:4}  {product.name:12}  {product.bytes:10,}  {fraction:8.3f}  "
+                f"{middle:5.2f} ({low:.2f} to {high:.2f})"
+            )
+
+
+def main() -> None:
+    """Parse the arguments, measure, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shape", default="1024x4096", metavar="KxN")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[32, 128, 256, 512])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--bits", type=int, nargs="*", default=[8])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--block", type=float, default=0.03, help="seconds of a block")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    args = parser.parse_args()
+    pin(args.threads)
+    print(f"{machine()}, {args.threads} threads, jax {jax.__version__}, {args.shape}")
+    for line in table(args):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
