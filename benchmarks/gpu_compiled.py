@@ -5,12 +5,12 @@
     python benchmarks/gpu_compiled.py --targets h100 --cases w4a16 --json out.json
 
 with V the version of JAX (`cuda12` and `nvidia-cuda-nvcc-cu12` for 0.10). No driver is
-needed. Each line is one product for one device: the kernel of the library, and XLA's
-form of the same function. Columns: the tensor-core instructions in the PTX; registers
-of a thread and bytes spilled, as `ptxas` reports them; shared memory of a block; and
-`temp`, what the program keeps in memory beside its arguments and results, where a
-weight that is written out shows. The last column is that over the stored weight's
-bytes. Nothing is timed. XLA, which tries its kernels out on the device, has none to try
+needed. Each line is one product for one device. Columns: the tensor-core instructions
+in the PTX of the library's kernel; registers of a thread and bytes spilled, as `ptxas`
+reports them; shared memory of a block; and `temp`, what the program keeps in memory
+beside its arguments and results, over the stored weight's bytes, where a weight that is
+written out shows. Then the instructions and `temp` of XLA's form of the same function.
+Nothing is timed. XLA, which tries its kernels out on the device, has none to try
 them on here, so on a device it may choose others.
 """
 
@@ -72,6 +72,7 @@ def _cases() -> dict[str, Case]:
         cases[f"w8a8 channel M={rows}"] = Case(
             operation="int8_matmul", rows=rows, bits=8, x_bits=8, group=0
         )
+    cases["w8a16 g128 zeros M=64"] = Case(operation=only, rows=64, bits=8, zeros=True)
     for rows, block in ((8, 64), (512, 64), (512, 128)):
         cases[f"block-sparse 10 % {block} M={rows}"] = Case(
             operation="block_sparse_matmul", rows=rows, bits=16, block=block
@@ -124,6 +125,15 @@ TARGETS = {
         shared_block=232448,
         l2=52428800,
         bandwidth=3_352_320_000_000,
+    ),
+    "b200": Target(
+        name="NVIDIA B200",
+        multiprocessors=148,
+        capability="major: 10 minor: 0 feature_extension: ACCELERATED_FEATURES",
+        shared=233472,
+        shared_block=232448,
+        l2=132644864,
+        bandwidth=7_672_000_000_000,
     ),
     "a100": Target(
         name="NVIDIA A100",
@@ -230,7 +240,9 @@ def read_dump(dump: pathlib.Path) -> dict[str, Any]:
     local = 0
     for path in dump.glob("*.ptx"):
         text = path.read_text()
-        found = re.findall(r"(wgmma\.mma_async|mma\.sync)\.([a-z0-9_.]+)", text)
+        found = re.findall(
+            r"(wgmma\.mma_async|mma\.sync|tcgen05\.mma)\.([a-z0-9_.:]+)", text
+        )
         instructions |= {f"{kind}.{shape(rest)}" for kind, rest in found}
         local += len(re.findall(r"\b(?:ld|st)\.local", text))
         if found and not list(dump.glob("*.ptxas")):
@@ -257,8 +269,9 @@ def read_dump(dump: pathlib.Path) -> dict[str, Any]:
 
 
 def shape(rest: str) -> str:
-    """`m64n8k16 f32 bf16 bf16` of an instruction's name."""
-    keep = [p for p in rest.split(".") if re.fullmatch(r"m\d+n\d+k\d+|[a-z]+\d+", p)]
+    """`m64n8k16.f32.bf16.bf16` or `kind::f16` of an instruction's name."""
+    pattern = r"m\d+n\d+k\d+|[a-z]+\d+|kind::\w+"
+    keep = [part for part in rest.split(".") if re.fullmatch(pattern, part)]
     return ".".join(keep)
 
 
@@ -315,20 +328,25 @@ def programs(target: str, name: str) -> dict[str, Any]:
     return {form: found.get(form, ended) for form in FORMS}
 
 
-def row(target: str, name: str, form: str, found: Any) -> str:
-    """A line of the table."""
-    why = found.get("refused") or found.get("failed")
-    if why:
-        word = "refuses" if "refused" in found else "fails"
-        return f"| {name} | {target} | {form} | {word}: {why} | | | | | |"
+def row(target: str, name: str, found: dict[str, Any]) -> str:
+    """A line of the table, of both forms."""
     stored = stored_bytes(CASES[name])
-    said = [str(n) if n >= 0 else "" for n in (found["registers"], found["spilled"])]
-    shared = f"{found['shared'] / 1024:.0f} KiB" if found["shared"] >= 0 else ""
-    return (
-        f"| {name} | {target} | {form} | {', '.join(found['instructions']) or 'none'} "
-        f"| {said[0]} | {said[1]} | {shared} | {found['temp'] / 2**20:.2f} MiB "
-        f"| {found['temp'] / stored:.2f} |"
-    )
+    ours, theirs = found["gpu"], found["xla"]
+    ratios = {
+        form: f"{seen['temp'] / stored:.2f}" if "temp" in seen else ""
+        for form, seen in found.items()
+    }
+    why = ours.get("refused") or ours.get("failed")
+    if why:
+        said = [f"{'refuses' if 'refused' in ours else 'fails'}: {why}", "", "", ""]
+    else:
+        numbers = [ours["registers"], ours["spilled"]]
+        shared = f"{ours['shared'] / 1024:.0f} KiB" if ours["shared"] >= 0 else ""
+        said = [", ".join(ours["instructions"]) or "none"]
+        said += [*(str(n) if n >= 0 else "" for n in numbers), shared]
+    other = theirs.get("failed") or ", ".join(theirs["instructions"]) or "none"
+    cells = [name, target, *said, ratios["gpu"], other, ratios["xla"]]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -347,14 +365,14 @@ def main() -> None:
     names = [name for name in CASES if any(part in name for part in args.cases)]
     versions = [importlib.metadata.version(part) for part in ("jax", plugin())]
     print(f"jax {versions[0]}, {plugin()} {versions[1]}\n")
-    columns = "product device form tensor_cores registers spilled shared temp of_weight"
+    columns = "product device kernel registers spilled shared temp XLA its_temp"
     heads = [word.replace("_", " ") for word in columns.split()]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     results = []
     for target, name in itertools.product(args.targets, names):
-        for form, found in programs(target, name).items():
-            results.append([target, name, form, found])
-            print(row(target, name, form, found), flush=True)
+        found = programs(target, name)
+        results += [[target, name, form, found[form]] for form in FORMS]
+        print(row(target, name, found), flush=True)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
 

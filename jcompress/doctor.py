@@ -23,6 +23,8 @@ from jcompress.kernels.block_sparse_matmul.api import FORMS as _BLOCK_SPARSE
 from jcompress.kernels.codebook_matmul.api import FORMS as _CODEBOOK
 from jcompress.kernels.int8_matmul.api import FORMS as _INT8
 from jcompress.kernels.nm_sparse_matmul.api import FORMS as _NM_SPARSE
+from jcompress.kernels.quantized_conv.api import FORMS as _CONV
+from jcompress.kernels.quantized_conv.window import Window
 from jcompress.kernels.weight_only_matmul.api import FORMS as _WEIGHT_ONLY
 from jcompress.tensors.packing import pack_bits
 
@@ -30,7 +32,9 @@ PYTHONS = ((3, 11), (3, 13))
 """The oldest and the newest Python that the tests run on."""
 JAXES = ((0, 10, 2), (0, 12))
 """The same of JAX."""
-INSTRUCTIONS = ("avx512_vbmi", "avx512_vnni", "avx_vnni", "avx2", "neon", "generic")
+INSTRUCTIONS = (
+    *("amx_int8", "avx512_vbmi", "avx512_vnni", "avx_vnni", "avx2", "neon", "generic"),
+)
 """What the compiled kernels may use, as they call it."""
 
 _ROWS, _OUTPUTS, _INPUTS, _GROUPS = 4, 128, 512, 8
@@ -239,6 +243,26 @@ def cases() -> list[Case]:
                 forms=_WEIGHT_ONLY,
                 args=(activations, stored, scales(*shape), integers(*shape, bits=bits)),
                 static={"bits": bits, "x_bits": x_bits},
+            )
+        )
+    for channels, x_bits in ((8, None), (128, 8)):
+        window = Window(
+            sizes=(6, 6),
+            channels=channels,
+            kernel=(3, 3),
+            strides=(1, 1),
+            padding=((1, 1), (1, 1)),
+            dilation=(1, 1),
+        )
+        stored = pack_bits(integers(1, 64, window.inputs, bits=4), 4)
+        images = floats(1, 2, 36 * channels)
+        numbers = str(images.dtype) if x_bits is None else f"A{x_bits}"
+        found.append(
+            Case(
+                name=f"quantized_conv W4 of {channels} channels, {numbers}",
+                forms=_CONV,
+                args=(images, None, None, stored, scales(1, 64, 1), None),
+                static={"bits": 4, "x_bits": x_bits, "window": window},
             )
         )
     return [*found, *_sparse_cases(x, short, floats, draw)]

@@ -1,33 +1,31 @@
-"""Which products the kernels for NVIDIA GPUs take, and how they are cut up.
+"""Which instructions a GPU has, and which products the kernels for them take.
 
-Nothing here asks which device will run a kernel; sizes are chosen for the
-multiprocessors of an H100, which costs speed elsewhere, never correctness. Nor does it
-import Pallas, which takes a second: the modules with kernels do, and are imported when
-a product is traced.
+Nothing here asks which device will run a kernel. Nor does it import Pallas, which
+takes a second: the modules with kernels do, and are imported when a product is traced.
 """
 
 import dataclasses
+import enum
+from typing import Any
 
 import jax
 
 WARPGROUP_ROWS = 64
 """Rows of the weight that one warpgroup multiplies."""
-MULTIPROCESSORS = 132
-"""Of an H100 or H200."""
-SHARED_BYTES = 227 << 10
-"""Shared memory that one block may have on sm90."""
+TENSOR_ROWS = 128
+"""Rows of the weight that `tcgen05` multiplies from tensor memory."""
 DECODE_ROWS = 16
 """Up to so many rows the weight's bytes bound the time, not the multiplications."""
 TALLEST = 128
 """Rows of activations of one tile at most."""
 LONGEST_INTEGER_SUM = 2**16
 """Products of two int8 numbers, 2^14 at most, of which int32 surely holds the sum."""
+PREFERRED_ROWS = 256
+"""See `prefers_kernels`."""
 FEW_DIGITS = 16
 """Rows of digits that `mma` takes at most."""
 HAS_MMA = jax.__version_info__ >= (0, 12)
 """Whether the installed JAX can compile kernels with `mma`; checked with 0.12."""
-_HOPPER = ("h100", "h200", "h800", "gh200")
-_BEFORE_HOPPER = ("a100", "a30", "a40", "a10", "l4", "l40", "l40s")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,7 @@ class Tiles:
 
     Attributes:
         rows: rows of activations of a block, a multiple of 8.
-        warpgroups: warpgroups that multiply in a block, 64 rows of the weight each.
+        outputs: rows of the weight of a block, a multiple of 64.
         inputs: inputs of one step.
         splits: blocks that share the inputs of one output; their sums are added later.
         stages: steps whose tiles are in shared memory or on their way.
@@ -44,99 +42,108 @@ class Tiles:
             blocks share a multiprocessor and hide each other's waiting.
         overlapped: steps whose products may still run when the next begins; 0 where
             registers hold an operand or several scales want each sum.
+        scaled: whether the weight is scaled before the product, group by group.
     """
 
     rows: int
-    warpgroups: int
+    outputs: int
     inputs: int
     splits: int
     stages: int
-    specialized: bool
+    specialized: bool = False
     overlapped: int = 0
+    scaled: bool = False
+
+    @property
+    def warpgroups(self) -> int:
+        """Warpgroups that multiply by `wgmma` in a block, 64 rows each."""
+        return self.outputs // WARPGROUP_ROWS
 
 
-def runs_on_hopper() -> bool:
-    """Whether the device that is compiled for is known to have `wgmma`.
+class Generation(enum.Enum):
+    """What a device's tensor cores are programmed by."""
 
-    It is known while tracing under `jax.set_mesh` or
-    `jax.sharding.use_abstract_mesh`; nothing asks for hardware. Elsewhere the answer
-    is no: a program with the kernel would not compile for an A100.
+    OLDER = "before compute capability 8.0"
+    AMPERE = "`mma`, from 8.0 on"
+    HOPPER = "`wgmma`, 9.0"
+    BLACKWELL = "`tcgen05`, 10.0"
+
+
+NO_INSTRUCTION = "there are kernels from compute capability 8.0 on, with JAX 0.12; \
+before, for H100 and H200 only"
+"""Why there is none where `instruction` finds none."""
+_NAMES = {
+    Generation.OLDER: ("t4", "v100", "p100", "p40", "p4", "k80"),
+    Generation.AMPERE: (
+        *("a100", "a800", "a30", "a40", "a16", "a10", "a10g", "a2"),
+        *("l40", "l40s", "l4", "l20"),
+    ),
+    Generation.HOPPER: ("h100", "h200", "h800", "h20", "gh200"),
+    Generation.BLACKWELL: ("b200", "gb200"),
+}
+
+
+def generation() -> Generation | None:
+    """That of the device that a program is traced for; None if it is not known.
+
+    It is known under `jax.set_mesh` or `jax.sharding.use_abstract_mesh`, and where
+    `jax_default_device` is set; nothing asks for hardware. A program with an
+    instruction that its device lacks does not compile, so nobody may guess.
     """
-    return _runs_on(_HOPPER)
+    device: Any = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        config: Any = jax.config
+        device = config.jax_default_device
+    words = getattr(device, "device_kind", "").lower().replace("-", " ").split()
+    for found, names in _NAMES.items():
+        if not set(names).isdisjoint(words):
+            return found
+    return None
 
 
-def runs_since_ampere() -> bool:
-    """Whether that device is known to have `mma` and asynchronous copies."""
-    return _runs_on(_BEFORE_HOPPER + _HOPPER)
+def instruction(outputs: int = 0, *, widens: bool = False) -> str:
+    """The kernels that suit a device and a product.
+
+    "mma" where the device is unknown: every later one has it, too. It wants a newer
+    JAX than "wgmma" (`HAS_MMA`).
+
+    Args:
+        outputs: N; 0 if it has nothing to do with integer weights.
+        widens: whether int4 becomes int8, which the kernel by `tcgen05` does not do.
+
+    Returns:
+        "mma", "wgmma" or "tcgen05"; "" if there is none.
+    """
+    found = generation()
+    if found is Generation.HOPPER or (found is None and not HAS_MMA):
+        return "wgmma"
+    if not HAS_MMA or found is Generation.OLDER:
+        return ""
+    whole = outputs > 0 and outputs % TENSOR_ROWS == 0
+    return (
+        "tcgen05" if found is Generation.BLACKWELL and whole and not widens else "mma"
+    )
 
 
-def lacks_wgmma() -> bool:
-    """Whether that device is known to have no `wgmma`."""
-    return runs_since_ampere() and not runs_on_hopper()
+def prefers_kernels(rows: int) -> bool:
+    """Whether kernels that keep a weight out of memory are the better choice.
 
-
-def _runs_on(models: tuple[str, ...]) -> bool:
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    kind = "" if device is None else device.device_kind.lower()
-    return not set(models).isdisjoint(kind.replace("-", " ").split())
+    Where it is known which instructions the device has. What XLA writes and reads
+    again, 4 bytes a weight, costs an A100 as much time as 300 rows take to multiply, a
+    B200 as 600. Kernels that convert the weight for every block of rows have no more
+    than that to win, so beyond `PREFERRED_ROWS` XLA's form stays. By arithmetic, not
+    timed.
+    """
+    found = generation()
+    if found is Generation.HOPPER:
+        return True
+    known = found in (Generation.AMPERE, Generation.BLACKWELL)
+    return known and rows <= PREFERRED_ROWS
 
 
 def round_up(number: int, unit: int) -> int:
     """The smallest multiple of `unit` that is no less."""
     return -(-number // unit) * unit
-
-
-def choose_tiles(
-    rows: int, outputs: int, inputs: int, groups: int, *, x_bits: int, bits: int
-) -> Tiles:
-    """Tiles for a product `[rows, inputs] x [outputs, inputs]` that `refuses` allows.
-
-    Args:
-        rows: M.
-        outputs: N, a multiple of 64.
-        inputs: K, a multiple of 64.
-        groups: scales of one output.
-        x_bits: bits of an activation.
-        bits: bits of a weight.
-    """
-    decode = rows <= DECODE_ROWS
-    pieces = -(-rows // TALLEST)
-    tall = round_up(-(-rows // pieces), 8)
-    step = step_inputs(inputs, groups)
-    pair = not decode and outputs % (2 * WARPGROUP_ROWS) == 0
-    warpgroups = 2 if pair else 1
-    blocks = pieces * outputs // (WARPGROUP_ROWS * warpgroups)
-    # Four small blocks a multiprocessor, or one large: as many as fit side by side.
-    wanted = MULTIPROCESSORS * (4 if decode else 1)
-    steps = inputs // step
-    splits = max(
-        (s for s in range(1, steps + 1) if steps % s == 0 and blocks * s <= wanted),
-        default=1,
-    )
-    high = WARPGROUP_ROWS * warpgroups
-    moved = step * (tall * x_bits + high * bits) // 8
-    written = 4 if splits > 1 or x_bits == 8 else x_bits // 8
-    return Tiles(
-        rows=tall,
-        warpgroups=warpgroups,
-        inputs=step,
-        splits=splits,
-        stages=stages(moved, shared=high * tall * written, blocks=4 if decode else 1),
-        specialized=not decode,
-        overlapped=int(not decode and groups == 1 and x_bits == bits),
-    )
-
-
-def stages(moved: int, *, shared: int, blocks: int = 1) -> int:
-    """Steps to keep in shared memory: 2 to 4, as fit.
-
-    Args:
-        moved: bytes of the tiles of a step.
-        shared: bytes that a block has in shared memory besides.
-        blocks: blocks that share a multiprocessor.
-    """
-    room = SHARED_BYTES // blocks - shared - 1024
-    return max(2, min(4, room // moved))
 
 
 def step_inputs(inputs: int, groups: int) -> int:

@@ -8,8 +8,9 @@ import jax.experimental.pallas as pl
 import jax.numpy as jnp
 from jax import lax
 
-from jcompress.kernels._gpu import WARPGROUP_ROWS, stages
+from jcompress.kernels._gpu import WARPGROUP_ROWS
 from jcompress.kernels._gpu_mosaic import COMPILER, ROW, load_vector, plgpu, swizzled
+from jcompress.kernels._gpu_tiles import SHARED_BYTES
 
 
 def product_of_blocks(
@@ -42,6 +43,7 @@ def product_of_blocks(
     staged = convert and interpret is not None
     tile = (WARPGROUP_ROWS, tall)
     moved = wide * (tall * 2 + high * blocks.dtype.itemsize)
+    room = SHARED_BYTES["wgmma"] - high * tall * 2 - 1024
 
     def body(*refs: Any) -> None:
         names = iter(refs)
@@ -106,7 +108,7 @@ def product_of_blocks(
             memory_registers=40,
             wg_axis="warpgroup",
             num_compute_wgs=warpgroups,
-            max_concurrent_steps=stages(moved, shared=high * tall * 2),
+            max_concurrent_steps=max(2, min(4, room // moved)),
             compute_context=around,
         )(x_all.at[pl.ds(first_row, tall), :], blocks_all)
 

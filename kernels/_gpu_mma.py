@@ -1,16 +1,15 @@
-"""Products with integer weights for few rows, on NVIDIA GPUs from sm80 on.
+"""Products with integer weights by `mma`, on NVIDIA GPUs from sm80 (A100) on.
 
-With few rows the time goes into reading the weight and converting it. So, as on CPUs
-and TPUs, the activations are written as small integers instead (`split_digits`; one
-digit if they are quantized anyway), and the weight stays the integers that it is:
-int4 becomes int8 by half the instructions that a 16-bit float takes. `mma`, which
-every GPU from compute capability 8.0 on has, multiplies 64 rows of the weight by all
-the digits, exactly in int32. Tiles arrive in shared memory several steps ahead.
+As `_gpu_wgmma`, the transpose, `weight @ x.T`: each of four warps reads 16 of every 64
+rows of the weight, converts them in registers (exactly: a 16-bit float holds 8-bit
+integers), and multiplies them by all rows of the activations that the block has.
+Activations of int8 need no conversion but int4's to int8, and their sums are exact in
+int32. Tiles of both operands arrive in shared memory several steps ahead.
 
 Not every supported JAX has `mma`: see `HAS_MMA`.
 """
 
-import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -19,182 +18,178 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jcompress.kernels._gpu import WARPGROUP_ROWS, round_up, step_inputs
-from jcompress.kernels._gpu_mosaic import (
-    COMPILER,
-    group_sums,
-    load_vector,
-    plgpu,
-    swizzled,
-)
-from jcompress.kernels._integers import DIGIT
+from jcompress.kernels._gpu import Tiles
+from jcompress.kernels._gpu_mosaic import COMPILER, load_vector, plgpu, swizzled
 
-BLOCKS = 432
-"""Blocks that fill an A100: four on each of 108 multiprocessors."""
-_PART = 32
-STAGES = 4
-"""Steps whose tiles are in shared memory or on their way."""
+_HIGH = 1.5 * 2**23
+"""A float32 whose last bit counts ones, with room for small integers either way."""
+_HIGH_BITS = 0x4B400000
+"""Its bits."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Cut:
-    """How a product is cut up: inputs of a step and of a group, blocks a sum."""
-
-    step: int
-    group: int
-    splits: int
-    single: bool
-
-
-def product_of_digits(
-    digits: jax.Array,
+def parts(
+    x: jax.Array,
     weight: jax.Array,
     scales: jax.Array,
     zeros: jax.Array | None,
+    x_sums: jax.Array | None,
+    x_scale: jax.Array | None,
+    bias: jax.Array | None,
     *,
-    interpret: Any = None,
-) -> jax.Array:
-    """`sum_j 254^-j sum_k digits[j, m, k] (weight[n, k] - zeros[n, g]) scales[n, g]`.
-
-    Args:
-        digits: int8 [D, M, K] with D M up to `FEW_DIGITS`.
-        weight: int4 or int8 [N, K].
-        scales: float32 [N, G].
-        zeros: int8 [N, G], or None.
-        interpret: parameters of Pallas' interpreter, which has no `mma`: the product
-            of the same operands is then a plain one. None compiles.
-
-    Returns:
-        float32 [M, N].
-    """
-    count, rows, inputs = digits.shape
-    outputs, groups = scales.shape
-    step = step_inputs(inputs, groups)
-    # Four warps copy a tile, each a part of 8 rows.
-    tall = round_up(count * rows, 8 * 4 * _PART // step)
-    flat = digits.reshape(count * rows, inputs)
-    flat = jnp.pad(flat, ((0, tall - count * rows), (0, 0)))
-    steps = inputs // step
-    most = max(1, BLOCKS * WARPGROUP_ROWS // outputs)
-    cut = _Cut(
-        step=step,
-        group=inputs // groups,
-        splits=max(s for s in range(1, steps + 1) if steps % s == 0 and s <= most),
-        single=groups == 1,
-    )
-    # Zero points move the sums, by themselves times the sums of the digits.
-    sums = None if zeros is None else group_sums(flat, groups)
-    inside = (None, None) if cut.single else (zeros, sums)
-    parts = _kernel(flat, weight, scales, *inside, cut, interpret)
-    whole = jnp.sum(parts, axis=0, dtype=parts.dtype)
-    if cut.single and zeros is not None and sums is not None:
-        whole = whole - zeros.astype(jnp.int32) * sums
-    total = whole.astype(jnp.float32)
-    if cut.single:
-        total = total * scales
-    places = total[:, : count * rows].reshape(outputs, count, rows)
-    number = places[:, -1]
-    for place in range(count - 2, -1, -1):
-        number = places[:, place] + number * np.float32(1 / DIGIT)
-    return number.T
-
-
-def _kernel(
-    digits: jax.Array,
-    weight: jax.Array,
-    scales: jax.Array,
-    zeros: jax.Array | None,
-    sums: jax.Array | None,
-    cut: _Cut,
+    tiles: Tiles,
+    written: Any,
+    whole: bool,
     interpret: Any,
 ) -> jax.Array:
-    """The kernel: [splits, N, rows], int32 and not scaled if there is one group."""
-    tall, inputs = digits.shape
-    outputs = weight.shape[0]
-    piece = min(cut.group, cut.step)
-    share = inputs // cut.splits
-    tile = (WARPGROUP_ROWS, tall)
-    written = jnp.dtype(jnp.int32 if cut.single else jnp.float32)
-    layout = plgpu.Layout.MMA_ACC(jnp.int32)
-    row = layout.reduce(1)
-    column = layout.reduce(0)
+    """The kernel: [splits, M, N]; not `whole`, sums that some scales still wait for.
 
-    def multiply(total: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
-        if interpret is None:
-            total = plgpu.mma(total, left, right)
-            return total
-        return total + jnp.matmul(left.astype(jnp.int32), right.astype(jnp.int32))
+    Args:
+        x, weight, scales, zeros, x_scale, bias: see `_gpu_product.product`.
+        x_sums: int32 [G, M], the sums of int8 activations if there are zero points.
+        tiles: how to cut the product.
+        written: dtype of the result.
+        whole: whether nothing is left to be done after the kernel.
+        interpret: parameters of Pallas' interpreter, which has no `mma`: the product
+            of the same operands is then a plain one. None compiles.
+    """
+    inputs, outputs = x.shape[1], weight.shape[0]
+    group = inputs // scales.shape[1]
+    single = scales.shape[1] == 1
+    piece = min(group, tiles.inputs)
+    share = inputs // tiles.splits
+    sums = jnp.int32 if x.dtype == jnp.int8 else jnp.float32
+    tile = (tiles.outputs, tiles.rows)
+    layout = plgpu.Layout.MMA_ACC(jnp.int32)
+    row, column = layout.reduce(1), layout.reduce(0)
+    left_row = plgpu.Layout.MMA_LHS(x.dtype).reduce(1)
+
+    def nothing(dtype: Any) -> jax.Array:
+        zeros_there: jax.Array = plgpu.layout_cast(jnp.zeros(tile, dtype), layout)
+        return zeros_there
+
+    def down(vector: jax.Array) -> jax.Array:
+        return lax.broadcast_in_dim(vector, tile, (0,))
+
+    def across(vector: jax.Array) -> jax.Array:
+        return lax.broadcast_in_dim(vector, tile, (1,))
 
     def body(*refs: Any) -> None:
-        *given, out = refs
-        digits_all, weight_all, scales_all = given[:3]
-        zeros_all, sums_all = (None, None) if zeros is None else given[3:]
+        names = iter(refs)
+        x_all, weight_all, scales_all = next(names), next(names), next(names)
+        zeros_all = None if zeros is None else next(names)
+        x_sums_all = None if x_sums is None else next(names)
+        x_scale_all = None if x_scale is None else next(names)
+        bias_all = None if bias is None else next(names)
+        out = next(names)
         split = lax.axis_index("split")
-        mine = pl.ds(lax.axis_index("output") * WARPGROUP_ROWS, WARPGROUP_ROWS)
+        rows = pl.ds(lax.axis_index("row") * tiles.rows, tiles.rows)
+        mine = pl.ds(lax.axis_index("output") * tiles.outputs, tiles.outputs)
 
-        def nothing(dtype: Any) -> jax.Array:
-            zeros_there: jax.Array = plgpu.layout_cast(jnp.zeros(tile, dtype), layout)
-            return zeros_there
+        def moved(total: jax.Array, number: Any) -> jax.Array:
+            """The sums of a group, moved by what its zero points add to each."""
+            if x_sums_all is None:
+                return total
+            zero = load_vector(zeros_all, (mine, number), row).astype(jnp.int32)
+            of_x = load_vector(x_sums_all, (number, rows), column)
+            return total - down(zero) * across(of_x)
 
-        def step(index: Any, digits_tile: Any, weight_tile: Any, total: Any) -> Any:
-            start = split * share + index[0] * cut.step
-            columns = [slice(at, at + piece) for at in range(0, cut.step, piece)]
-            numbers = [(start + each.start) // cut.group for each in columns]
+        def step(index: Any, x_tile: Any, weight_tile: Any, total: Any) -> Any:
+            start = split * share + index[0] * tiles.inputs
+            columns = [slice(at, at + piece) for at in range(0, tiles.inputs, piece)]
+            numbers = [(start + each.start) // group for each in columns]
             # Asked for before the products, the scales arrive during them.
             factors = []
-            if not cut.single:
+            if not single:
                 factors = [load_vector(scales_all, (mine, n), row) for n in numbers]
-            left = weight_tile[...].astype(jnp.int8)
-            right = digits_tile.transpose((1, 0))[...]
+            left = to_floats(weight_tile[...], x.dtype)
+            right = x_tile.transpose((1, 0))[...]
             for place, (each, number) in enumerate(zip(columns, numbers, strict=True)):
                 part = left[:, each]
-                if cut.single:
-                    total = multiply(total, part, right[each])
+                if zeros_all is not None and x_sums_all is None:
+                    zero = load_vector(zeros_all, (mine, number), left_row)
+                    zero = zero.astype(jnp.float32).astype(x.dtype)
+                    part = part - lax.broadcast_in_dim(zero, part.shape, (0,))
+                if single:
+                    total = multiply(total, part, right[each], interpret)
                     continue
-                own = multiply(nothing(jnp.int32), part, right[each])
-                if sums_all is not None:
-                    zero = load_vector(zeros_all, (mine, number), row)
-                    across = lax.broadcast_in_dim(zero.astype(jnp.int32), tile, (0,))
-                    of_digits = load_vector(sums_all, (number, slice(None)), column)
-                    own = own - across * lax.broadcast_in_dim(of_digits, tile, (1,))
-                factor = lax.broadcast_in_dim(factors[place], tile, (0,))
-                total = total + own.astype(jnp.float32) * factor
+                own = multiply(nothing(sums), part, right[each], interpret)
+                own = moved(own, number).astype(jnp.float32)
+                total = total + own * down(factors[place])
             return total
 
         columns = pl.ds(split * share, share)
         total = plgpu.emit_pipeline(
             step,
-            grid=(share // cut.step,),
+            grid=(share // tiles.inputs,),
             in_specs=[
                 plgpu.BlockSpec(
-                    (high, cut.step),
+                    (high, tiles.inputs),
                     lambda i: (0, i),
                     transforms=swizzled(dtype, width),
                     memory_space=plgpu.SMEM,
                 )
                 for high, dtype, width in (
-                    (tall, digits.dtype, _PART),
-                    (WARPGROUP_ROWS, weight.dtype, cut.step),
+                    (tiles.rows, x.dtype, narrow(tiles.rows, tiles.inputs)),
+                    (tiles.outputs, weight.dtype, tiles.inputs),
                 )
             ],
-            max_concurrent_steps=STAGES,
-            init_carry=nothing(written),
-        )(digits_all.at[:, columns], weight_all.at[mine, columns])
-        if interpret is None:
-            plgpu.store(out.at[split, mine, :], total, optimized=False)
-        else:
-            out[split, mine, :] = total
+            max_concurrent_steps=tiles.stages,
+            init_carry=nothing(sums if single else jnp.float32),
+        )(x_all.at[rows, columns], weight_all.at[mine, columns])
+        if single and whole:
+            scale = load_vector(scales_all, (mine, 0), row)
+            total = moved(total, 0).astype(jnp.float32) * down(scale)
+        if x_scale_all is not None:
+            total = total * across(load_vector(x_scale_all, (rows,), column))
+        if bias_all is not None:
+            total = total + down(load_vector(bias_all, (mine,), row))
+        write(out.at[split, rows, mine], total.astype(written), interpret)
 
     kernel = plgpu.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct((cut.splits, outputs, tall), written),
-        grid=(outputs // WARPGROUP_ROWS, cut.splits),
-        grid_names=("output", "split"),
+        out_type=jax.ShapeDtypeStruct((tiles.splits, x.shape[0], outputs), written),
+        grid=(outputs // tiles.outputs, x.shape[0] // tiles.rows, tiles.splits),
+        grid_names=("output", "row", "split"),
         compiler_params=COMPILER,
         **({} if interpret is None else {"interpret": interpret}),
     )
-    given = [digits, weight, scales]
-    if zeros is not None and sums is not None:
-        given += [zeros, sums]
-    parts: jax.Array = kernel(*given)
-    return parts
+    given = (x, weight, scales, zeros, x_sums, x_scale, bias)
+    found: jax.Array = kernel(*(array for array in given if array is not None))
+    return found
+
+
+def to_floats(integers: jax.Array, dtype: Any) -> jax.Array:
+    """Exactly: a float's lowest bits take the integer, and its own value goes.
+
+    The compiler's conversion of few bits to bfloat16 has instructions of sm90.
+    """
+    if dtype != jnp.bfloat16 or integers.dtype == dtype:
+        return integers.astype(dtype)
+    bits = integers.astype(jnp.int32) + np.int32(_HIGH_BITS)
+    floats = lax.bitcast_convert_type(bits, jnp.float32) - np.float32(_HIGH)
+    return floats.astype(dtype)
+
+
+def multiply(
+    total: jax.Array, left: jax.Array, right: jax.Array, interpret: Any
+) -> jax.Array:
+    """`total + left @ right` by `mma`; interpreted, as a plain product."""
+    if interpret is None:
+        total = plgpu.mma(total, left, right)
+        return total
+    both = (left.astype(total.dtype), right.astype(total.dtype))
+    return total + jnp.matmul(*both, preferred_element_type=total.dtype)
+
+
+def write(place: Any, total: jax.Array, interpret: Any) -> None:
+    """Write a transposed tile to memory."""
+    if interpret is None:
+        turned = plgpu.layout_cast(total, plgpu.Layout.WGMMA_TRANSPOSED)
+        plgpu.store(place.transpose((1, 0)), turned, optimized=False)
+    else:
+        place[...] = total.T
+
+
+def narrow(rows: int, inputs: int) -> int:
+    """Columns of a part of the activations' tile: four warps copy as many each."""
+    return inputs // (4 // math.gcd(4, rows // 8))

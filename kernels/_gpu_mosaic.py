@@ -40,12 +40,6 @@ def load_vector(ref: Any, index: tuple[Any, ...], layout: Any) -> jax.Array:
     return vector
 
 
-def group_sums(x: jax.Array, groups: int) -> jax.Array:
-    """Sums of integer activations over each group: int8 [M, K] -> int32 [G, M]."""
-    cut = x.reshape(x.shape[0], groups, x.shape[1] // groups)
-    return jnp.sum(cut, axis=2, dtype=jnp.int32).T
-
-
 def unpack(values: jax.Array, bits: int) -> jax.Array:
     """Stored integers as the kernel reads them; no copy: [N, K] int4 or int8."""
     if bits != 4:

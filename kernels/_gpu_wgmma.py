@@ -17,87 +17,18 @@ import jax.experimental.pallas as pl
 import jax.numpy as jnp
 from jax import lax
 
-from jcompress.kernels._gpu import WARPGROUP_ROWS, Tiles, round_up
+from jcompress.kernels._gpu import WARPGROUP_ROWS, Tiles
 from jcompress.kernels._gpu_mosaic import (
     COLUMN,
     COMPILER,
     ROW,
-    group_sums,
     load_vector,
     plgpu,
     swizzled,
 )
 
 
-def product(
-    x: jax.Array,
-    weight: jax.Array,
-    scales: jax.Array,
-    zeros: jax.Array | None,
-    x_scale: jax.Array | None,
-    bias: jax.Array | None,
-    *,
-    tiles: Tiles,
-    out_dtype: Any,
-    interpret: Any = None,
-) -> jax.Array:
-    """`bias[n] + x_scale[m] sum_k x[m, k] (weight[n, k] - zeros[n, g]) scales[n, g]`.
-
-    Args:
-        x: bfloat16, float16 or int8 [M, K].
-        weight: int4 or int8 [N, K].
-        scales: float32 [N, G].
-        zeros: int8 [N, G], or None.
-        x_scale: float32 [M], or None.
-        bias: float32 [N], or None.
-        tiles: how to cut the product.
-        out_dtype: dtype of the result.
-        interpret: parameters of Pallas' interpreter, which has no `wgmma` from
-            registers: the converted weight then passes through shared memory. None
-            compiles.
-
-    Returns:
-        [M, N]. No array of the weight's size is made.
-    """
-    count, outputs = x.shape[0], weight.shape[0]
-    padded = round_up(count, tiles.rows)
-    x = jnp.pad(x, ((0, padded - count), (0, 0)))
-    if x_scale is not None:
-        x_scale = jnp.pad(x_scale, (0, padded - count))
-    whole = tiles.splits == 1
-    single = scales.shape[1] == 1
-    sums = jnp.int32 if x.dtype == jnp.int8 else jnp.float32
-    if whole:
-        written = jnp.dtype(out_dtype)
-    else:
-        written = jnp.dtype(sums if single else jnp.float32)
-    # Integers cannot be moved by a zero point in int8, so their sums are: by the zero
-    # point times the sum of the activations of the group.
-    x_sums = None
-    if zeros is not None and x.dtype == jnp.int8:
-        x_sums = group_sums(x, scales.shape[1])
-    late = (x_scale, bias) if whole else (None, None)
-    parts = _parts(
-        x, weight, scales, zeros, x_sums, *late,
-        tiles=tiles, written=written, whole=whole, interpret=interpret,
-    )  # fmt: skip
-    if whole:
-        return parts.reshape(padded, outputs)[:count]
-    total = jnp.sum(parts[:, :count], axis=0, dtype=written)
-    if single and x_sums is not None:
-        assert zeros is not None
-        total = total - x_sums[0, :count, None] * zeros[:, 0].astype(jnp.int32)[None]
-    total = total.astype(jnp.float32)
-    if single:
-        total = total * scales[:, 0][None]
-    if x_scale is not None:
-        total = total * x_scale[:count, None]
-    if bias is not None:
-        total = total + bias[None]
-    return total.astype(out_dtype)
-
-
-def _parts(
+def parts(
     x: jax.Array,
     weight: jax.Array,
     scales: jax.Array,
@@ -111,7 +42,18 @@ def _parts(
     whole: bool,
     interpret: Any,
 ) -> jax.Array:
-    """The kernel: [splits, M, N]; not `whole`, sums that some scales still wait for."""
+    """The kernel: [splits, M, N]; not `whole`, sums that some scales still wait for.
+
+    Args:
+        x, weight, scales, zeros, x_scale, bias: see `_gpu_product.product`.
+        x_sums: int32 [G, M], the sums of int8 activations if there are zero points.
+        tiles: how to cut the product.
+        written: dtype of the result.
+        whole: whether nothing is left to be done after the kernel.
+        interpret: parameters of Pallas' interpreter, which has no `wgmma` from
+            registers: the converted weight then passes through shared memory. None
+            compiles.
+    """
     inputs, outputs = x.shape[1], weight.shape[0]
     group = inputs // scales.shape[1]
     single = scales.shape[1] == 1
@@ -275,8 +217,8 @@ def _parts(
         **options,
     )
     given = (x, weight, scales, zeros, x_sums, x_scale, bias)
-    parts: jax.Array = kernel(*(array for array in given if array is not None))
-    return parts
+    found: jax.Array = kernel(*(array for array in given if array is not None))
+    return found
 
 
 def _pipeline(

@@ -1,11 +1,12 @@
-"""`int8_matmul` on NVIDIA GPUs of compute capability 9.0 (H100, H200).
+"""`int8_matmul` on NVIDIA GPUs.
 
-One product of int8 matrices by `wgmma` with exact int32 sums, which stay in registers
-until they are scaled. XLA's program has an int8 product too, of the instructions of
-compute capability 8.0 if it is compiled ahead of time, and writes the sums to memory,
-four bytes each, before it scales them (`benchmarks/gpu_compiled.py`). On a device XLA
-also tries the products of NVIDIA's library. None has been timed, so XLA's stays the
-choice where nothing is named.
+One product of int8 matrices, by `wgmma` on compute capability 9.0 (H100, H200), by
+`tcgen05` on 10.0 (B200) and by `mma` on others from 8.0 (A100) on, with exact int32
+sums, which are scaled before they are written. XLA's program has an int8 product too,
+of the instructions of compute capability 8.0 if it is compiled ahead of time, and
+writes the sums to memory, four bytes each, before it scales them
+(`benchmarks/gpu_compiled.py`). On a device XLA also tries the products of NVIDIA's
+library. None has been timed, so XLA's stays the choice where nothing is named.
 """
 
 from typing import Any
@@ -14,12 +15,13 @@ import jax
 
 from jcompress.kernels._gpu import (
     LONGEST_INTEGER_SUM,
+    NO_INSTRUCTION,
     WARPGROUP_ROWS,
     Tiles,
-    choose_tiles,
-    lacks_wgmma,
+    instruction,
     step_inputs,
 )
+from jcompress.kernels._gpu_tiles import Shape, choose_tiles, table_key
 from jcompress.kernels._integers import quantize_rows, result_dtype
 
 
@@ -33,6 +35,7 @@ def gpu(
     bias: jax.Array | None,
     *,
     x_bits: int,
+    how: str = "",
     tiles: Tiles | None = None,
     interpret: Any = None,
 ) -> jax.Array:
@@ -40,7 +43,8 @@ def gpu(
 
     Args:
         x, x_scale, x_zero, values, scales, zeros, bias, x_bits: see `reference`.
-        tiles: how to cut the product; None: `choose_tiles`.
+        how: the instruction; "" takes what suits the device.
+        tiles: how to cut the product; None asks the tables, then `_gpu_tiles`' rules.
         interpret: parameters of Pallas' interpreter; None compiles.
 
     Raises:
@@ -49,16 +53,19 @@ def gpu(
     reason = refuses(x, x_scale, x_zero, values, scales, zeros, bias, x_bits=x_bits)
     if reason:
         raise ValueError(f"int8_matmul on GPUs: {reason}")
-    from jcompress.kernels._gpu_wgmma import product
+    from jcompress.kernels._gpu_product import parts_by, product
 
+    how = how or instruction(values.shape[0])
     q, scale, _ = quantize_rows(x, x_scale, None, x_bits)
     assert scale is not None
     if tiles is None:
-        tiles = choose_tiles(
-            q.shape[0], values.shape[0], q.shape[1], 1, x_bits=8, bits=8
-        )
+        shape = Shape(
+            rows=q.shape[0], outputs=values.shape[0], inputs=q.shape[1],
+            groups=1, x_bits=8, bits=8,
+        )  # fmt: skip
+        tiles = choose_tiles(shape, how, "int8_matmul", table_key(8, "int8", shape))
     return product(
-        q, values, scales, zeros, scale[:, 0], bias,
+        parts_by(how), q, values, scales, zeros, scale[:, 0], bias,
         tiles=tiles, out_dtype=result_dtype(x), interpret=interpret,
     )  # fmt: skip
 
@@ -79,8 +86,8 @@ def refuses(
     outputs = values.shape[0]
     if rows == 0:
         return "there is nothing to compute"
-    if lacks_wgmma():
-        return "the kernel is for H100 and H200 only"
+    if not instruction():
+        return NO_INSTRUCTION
     if x_zero is not None:
         return "there are no zero points of activations in the kernel"
     if outputs % WARPGROUP_ROWS:

@@ -29,11 +29,13 @@ AVX512 = [
     "-mavx512vnni",
     "-mprefer-vector-width=512",
 ]
+VBMI = [*AVX512, "-mavx512vbmi", "-mavx512vbmi2"]
 X86 = {
     "avx2": AVX2,
     "avx_vnni": [*AVX2, "-mavxvnni"],
     "avx512_vnni": AVX512,
-    "avx512_vbmi": [*AVX512, "-mavx512vbmi", "-mavx512vbmi2"],
+    "avx512_vbmi": VBMI,
+    "amx_int8": [*VBMI, "-mamx-tile", "-mamx-int8"],
 }
 ARM = {"neon": [] if sys.platform == "darwin" else ["-march=armv8.2-a+dotprod"]}
 SETS = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}

@@ -8,6 +8,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <immintrin.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -17,13 +21,33 @@ namespace jcompress {
 namespace {
 
 constexpr Instructions kAll[] = {
-    Instructions::kNeon,      Instructions::kAvx512Vbmi, Instructions::kAvx512Vnni,
-    Instructions::kAvxVnni,   Instructions::kAvx2,       Instructions::kGeneric,
+    Instructions::kNeon,       Instructions::kAmxInt8, Instructions::kAvx512Vbmi,
+    Instructions::kAvx512Vnni, Instructions::kAvxVnni, Instructions::kAvx2,
+    Instructions::kGeneric,
 };
 
 #if defined(__x86_64__)
+// Whether there are the tile registers of AMX, given what CPUID and XGETBV say, and the
+// system lets this process use them, which it has to ask for.
+bool has_tiles([[maybe_unused]] unsigned features, [[maybe_unused]] unsigned states) {
+#if defined(JCOMPRESS_EMULATED_TILES)
+  return amx_int8_products() != nullptr;
+#elif defined(__linux__)
+  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
+  constexpr unsigned kConfigState = 1u << 17, kDataState = 1u << 18;
+  if ((features & (kTile | kInt8)) != (kTile | kInt8)) return false;
+  if ((states & (kConfigState | kDataState)) != (kConfigState | kDataState)) return false;
+  if (amx_int8_products() == nullptr) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 struct Features {
   bool avx2 = false, avx_vnni = false, avx512_vnni = false, avx512_vbmi = false;
+  bool amx_int8 = false;
 
   Features() {
     unsigned a, b, c, d;
@@ -37,6 +61,7 @@ struct Features {
     const unsigned wanted = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
     avx512_vnni = avx2 && zmm && (b & wanted) == wanted && (c & bit_AVX512VNNI);
     avx512_vbmi = avx512_vnni && (c & bit_AVX512VBMI) && (c & (1u << 6));
+    amx_int8 = avx512_vbmi && has_tiles(d, low);
     if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) avx_vnni = avx2 && (a & (1u << 4));
   }
 };
@@ -66,6 +91,8 @@ bool has_instructions(Instructions set) {
       return features.avx512_vnni;
     case Instructions::kAvx512Vbmi:
       return features.avx512_vbmi;
+    case Instructions::kAmxInt8:
+      return features.amx_int8;
     default:
       return set == Instructions::kGeneric;
   }
@@ -84,6 +111,10 @@ Instructions chosen_instructions() {
   return chosen;
 }
 
+Instructions vectors_of(Instructions set) {
+  return set == Instructions::kAmxInt8 ? Instructions::kAvx512Vbmi : set;
+}
+
 const char* instructions_name(Instructions set) {
   switch (set) {
     case Instructions::kAvx2:
@@ -94,6 +125,8 @@ const char* instructions_name(Instructions set) {
       return "avx512_vnni";
     case Instructions::kAvx512Vbmi:
       return "avx512_vbmi";
+    case Instructions::kAmxInt8:
+      return "amx_int8";
     case Instructions::kNeon:
       return "neon";
     default:
@@ -112,6 +145,8 @@ const Products& products_of(Instructions set) {
       return *avx512_vnni_products();
     case Instructions::kAvx512Vbmi:
       return *avx512_vbmi_products();
+    case Instructions::kAmxInt8:
+      return *amx_int8_products();
 #elif defined(__aarch64__)
     case Instructions::kNeon:
       return *neon_products();
@@ -119,6 +154,16 @@ const Products& products_of(Instructions set) {
     default:
       return *generic_products();
   }
+}
+
+int64_t unit_of(const Weight& w) {
+  constexpr int64_t kMostInputs = 32768;  // of which int32 holds the sum of products
+  constexpr int64_t kMostUnit = 512;
+  if (w.groups == 1) return w.inputs <= kMostInputs ? 64 : 0;
+  const int64_t size = w.group_size();
+  if (size % 4) return 0;
+  const int64_t unit = size % 8 ? 2 * size : size;
+  return unit <= kMostUnit ? unit : 0;
 }
 
 Grouping grouping_of(const Cut& cut, int64_t inputs, int64_t groups) {

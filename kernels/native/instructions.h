@@ -14,6 +14,7 @@ enum class Instructions : int32_t {
   kAvxVnni = 2,
   kAvx512Vnni = 3,
   kAvx512Vbmi = 4,
+  kAmxInt8 = 5,
   kNeon = 16,
 };
 
@@ -23,6 +24,9 @@ Instructions chosen_instructions();
 
 // Whether this processor and this build have the set.
 bool has_instructions(Instructions set);
+
+// The set whose vectors a set has, for kernels that use no more of it.
+Instructions vectors_of(Instructions set);
 
 const char* instructions_name(Instructions set);
 

@@ -111,6 +111,56 @@ struct Result {
   const float* bias;  // [outputs] or null
 };
 
+// Rows of activations across the lanes of vectors, for products of many rows, which then
+// need no sums along a vector. A band is `lanes` rows, filled up with zeros. As integers
+// it has a panel for each digit, [quad][lane][4]: four neighbouring inputs of each row.
+// As floats it is one panel, [input][lane].
+struct Panels {
+  void* packed;       // [band][digit]
+  int32_t* sums;      // of integers, [band][digit][group][lane]
+  float* scale;       // of integers, [band][lane]
+  const float* zero;  // [row] or null: the integer that stands for 0
+  int64_t rows;
+  int64_t inputs;
+  int64_t groups;
+  int lanes;
+  int digits;  // 0: floats
+
+  int64_t bands() const { return (rows + lanes - 1) / lanes; }
+  int64_t in_band() const { return digits > 0 ? digits : 1; }
+  int64_t count() const { return bands() * in_band(); }
+  // Without groups they are filled up to what the widest instructions take at once.
+  int64_t quads() const { return groups > 1 ? inputs / 4 : (inputs + 63) / 64 * 16; }
+  // From one panel to the next: not so that the same inputs of all of them fall into a
+  // few sets of the second-level cache.
+  int64_t panel_bytes() const {
+    const int64_t bytes = 4 * lanes * (digits > 0 ? quads() : inputs);
+    return bytes % (16 << 10) ? bytes : bytes + (8 << 10);
+  }
+};
+
+constexpr int64_t kChunk = 96;  // most outputs that are multiplied with panels at once
+
+// Products with panels. What is multiplied is a block of inputs, unpacked.
+struct ManyRows {
+  int lanes;
+  // The fewest rows for which products of integers are faster so even if half of the
+  // lanes of a band are empty; 0: there are none of integers.
+  int64_t integers;
+  // The fewest rows for which products of floats are faster than those of their digits,
+  // without groups and with: 0 if they never are.
+  int64_t floats, grouped_floats;
+  // `scratch` holds `Panels::panel_bytes`, or nothing for floats, and `inputs` floats.
+  void (*pack)(const Activations&, const Panels&, int64_t band, float* scratch);
+  // Write y[band0 * lanes : band1 * lanes, first : last], at most `kChunk` outputs.
+  void (*multiply)(const Panels&, const Weight&, const Result&, int64_t first,
+                   int64_t last, int64_t band0, int64_t band1);
+};
+
+// The inputs after which groups and bytes of a weight end together, if blocks of them
+// can be multiplied as integers; else 0.
+int64_t unit_of(const Weight& w);
+
 // What an instruction set provides.
 struct Products {
   Cut (*cut)(int bits);
@@ -130,6 +180,7 @@ struct Products {
   // Lay out tile `tile` of rows that are patches; `scratch` holds `inputs` + 512 bytes.
   void (*patches)(const Patches&, const Weight&, const Rows&, int64_t tile,
                   int8_t* scratch);
+  ManyRows many;
 };
 
 const Products* generic_products();
@@ -137,6 +188,7 @@ const Products* avx2_products();
 const Products* avx_vnni_products();
 const Products* avx512_vnni_products();
 const Products* avx512_vbmi_products();
+const Products* amx_int8_products();
 const Products* neon_products();
 
 const Products& products_of(Instructions set);

@@ -4,18 +4,19 @@
 //
 // A sum runs along the inputs, which lie next to each other both in a row of
 // activations and in a row of the weight: so the weight is read as it is stored, once,
-// and never rearranged, for one row of activations as for many.
+// and never rearranged. For many rows panel_kernels.h has what is faster.
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <optional>
 #include <type_traits>
-#include <utility>
 
 #include "floats.h"
+#include "panel_kernels.h"
 #include "product.h"
+#include "rows.h"
+#include "unrolled.h"
 
 namespace jcompress {
 namespace {
@@ -120,32 +121,6 @@ inline void place_row(const int8_t* q, const Weight& w, const Rows& rows,
   }
 }
 
-// The largest absolute value. As integers, the absolute values of floats are in the order
-// of the floats, and infinities and what is no number come last.
-inline float largest(const float* x, int64_t count) {
-  uint32_t top = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    uint32_t word;
-    std::memcpy(&word, x + i, 4);
-    word &= 0x7fffffffu;
-    top = word > top ? word : top;
-  }
-  float width;
-  std::memcpy(&width, &top, 4);
-  return width;
-}
-
-inline float symmetric_scale(const float* x, int64_t count, int bits) {
-  return scale_of(largest(x, count), bits);
-}
-
-// One step of `quantize_values`; what is no number becomes `low`.
-inline int8_t integer_of(float steps, float low, float high) {
-  steps = steps > high ? high : steps;
-  steps = steps >= low ? steps : low;
-  return static_cast<int8_t>(static_cast<int32_t>(steps));
-}
-
 inline void pack_rows(const Activations& a, const Weight& w, const Rows& rows,
                       int64_t index, float* scratch) {
   const Tile tile = tile_of(rows, index);
@@ -169,23 +144,9 @@ inline void pack_rows(const Activations& a, const Weight& w, const Rows& rows,
     }
     if (number % rows.digits == 0) {
       widen(a.x, a.dtype, m * a.inputs, a.inputs, rest);
-      const float scale =
-          a.scale ? a.scale[m] : symmetric_scale(rest, a.inputs, a.bits);
-      rows.scale[m] = scale;
-      const float inverse = std::isfinite(scale) ? 1.0f / scale : 0.0f;
-      for (int64_t i = 0; i < a.inputs; ++i) rest[i] = rest[i] * inverse;
+      rows.scale[m] = scale_row(a, m, a.inputs, rest);
     }
-    const float high = static_cast<float>((1 << (a.bits - 1)) - 1);
-    const float low = a.zero ? -high - 1.0f : -high;
-    const float zero = a.zero ? a.zero[m] : 0.0f;
-    for (int64_t i = 0; i < a.inputs; ++i) {
-      q[i] = integer_of(std::nearbyint(rest[i]) + zero, low, high);
-    }
-    if (rows.digits > 1) {
-      for (int64_t i = 0; i < a.inputs; ++i) {
-        rest[i] = (rest[i] - static_cast<float>(q[i])) * static_cast<float>(kBase);
-      }
-    }
+    round_row(a, m, a.inputs, rows.digits == 1, rest, q);
     place_row(q, w, rows, tile, row);
   }
   std::memset(q, 0, a.inputs);
@@ -203,21 +164,9 @@ inline float largest_of(const Activations& a, int64_t start, int64_t count,
 inline void write_digits(const Activations& a, int64_t m, int64_t start, int64_t count,
                          int64_t stride, int8_t* out, float* scratch) {
   widen(a.x, a.dtype, start, count, scratch);
-  const float scale = a.scale[m];
-  const float inverse = std::isfinite(scale) ? 1.0f / scale : 0.0f;
-  for (int64_t i = 0; i < count; ++i) scratch[i] = scratch[i] * inverse;
-  const float high = static_cast<float>((1 << (a.bits - 1)) - 1);
-  const float low = a.zero ? -high - 1.0f : -high;
-  const float zero = a.zero ? a.zero[m] : 0.0f;
+  scale_row(a, m, count, scratch);
   for (int digit = 0; digit < a.digits; ++digit) {
-    int8_t* q = out + digit * stride;
-    for (int64_t i = 0; i < count; ++i) {
-      q[i] = integer_of(std::nearbyint(scratch[i]) + zero, low, high);
-    }
-    if (digit + 1 == a.digits) return;
-    for (int64_t i = 0; i < count; ++i) {
-      scratch[i] = (scratch[i] - static_cast<float>(q[i])) * static_cast<float>(kBase);
-    }
+    round_row(a, m, count, digit + 1 == a.digits, scratch, out + digit * stride);
   }
 }
 
@@ -254,18 +203,6 @@ inline void pack_patches(const Patches& p, const Weight& w, const Rows& rows,
 }
 
 // ---- Sums of products of one tile with a few outputs ----
-
-// `f(0), ..., f(kCount - 1)` with constants, so that arrays indexed by them are registers.
-template <int... kIndex, class F>
-[[gnu::always_inline]] inline void each(std::integer_sequence<int, kIndex...>, F&& f) {
-  (f(std::integral_constant<int, kIndex>{}), ...);
-}
-template <int kCount, class F>
-[[gnu::always_inline]] inline void each(F&& f) {
-  each(std::make_integer_sequence<int, kCount>{}, f);
-}
-
-#define JCOMPRESS_INLINE __attribute__((always_inline))
 
 template <class V, int kBits, int kRows, int kOutputs, class Load>
 [[gnu::always_inline]] inline void add_step(typename V::I (&sums)[kRows][kOutputs],
@@ -363,14 +300,15 @@ template <class V, int kBits, int kRows, int kOutputs>
   for (int64_t i = span.first / g.steps; i < span.last / g.steps; ++i) {
     typename V::I sums[kRows][kOutputs];
     const int32_t* left = g.sums + i;
-    if (T::kOffset == 0 && g.zeros == nullptr) {
+    if (g.zeros == nullptr) {
       each<kRows>([&](auto r) JCOMPRESS_INLINE {
-        each<kOutputs>([&](auto n) JCOMPRESS_INLINE { sums[r][n] = V::zero(); });
+        const typename V::I start =
+            T::kOffset ? V::first(-T::kOffset * left[r * per_row]) : V::zero();
+        each<kOutputs>([&](auto n) JCOMPRESS_INLINE { sums[r][n] = start; });
       });
     } else {
       each<kOutputs>([&](auto n) JCOMPRESS_INLINE {
-        int32_t zero = T::kOffset;
-        if (g.zeros) zero += g.zeros[n * groups + i];
+        const int32_t zero = T::kOffset + g.zeros[n * groups + i];
         each<kRows>([&](auto r) JCOMPRESS_INLINE {
           sums[r][n] = V::first(-zero * left[r * per_row]);
         });
@@ -523,12 +461,6 @@ inline T load_quad(const Element* from) {
   T quad;
   std::memcpy(&quad, from, sizeof(T));
   return quad;
-}
-
-// The integer that a float holds, between those of two bytes; what is no number is 0.
-inline int32_t zero_point(float x) {
-  const float low = x > -256.0f ? x : (x <= -256.0f ? -256.0f : 0.0f);
-  return static_cast<int32_t>(low < 256.0f ? low : 256.0f);
 }
 
 template <class Sum>
@@ -735,7 +667,8 @@ void multiply(const Rows& rows, const Weight& w, const Result& result, int64_t m
 template <class V>
 constexpr Products products_for() {
   return Products{&cut_of<V>,  &pack_rows,    &multiply<V>,
-                  &largest_of, &write_digits, &pack_patches};
+                  &largest_of, &write_digits, &pack_patches,
+                  many_rows<V>()};
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ constexpr int64_t kPieceProducts = 1 << 18;
 constexpr int64_t kPiecesPerThread = 8;
 
 const SparseProducts& sparse_products() {
-  switch (chosen_instructions()) {
+  switch (vectors_of(chosen_instructions())) {
 #if defined(__x86_64__)
     case Instructions::kAvx2:
     case Instructions::kAvxVnni:

@@ -33,6 +33,28 @@ struct Avx2 {
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), scale, total);
   }
 
+  // Of products of many rows.
+  static constexpr bool kIntegerPanels = false;
+  static constexpr int kFloatOutputs = 6;
+#if defined(__AVXVNNI__)
+  static constexpr int64_t kFloatRows = 0, kGroupedFloatRows = 16;
+#else
+  static constexpr int64_t kFloatRows = 8, kGroupedFloatRows = 8;
+#endif
+
+  static F load_float(const float* p) { return _mm256_loadu_ps(p); }
+  static void store_float(float* p, F x) { _mm256_storeu_ps(p, x); }
+  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static void transpose(float (&square)[8][8]) {
+    for (int i = 0; i < 8; ++i) {
+      for (int j = 0; j < i; ++j) {
+        const float x = square[i][j];
+        square[i][j] = square[j][i];
+        square[j][i] = x;
+      }
+    }
+  }
+
   static I lane_groups(int groups) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_srli_epi32(_mm256_mullo_epi32(lane, _mm256_set1_epi32(groups)), 3);

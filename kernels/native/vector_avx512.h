@@ -31,6 +31,89 @@ struct Avx512 {
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), scale, total);
   }
 
+  // Of products of many rows.
+  static constexpr bool kIntegerPanels = true;
+  static constexpr int kFloatOutputs = 12;
+  static constexpr int64_t kFloatRows = 0, kGroupedFloatRows = 16;
+
+  static I broadcast_word(int32_t x) { return _mm512_set1_epi32(x); }
+  static I load_word(const void* p) {
+    int32_t word;
+    std::memcpy(&word, p, 4);
+    return _mm512_set1_epi32(word);
+  }
+  static void store(void* p, I x) { _mm512_storeu_si512(p, x); }
+  static I multiply(I a, I b) { return _mm512_mullo_epi32(a, b); }
+  static I subtract(I a, I b) { return _mm512_sub_epi32(a, b); }
+  static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
+  static F load_float(const float* p) { return _mm512_loadu_ps(p); }
+  static void store_float(float* p, F x) { _mm512_storeu_ps(p, x); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F times(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+
+  static void transpose(float (&square)[16][16]) {
+    F a[16], b[16];
+    for (int i = 0; i < 16; i += 2) {
+      const F even = _mm512_load_ps(square[i]), odd = _mm512_load_ps(square[i + 1]);
+      a[i] = _mm512_unpacklo_ps(even, odd);
+      a[i + 1] = _mm512_unpackhi_ps(even, odd);
+    }
+    for (int i = 0; i < 16; i += 4) {
+      for (int j = 0; j < 2; ++j) {
+        const __m512d low = _mm512_castps_pd(a[i + j]);
+        const __m512d high = _mm512_castps_pd(a[i + 2 + j]);
+        b[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+        b[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+      }
+    }
+    // Now b[4 r + c] holds the columns c, c + 4, c + 8, c + 12 of the rows 4 r to 4 r + 3.
+    for (int c = 0; c < 4; ++c) {
+      const F one = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x44);
+      const F two = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xee);
+      const F three = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x44);
+      const F four = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xee);
+      _mm512_store_ps(square[c], _mm512_shuffle_f32x4(one, three, 0x88));
+      _mm512_store_ps(square[c + 4], _mm512_shuffle_f32x4(one, three, 0xdd));
+      _mm512_store_ps(square[c + 8], _mm512_shuffle_f32x4(two, four, 0x88));
+      _mm512_store_ps(square[c + 12], _mm512_shuffle_f32x4(two, four, 0xdd));
+    }
+  }
+
+  // Sums of products of unsigned and signed bytes, by fours.
+  static I dot_bytes(I sums, I weight, I x) {
+    // As an intrinsic it makes GCC 12 keep most of the sums in memory.
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(weight), "v"(x));
+    return sums;
+  }
+
+  // Sixty-four integers in their order, plus half their range; no more than `bytes`
+  // are read.
+  template <int kBits>
+  static I unpack(const uint8_t* p, int64_t bytes) {
+    const uint64_t some = bytes < 64 ? (uint64_t{1} << bytes) - 1 : ~uint64_t{0};
+    if constexpr (kBits == 8) {
+      return Format<8>::template decode<0>(_mm512_maskz_loadu_epi8(some, p));
+    } else if constexpr (kBits == 4) {
+      const __m256i raw = _mm256_maskz_loadu_epi8(static_cast<__mmask32>(some), p);
+      const I wide = _mm512_cvtepu8_epi16(raw);
+      const I both = _mm512_or_si512(wide, _mm512_slli_epi16(wide, 4));
+      return _mm512_xor_si512(_mm512_and_si512(both, _mm512_set1_epi8(15)),
+                              _mm512_set1_epi8(8));
+    } else if constexpr (kBits == 2) {
+      const __m128i raw = _mm_maskz_loadu_epi8(static_cast<__mmask16>(some), p);
+      const I wide = _mm512_cvtepu8_epi32(raw);
+      const I two = _mm512_or_si512(wide, _mm512_slli_epi32(wide, 6));
+      const I all = _mm512_or_si512(two, _mm512_slli_epi32(two, 12));
+      return _mm512_xor_si512(_mm512_and_si512(all, _mm512_set1_epi8(3)),
+                              _mm512_set1_epi8(2));
+    } else {
+      const __mmask32 few = static_cast<__mmask32>(some) & 0xffffffu;
+      return Format<3>::template decode<0>(
+          _mm512_castsi256_si512(_mm256_maskz_loadu_epi8(few, p)));
+    }
+  }
+
   static I lane_groups(int groups) {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13,
                                            14, 15);
@@ -125,11 +208,7 @@ struct Avx512 {
         return _mm512_xor_si512(triples(raw), _mm512_set1_epi8(4));
       }
     }
-    static I dot(I sums, I weight, I x) {
-      // As an intrinsic it makes GCC 12 keep most of the sums in memory.
-      __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(weight), "v"(x));
-      return sums;
-    }
+    static I dot(I sums, I weight, I x) { return dot_bytes(sums, weight, x); }
 
    private:
     // Sixty-four 3-bit integers from 24 bytes.

@@ -35,6 +35,31 @@ struct Generic {
     return total;
   }
 
+  // Of products of many rows.
+  static constexpr bool kIntegerPanels = false;
+  static constexpr int kFloatOutputs = 2;
+  static constexpr int64_t kFloatRows = 8, kGroupedFloatRows = 8;
+
+  static F load_float(const float* p) {
+    F v;
+    std::memcpy(&v, p, sizeof(v));
+    return v;
+  }
+  static void store_float(float* p, F x) { std::memcpy(p, &x, sizeof(x)); }
+  static F fma(F a, F b, F c) {
+    for (int i = 0; i < kLanes; ++i) c.lane[i] += a.lane[i] * b.lane[i];
+    return c;
+  }
+  static void transpose(float (&square)[4][4]) {
+    for (int i = 0; i < 4; ++i) {
+      for (int j = 0; j < i; ++j) {
+        const float x = square[i][j];
+        square[i][j] = square[j][i];
+        square[j][i] = x;
+      }
+    }
+  }
+
   static I lane_groups(int groups) {
     return {{0, groups / 4, 2 * groups / 4, 3 * groups / 4}};
   }

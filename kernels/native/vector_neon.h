@@ -30,6 +30,24 @@ struct Neon {
     return vfmaq_f32(total, vcvtq_f32_s32(sums), scale);
   }
 
+  // Of products of many rows.
+  static constexpr bool kIntegerPanels = false;
+  static constexpr int kFloatOutputs = 12;
+  static constexpr int64_t kFloatRows = 0, kGroupedFloatRows = 16;
+
+  static F load_float(const float* p) { return vld1q_f32(p); }
+  static void store_float(float* p, F x) { vst1q_f32(p, x); }
+  static F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+  static void transpose(float (&square)[4][4]) {
+    for (int i = 0; i < 4; ++i) {
+      for (int j = 0; j < i; ++j) {
+        const float x = square[i][j];
+        square[i][j] = square[j][i];
+        square[j][i] = x;
+      }
+    }
+  }
+
   static I lane_groups(int groups) {
     const int32_t index[4] = {0, groups / 4, 2 * groups / 4, 3 * groups / 4};
     return vld1q_s32(index);

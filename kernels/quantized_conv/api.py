@@ -18,7 +18,7 @@ from jcompress.tensors.packing import packed_size, stored_dtype, unpack_bits
 _NAME = "quantized_conv"
 FORMS = {
     Implementation.REFERENCE: Form(reference),
-    Implementation.XLA: Form(xla),
+    Implementation.XLA: Form(xla, stacked=True),
     Implementation.CPU: Form(cpu.cpu, cpu.refuses, cpu.prefers, stacked=True),
 }
 
@@ -186,9 +186,8 @@ def runs_in_integers_on_cpu(
         None if a is None else jax.ShapeDtypeStruct((1, *a.shape), a.dtype)
         for a in (tensor.values, tensor.scales, tensor.zeros)
     )
-    given: Any = {"bits": tensor.bits, "x_bits": x_bits, "window": window}
-    form = FORMS[Implementation.CPU]
-    return form.chosen(stacked, given) and cpu.in_integers(*stacked, **given)
+    given = {"bits": tensor.bits, "x_bits": x_bits, "window": window}
+    return FORMS[Implementation.CPU].chosen(stacked, given)
 
 
 def _check_window(window: Window, rank: int) -> None:

@@ -1,14 +1,11 @@
 """`quantized_conv` by the compiled kernels for CPUs.
 
-Where products of integers are the faster, each image is written once as small
-integers, padded; the rows of an integer product are patches gathered from it, some
-hundred at a time, so that no matrix of all patches is ever in memory. Float activations
-become fixed-point numbers of two or three int8 digits, with one scale an image.
-Elsewhere the kernel is made dense in one step, in the layout in which XLA convolves
-floats.
+Each image is written once as small integers, padded; the rows of an integer product
+are patches gathered from it, some hundred at a time, so that no matrix of all patches
+is ever in memory. Float activations become fixed-point numbers of two or three int8
+digits, with one scale an image.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -17,13 +14,13 @@ import numpy as np
 
 from jcompress.kernels import _native
 from jcompress.kernels.quantized_conv.window import Window
-from jcompress.kernels.quantized_conv.xla import by_floats
 
 STEP = 64
 """Inputs that are multiplied together, nearly everywhere."""
 
 VNNI = 0.0067
 PRODUCT = {
+    "amx_int8": VNNI,
     "avx512_vbmi": VNNI,
     "avx512_vnni": VNNI,
     "avx_vnni": VNNI,
@@ -46,36 +43,7 @@ def cpu(
     x_bits: int | None,
     window: Window,
 ) -> jax.Array:
-    """[S, B, X] with the stored [S, N, K] -> [S, B, Y]."""
-    args = (x, x_scale, x_zero, values, scales, zeros)
-    given: Any = {"bits": bits, "x_bits": x_bits, "window": window}
-    run = _by_integers if in_integers(*args, **given) else _by_floats
-    return run(*args, **given)
-
-
-def _by_floats(*args: Any, **static: Any) -> jax.Array:
-    x, _, _, values, scales, zeros = args
-    inputs = static["window"].inputs
-    weight = _native.dense(values, scales, zeros, bits=static["bits"], inputs=inputs)
-    one = functools.partial(by_floats, **static)
-    if x.shape[0] > 1:
-        return jax.vmap(lambda arrays, w: one(*arrays, weight=w))(args, weight)
-    single = (None if a is None else a[0] for a in args)
-    return one(*single, weight=weight[0])[None]
-
-
-def _by_integers(
-    x: jax.Array,
-    x_scale: jax.Array | None,
-    x_zero: jax.Array | None,
-    values: jax.Array,
-    scales: jax.Array,
-    zeros: jax.Array | None,
-    *,
-    bits: int,
-    x_bits: int | None,
-    window: Window,
-) -> jax.Array:
+    """[S, B, X] with the stored [S, N, K] -> [S, B, Y]; the sums are exact."""
     low, high = zip(*window.padding, strict=True)
     shape = (*x.shape[:2], window.positions * scales.shape[1])
     call = jax.ffi.ffi_call("jcompress_conv", jax.ShapeDtypeStruct(shape, x.dtype))
@@ -122,16 +90,7 @@ def refuses(x: Any, *arrays: Any, bits: int, x_bits: int | None, window: Window)
 def prefers(
     x: Any, *arrays: Any, bits: int, x_bits: int | None, window: Window
 ) -> bool:
-    """Whether this is the better choice than what XLA compiles."""
-    given: Any = {"bits": bits, "x_bits": x_bits, "window": window}
-    single: bool = x.dtype.itemsize == 4
-    return single or in_integers(x, *arrays, **given)
-
-
-def in_integers(
-    x: Any, *arrays: Any, bits: int, x_bits: int | None, window: Window
-) -> bool:
-    """Whether products of integers are faster than those of floats.
+    """Whether this is the better choice than what XLA compiles.
 
     That depends on the sizes: the sums of few inputs cost more than their products,
     and patches for few outputs more than both. Compared are times of one number of
@@ -140,8 +99,7 @@ def in_integers(
     """
     product = PRODUCT.get(_native.instructions() or "")
     if product is None:
-        integers: bool = x.dtype.itemsize < 4
-        return integers
+        return False
     _, images, _ = x.shape
     scales = arrays[3]
     inputs, outputs = window.inputs, scales.shape[1]

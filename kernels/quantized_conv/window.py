@@ -4,7 +4,6 @@ import dataclasses
 import math
 
 import jax
-import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,9 +55,3 @@ class Window:
     def images(self, x: jax.Array) -> jax.Array:
         """[B, X] -> [B, *sizes, channels]."""
         return x.reshape(x.shape[0], *self.sizes, self.channels)
-
-    def weight(self, matrix: jax.Array) -> jax.Array:
-        """[N, K] -> [*kernel, channels, N]."""
-        return jnp.moveaxis(
-            matrix.reshape(matrix.shape[0], *self.kernel, self.channels), 0, -1
-        )

@@ -2,8 +2,9 @@
 
 Only TPUs have convolutions of int8 that XLA uses; there the sums are exact, and zero
 points fold into a correction, for which an output of ones sums the patches. Elsewhere
-the integers become floats, whose convolution every platform has; of quantized
-activations the sums are then rounded as those of a float32 convolution are.
+the integers become floats, whose convolution every platform has; on a CPU by a compiled
+kernel, if it is there, as XLA takes many small steps for it. Of quantized activations
+the sums are then rounded as those of a float32 convolution are.
 """
 
 import functools
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.kernels import _native
 from jcompress.kernels._integers import LONGEST, quantize_rows
 from jcompress.kernels.quantized_conv.reference import flat
 from jcompress.kernels.quantized_conv.window import Window
@@ -38,14 +40,58 @@ def xla(
     x_bits: int | None,
     window: Window,
 ) -> jax.Array:
-    """[B, X] -> [B, Y], by the form that suits the platform."""
+    """[S, B, X] -> [S, B, Y], by the form that suits the platform."""
     args = (x, x_scale, x_zero, values, scales, zeros)
+    weight = None
+    if x.dtype == jnp.float32:
+        weight = _dense(values, scales, zeros, bits, window.inputs)
+    one = functools.partial(_one, bits=bits, x_bits=x_bits, window=window)
+    if x.shape[0] > 1:
+        return jax.vmap(one)(args, weight)
+    first = jax.tree.map(lambda array: array[0], (args, weight))
+    return one(*first)[None]
+
+
+def _dense(
+    values: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None,
+    bits: int,
+    inputs: int,
+) -> jax.Array:
+    """The weights [S, K, N]; on a CPU in one step, which XLA takes many for."""
+
+    def unpacked(
+        values: jax.Array, scales: jax.Array, zeros: jax.Array | None
+    ) -> jax.Array:
+        integers = unpack_bits(values, inputs, bits)
+        dense = jax.vmap(dequantize_matrix, in_axes=(0, 0, 0, None))
+        return jnp.swapaxes(dense(integers, scales, zeros, jnp.float32), 1, 2)
+
+    if _native.missing():
+        return unpacked(values, scales, zeros)
+    compiled = functools.partial(_native.dense, bits=bits, inputs=inputs)
+    weight: jax.Array = jax.lax.platform_dependent(
+        values, scales, zeros, cpu=compiled, default=unpacked
+    )
+    return weight
+
+
+def _one(
+    args: tuple[Any, ...],
+    weight: jax.Array | None,
+    *,
+    bits: int,
+    x_bits: int | None,
+    window: Window,
+) -> jax.Array:
     given: dict[str, Any] = {"bits": bits, "x_bits": x_bits, "window": window}
     if x_bits is None or window.inputs > LONGEST:
-        return by_floats(*args, **given)
+        return by_floats(*args, weight, **given)
     chosen: jax.Array = jax.lax.platform_dependent(
         *args,
-        tpu=functools.partial(by_integers, **given),
+        weight,
+        tpu=lambda *all_args: by_integers(*all_args[:-1], **given),
         default=functools.partial(by_floats, **given),
     )
     return chosen
@@ -58,16 +104,16 @@ def by_floats(
     values: jax.Array,
     scales: jax.Array,
     zeros: jax.Array | None,
+    weight: jax.Array | None,
     *,
     bits: int,
     x_bits: int | None,
     window: Window,
-    weight: jax.Array | None = None,
 ) -> jax.Array:
     """Convolve floats, or in 16 bits the integers, which are scaled at the end.
 
-    All in the shape of images: a loop over them in another shape would divide. Of
-    float32 images the dense weight [K, N] may be given.
+    All in the shape of images: a loop over them in another shape would divide. For
+    float32 images the dense weight [K, N] is at hand.
     """
     images = window.images(x)
     last = (1,) * (images.ndim - 1) + (scales.shape[0],)

@@ -1,9 +1,11 @@
 """`weight_only_matmul` by the compiled kernels for CPUs.
 
-The stored integers are multiplied by integers, as they are stored. Float activations
-become fixed-point numbers of two or three int8 digits (`split_digits` in
-`_integers.py`), each of which is a row of its own: as exact as a float32 product, and
-on a processor with instructions for sums of products of bytes faster than one.
+The stored integers are multiplied by integers. Float activations become fixed-point
+numbers of two or three int8 digits (`split_digits` in `_integers.py`), each of which is
+a row of its own: as exact as a float32 product, and on a processor with instructions
+for sums of products of bytes faster than one. Where they are not, as with AVX2, the
+weight becomes floats for many rows, block by block; the library chooses by the number
+of rows.
 """
 
 from typing import Any

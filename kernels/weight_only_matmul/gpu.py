@@ -4,10 +4,11 @@ Before it multiplies, XLA writes a weight with several groups of scales to memor
 16-bit floats, four times the bytes of int4, and one of int4 without groups as bytes.
 Here the stored bytes are read once. There are two kernels:
 
-* `by_digits`, for few rows, on compute capability 8.0 (A100) and later, with a JAX
-  that has `mma`: the activations become small integers, the weight stays what it is.
-* `by_conversion`, on 9.0 (H100, H200): the weight becomes 16-bit floats in registers,
-  exactly; or, for quantized activations, stays integers.
+* `by_digits`, for few rows, by `mma` (compute capability 8.0, A100, and later, with a
+  JAX that has it): the activations become small integers, the weight stays what it is.
+* `by_conversion`: the weight becomes 16-bit floats in registers, exactly; or, for
+  quantized activations, stays integers. By `wgmma` on 9.0 (H100, H200), by `tcgen05` on
+  10.0 (B200) if it can, else by `mma`.
 
 `benchmarks/gpu_compiled.py` shows them and XLA's programs as compiled. None has been
 timed.
@@ -17,20 +18,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jcompress.kernels._gpu import (
     FEW_DIGITS,
     HAS_MMA,
     LONGEST_INTEGER_SUM,
+    NO_INSTRUCTION,
     WARPGROUP_ROWS,
     Tiles,
-    choose_tiles,
-    lacks_wgmma,
-    runs_on_hopper,
-    runs_since_ampere,
+    instruction,
+    prefers_kernels,
     step_inputs,
 )
-from jcompress.kernels._integers import quantize_rows, split_digits
+from jcompress.kernels._gpu_tiles import Shape, choose_tiles, table_key
+from jcompress.kernels._integers import DIGIT, quantize_rows, split_digits
 
 
 def gpu(
@@ -50,9 +52,8 @@ def gpu(
     reason = refuses(x, values, scales, zeros, bits=bits, x_bits=x_bits)
     if reason:
         raise ValueError(f"weight_only_matmul on GPUs: {reason}")
-    # Digits run on every device that the other kernel runs on, and on more.
-    if _are_few(x, x_bits) and not runs_on_hopper():
-        return by_digits(x, values, scales, zeros, bits=bits, x_bits=x_bits)
+    if _are_few(x, x_bits):
+        return by_digits(x, values, scales, zeros, bits=bits)
     return by_conversion(x, values, scales, zeros, bits=bits, x_bits=x_bits)
 
 
@@ -81,12 +82,11 @@ def refuses(
         )
     if inputs > LONGEST_INTEGER_SUM:
         return f"int32 does not hold sums of {inputs} products"
-    few = _are_few(x, x_bits) and not runs_on_hopper()
+    if not instruction():
+        return NO_INSTRUCTION
     narrow = x.dtype in (jnp.bfloat16, jnp.float16)
-    if x_bits is None and not few and not narrow:
+    if x_bits is None and not narrow and not _are_few(x, x_bits):
         return f"x is bfloat16 or float16, which the products take, not {x.dtype}"
-    if not few and lacks_wgmma():
-        return "for so many rows there are kernels for H100 and H200 only"
     return ""
 
 
@@ -101,11 +101,10 @@ def prefers(
 ) -> bool:
     """Whether the kernels are the better choice: XLA would write the weight to memory.
 
-    Only where the device is known to have the instructions: see `runs_on_hopper`.
+    Only where it is known which instructions the device has: see `prefers_kernels`.
     """
     written = scales.shape[1] > 1 or bits == 4
-    few = _are_few(x, x_bits) and runs_since_ampere()
-    return written and (few or runs_on_hopper())
+    return written and prefers_kernels(x.shape[0])
 
 
 def by_digits(
@@ -115,21 +114,26 @@ def by_digits(
     zeros: jax.Array | None,
     *,
     bits: int,
-    x_bits: int | None,
     interpret: Any = None,
 ) -> jax.Array:
-    """[M, K] -> [M, N] for few rows; `interpret` as for `product_of_digits`."""
-    from jcompress.kernels._gpu_mma import product_of_digits
+    """[M, K] -> [M, N] for few rows, by `mma`; `interpret` as for `_gpu_mma.parts`."""
+    from jcompress.kernels import _gpu_mma
     from jcompress.kernels._gpu_mosaic import unpack
+    from jcompress.kernels._gpu_product import product
 
-    if x_bits is None:
-        digits, scale = split_digits(x.astype(jnp.float32), _digits(x, None))
-    else:
-        q, found, _ = quantize_rows(x, None, None, x_bits)
-        assert found is not None
-        digits, scale = q[None], found
+    rows, inputs = x.shape
+    count = _digits(x)
+    digits, scale = split_digits(x.astype(jnp.float32), count)
+    flat = digits.reshape(count * rows, inputs)
     weight = unpack(values, bits)
-    number = product_of_digits(digits, weight, scales, zeros, interpret=interpret)
+    tiles = _tiles_for(flat, weight, scales, bits, str(x.dtype), "mma")
+    places = product(
+        _gpu_mma.parts, flat, weight, scales, zeros, None, None,
+        tiles=tiles, out_dtype=jnp.float32, interpret=interpret,
+    ).reshape(count, rows, weight.shape[0])  # fmt: skip
+    number = places[-1]
+    for place in range(count - 2, -1, -1):
+        number = places[place] + number * np.float32(1 / DIGIT)
     return (number * scale).astype(x.dtype)
 
 
@@ -141,13 +145,19 @@ def by_conversion(
     *,
     bits: int,
     x_bits: int | None,
+    how: str = "",
     tiles: Tiles | None = None,
     interpret: Any = None,
 ) -> jax.Array:
-    """[M, K] -> [M, N] by `product`; `tiles` None takes `choose_tiles`."""
-    from jcompress.kernels._gpu_mosaic import bits_of, unpack
-    from jcompress.kernels._gpu_wgmma import product
+    """[M, K] -> [M, N] by the instruction `how`; "" takes what suits the device.
 
+    `tiles` None asks the tables, then the rules of `_gpu_tiles`.
+    """
+    from jcompress.kernels._gpu_mosaic import unpack
+    from jcompress.kernels._gpu_product import parts_by, product
+
+    widens = x_bits is not None and bits == 4
+    how = how or instruction(scales.shape[0], widens=widens)
     dtype = x.dtype
     row_scale = None
     if x_bits is not None:
@@ -156,25 +166,31 @@ def by_conversion(
         row_scale = found[:, 0]
     weight = unpack(values, bits)
     if tiles is None:
-        tiles = choose_tiles(
-            x.shape[0],
-            weight.shape[0],
-            x.shape[1],
-            scales.shape[1],
-            x_bits=bits_of(x.dtype),
-            bits=bits_of(weight.dtype),
-        )
+        tiles = _tiles_for(x, weight, scales, bits, str(x.dtype), how)
     return product(
-        x, weight, scales, zeros, row_scale, None,
+        parts_by(how), x, weight, scales, zeros, row_scale, None,
         tiles=tiles, out_dtype=dtype, interpret=interpret,
     )  # fmt: skip
 
 
-def _digits(x: jax.Array, x_bits: int | None) -> int:
-    if x_bits is not None:
-        return 1
+def _tiles_for(
+    x: jax.Array, weight: jax.Array, scales: jax.Array, bits: int, kind: str, how: str
+) -> Tiles:
+    shape = Shape(
+        rows=x.shape[0],
+        outputs=weight.shape[0],
+        inputs=x.shape[1],
+        groups=scales.shape[1],
+        x_bits=jnp.dtype(x.dtype).itemsize * 8,
+        bits=4 if bits == 4 else 8,
+    )
+    return choose_tiles(shape, how, "weight_only_matmul", table_key(bits, kind, shape))
+
+
+def _digits(x: jax.Array) -> int:
     return 2 if jnp.dtype(x.dtype).itemsize < 4 else 3
 
 
 def _are_few(x: jax.Array, x_bits: int | None) -> bool:
-    return HAS_MMA and _digits(x, x_bits) * x.shape[0] <= FEW_DIGITS
+    few = x_bits is None and _digits(x) * x.shape[0] <= FEW_DIGITS
+    return few and HAS_MMA and instruction() != "wgmma"

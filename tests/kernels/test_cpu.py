@@ -67,6 +67,22 @@ def test_groups_in_a_step_and_steps_in_a_group(
         TestWeightOnlyMatmul().check(x, w, bits, out)
 
 
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("size", [None, 32, 512])
+@pytest.mark.parametrize("x_bits", [None, 8])
+def test_rows_across_the_lanes(bits: int, size: int | None, x_bits: int | None) -> None:
+    """From some rows on the weight is unpacked, in blocks of up to 512 inputs."""
+    kind = PerChannel() if size is None else PerGroup(size)
+    inputs = 1030 if size is None else 1024
+    spec = Weights(bits=bits, symmetric=size == 512, granularity=kind)
+    w = weight(101, inputs, spec)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        x = normal((47, inputs), dtype)
+        given = {"bits": bits, "x_bits": x_bits, "implementation": Implementation.CPU}
+        out = weight_only_matmul(x, stored(w[0], bits), *w[1:], **given)
+        TestWeightOnlyMatmul().check(x, w, bits, out, x_bits)
+
+
 def test_many_rows_in_blocks_of_the_caches() -> None:
     # 100 rows of three digits fill several blocks of rows and of inputs.
     w = weight(9, 5000, Weights())

@@ -67,7 +67,7 @@ def products(draw: Any) -> Product:
     x_scale = dtype == "int8" or (digits == 1 and draw(st.booleans()))
     return Product(
         stacks=draw(st.sampled_from([1, 1, 1, 3])),
-        rows=draw(st.sampled_from([0, 1, 2, 5, 13])),
+        rows=draw(st.sampled_from([0, 1, 2, 5, 13, 16, 45])),
         inputs=size * groups,
         outputs=draw(st.integers(1, 40)),
         groups=groups,
@@ -243,3 +243,41 @@ def test_the_variable_chooses_among_what_the_processor_has() -> None:
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == "generic"
+
+
+@many
+@given(
+    stacks=st.sampled_from([1, 1, 3]),
+    outputs=st.integers(1, 70),
+    groups=st.sampled_from([1, 1, 2, 5]),
+    size=st.integers(1, 90),
+    bits=st.sampled_from([2, 3, 4, 8]),
+    zeros=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_dense(
+    stacks: int,
+    outputs: int,
+    groups: int,
+    size: int,
+    bits: int,
+    zeros: bool,
+    seed: int,
+) -> None:
+    draw = np.random.default_rng(seed)
+    top, inputs = 2 ** (bits - 1), groups * size
+    integers = draw.integers(-top, top, (stacks, outputs, inputs)).astype(np.int8)
+    scales = draw.normal(size=(stacks, outputs, groups)).astype(np.float32)
+    shifts = draw.integers(-top, top, scales.shape).astype(np.int8) if zeros else None
+    found = _native.dense(
+        pack_bits(jnp.asarray(integers), bits),
+        jnp.asarray(scales),
+        None if shifts is None else jnp.asarray(shifts),
+        bits=bits,
+        inputs=inputs,
+    )
+    by_group = integers.reshape(stacks, outputs, groups, size).astype(np.float32)
+    if shifts is not None:
+        by_group = by_group - shifts[..., None]
+    wanted = (by_group * scales[..., None]).reshape(stacks, outputs, inputs)
+    np.testing.assert_array_equal(found, wanted.swapaxes(1, 2))

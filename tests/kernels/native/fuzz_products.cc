@@ -98,42 +98,59 @@ void describe(const Case& c, const char* set, uint64_t seed) {
       c.x_zero, c.zeros, c.bias, c.finite);
 }
 
-// Whether the instruction set can scale such groups; stops the process at an error.
-bool check(Instructions set, uint64_t seed) {
-  Draw draw(seed);
-  const Case c = draw_case(draw);
-  const Products& products = products_of(set);
+// A case with its arrays, each of exactly its size.
+struct Arrays {
+  Exact<uint8_t> values;
+  Exact<float> scales, bias, x_scale, x_zero;
+  Exact<int8_t> zeros;
+  Exact<char> x, y;
+  std::vector<std::vector<float>> wide;  // the activations
   Weight w{};
-  w.outputs = c.outputs;
-  w.inputs = c.inputs;
-  w.groups = c.groups;
-  w.bits = c.bits;
-  Rows rows{};
-  rows.cut = products.cut(c.bits);
-  rows.grouping = grouping_of(rows.cut, c.inputs, c.groups);
-  if (rows.grouping == Grouping::kUnable) return false;
+  Activations a{};
 
-  Exact<uint8_t> values(c.outputs * w.row_bytes());
-  for (int64_t i = 0; i < values.size(); ++i) values[i] = draw.integer(0, 255);
-  Exact<float> scales(c.outputs * c.groups), bias(c.outputs);
-  for (int64_t i = 0; i < scales.size(); ++i) scales[i] = draw.uniform(0.001f, 0.1f);
-  for (int64_t i = 0; i < bias.size(); ++i) bias[i] = draw.uniform(-1, 1);
-  Exact<int8_t> zeros(c.zeros ? c.outputs * c.groups : 0);
-  const int most = 1 << (c.bits - 1);
-  for (int64_t i = 0; i < zeros.size(); ++i) zeros[i] = draw.integer(-most, most - 1);
-  w.values = values.data();
-  w.scales = scales.data();
-  w.zeros = c.zeros ? zeros.data() : nullptr;
+  Arrays(const Case& c, Draw& draw)
+      : values(c.outputs * ((c.inputs * c.bits + 7) / 8)),
+        scales(c.outputs * c.groups),
+        bias(c.outputs),
+        x_scale(c.x_scale ? c.rows : 0),
+        x_zero(c.x_zero ? c.rows : 0),
+        zeros(c.zeros ? c.outputs * c.groups : 0),
+        x(c.rows * c.inputs * bytes_of(c.x_dtype)),
+        y(c.rows * c.outputs * bytes_of(c.y_dtype)),
+        wide(c.rows, std::vector<float>(c.inputs)) {
+    for (int64_t i = 0; i < values.size(); ++i) values[i] = draw.integer(0, 255);
+    for (int64_t i = 0; i < scales.size(); ++i) scales[i] = draw.uniform(0.001f, 0.1f);
+    for (int64_t i = 0; i < bias.size(); ++i) bias[i] = draw.uniform(-1, 1);
+    const int most = 1 << (c.bits - 1);
+    for (int64_t i = 0; i < zeros.size(); ++i) zeros[i] = draw.integer(-most, most - 1);
+    for (int64_t i = 0; i < x_scale.size(); ++i) x_scale[i] = draw.uniform(0.001f, 0.1f);
+    for (int64_t i = 0; i < x_zero.size(); ++i) {
+      x_zero[i] = static_cast<float>(draw.integer(-128, 127));
+    }
+    for (int64_t m = 0; m < c.rows; ++m) draw_row(c, draw, m);
+    w.values = values.data();
+    w.scales = scales.data();
+    w.zeros = c.zeros ? zeros.data() : nullptr;
+    w.outputs = c.outputs;
+    w.inputs = c.inputs;
+    w.groups = c.groups;
+    w.bits = c.bits;
+    a.x = x.data();
+    a.dtype = c.x_dtype;
+    a.scale = c.x_scale ? x_scale.data() : nullptr;
+    a.zero = c.x_zero ? x_zero.data() : nullptr;
+    a.rows = c.rows;
+    a.inputs = c.inputs;
+    a.bits = c.x_bits;
+    a.digits = c.digits;
+  }
 
-  const bool integers = c.x_dtype == Float::kS8;
-  Exact<char> x(c.rows * c.inputs * bytes_of(c.x_dtype));
-  std::vector<std::vector<float>> wide(c.rows, std::vector<float>(c.inputs));
-  for (int64_t m = 0; m < c.rows; ++m) {
+  void draw_row(const Case& c, Draw& draw, int64_t m) {
     const float size = draw.one_of({1e-30f, 0.01f, 1.0f, 1.0f, 100.0f});
     const bool half = c.x_dtype == Float::kF16;
     for (int64_t k = 0; k < c.inputs; ++k) {
       const int64_t i = m * c.inputs + k;
-      if (integers) {
+      if (c.x_dtype == Float::kS8) {
         x.data()[i] = static_cast<char>(draw.integer(-128, 127));
         wide[m][k] = static_cast<int8_t>(x.data()[i]);
         continue;
@@ -147,20 +164,61 @@ bool check(Instructions set, uint64_t seed) {
       store(odd, c.x_dtype, x.data(), m * c.inputs + draw.integer(0, c.inputs - 1));
     }
   }
-  Exact<float> x_scale(c.x_scale ? c.rows : 0), x_zero(c.x_zero ? c.rows : 0);
-  for (int64_t i = 0; i < x_scale.size(); ++i) x_scale[i] = draw.uniform(0.001f, 0.1f);
-  for (int64_t i = 0; i < x_zero.size(); ++i) {
-    x_zero[i] = static_cast<float>(draw.integer(-128, 127));
-  }
-  Activations a{x.data(),
-                c.x_dtype,
-                c.x_scale ? x_scale.data() : nullptr,
-                c.x_zero ? x_zero.data() : nullptr,
-                c.rows,
-                c.inputs,
-                c.x_bits,
-                c.digits};
 
+  Result result(const Case& c) {
+    std::memset(y.data(), 0, y.size());
+    return {y.data(), c.y_dtype, c.bias ? bias.data() : nullptr};
+  }
+};
+
+// Stops the process if y is not what `how` should have made it; `floats`: without
+// rounding the activations.
+void compare(const Case& c, Arrays& all, const char* set, const char* how, uint64_t seed,
+             bool floats) {
+  if (!c.finite) return;
+  const double eps = c.y_dtype == Float::kBF16 ? 1.0 / 256
+                     : c.y_dtype == Float::kF16 ? 1.0 / 1024
+                                                : 0.0;
+  std::vector<double> left(c.inputs);
+  for (int64_t m = 0; m < c.rows; ++m) {
+    double error = 0;
+    if (floats) {
+      std::copy(all.wide[m].begin(), all.wide[m].end(), left.begin());
+    } else {
+      error = as_multiplied(c, all.wide[m], c.x_scale ? all.x_scale[m] : 0.0f,
+                            c.x_zero ? all.x_zero[m] : 0.0f, left);
+    }
+    for (int64_t n = 0; n < c.outputs; ++n) {
+      double sum = c.bias ? all.bias[n] : 0.0, size = std::abs(sum), weights = 0;
+      for (int64_t k = 0; k < c.inputs; ++k) {
+        const int64_t g = n * c.groups + k / all.w.group_size();
+        const int number =
+            stored_integer(all.values.data() + n * all.w.row_bytes(), k, c.bits);
+        const double weight = (number - (c.zeros ? all.zeros[g] : 0)) *
+                              static_cast<double>(all.scales[g]);
+        sum += left[k] * weight;
+        size += std::abs(left[k] * weight);
+        weights += std::abs(weight);
+      }
+      float got;
+      widen(all.y.data(), c.y_dtype, m * c.outputs + n, 1, &got);
+      if (c.y_dtype == Float::kF16 && std::abs(sum) > 60000) continue;
+      const double allowed = 2e-6 * size + error * weights + eps * std::abs(sum) + 1e-7;
+      if (!(std::abs(got - sum) <= allowed)) {
+        describe(c, set, seed);
+        std::printf("%s: y[%lld, %lld] is %.9g, not %.9g within %.3g\n", how,
+                    static_cast<long long>(m), static_cast<long long>(n), got, sum,
+                    allowed);
+        std::exit(1);
+      }
+    }
+  }
+}
+
+void multiply_tiles(const Products& products, const Case& c, Arrays& all) {
+  Rows rows{};
+  rows.cut = products.cut(c.bits);
+  rows.grouping = grouping_of(rows.cut, c.inputs, c.groups);
   rows.digits = c.digits;
   rows.ones = c.x_zero;
   rows.count = c.rows * c.digits + rows.ones;
@@ -172,52 +230,74 @@ bool check(Instructions set, uint64_t seed) {
   rows.packed = packed.data();
   rows.sums = sums.data();
   rows.scale = scale.data();
-  rows.zero = a.zero;
+  rows.zero = all.a.zero;
   for (int64_t t = 0; t < rows.tiles(); ++t) {
     // The integers of a row, filled up to whole steps, follow its floats.
     const int64_t filled = rows.steps * step;
     Exact<float> scratch(c.inputs + (filled + 3) / 4);
-    products.pack(a, w, rows, t, scratch.data());
+    products.pack(all.a, all.w, rows, t, scratch.data());
   }
-  Exact<char> y(c.rows * c.outputs * bytes_of(c.y_dtype));
-  const Result result{y.data(), c.y_dtype, c.bias ? bias.data() : nullptr};
+  const Result result = all.result(c);
   for (int64_t n = 0; n < c.outputs; n += c.chunk) {
-    products.multiply(rows, w, result, c.rows, n, std::min(c.outputs, n + c.chunk));
+    products.multiply(rows, all.w, result, c.rows, n, std::min(c.outputs, n + c.chunk));
   }
-  if (!c.finite) return true;
+}
 
-  const double eps = c.y_dtype == Float::kBF16 ? 1.0 / 256
-                     : c.y_dtype == Float::kF16 ? 1.0 / 1024
-                                                : 0.0;
-  std::vector<double> left(c.inputs);
-  for (int64_t m = 0; m < c.rows; ++m) {
-    const double error = as_multiplied(c, wide[m], c.x_scale ? x_scale[m] : 0.0f,
-                                       c.x_zero ? x_zero[m] : 0.0f, left);
-    for (int64_t n = 0; n < c.outputs; ++n) {
-      double sum = c.bias ? bias[n] : 0.0, size = std::abs(sum), weights = 0;
-      for (int64_t k = 0; k < c.inputs; ++k) {
-        const int64_t g = n * c.groups + k / w.group_size();
-        const int number = stored_integer(values.data() + n * w.row_bytes(), k, c.bits);
-        const double weight =
-            (number - (c.zeros ? zeros[g] : 0)) * static_cast<double>(scales[g]);
-        sum += left[k] * weight;
-        size += std::abs(left[k] * weight);
-        weights += std::abs(weight);
-      }
-      float got;
-      widen(y.data(), c.y_dtype, m * c.outputs + n, 1, &got);
-      if (c.y_dtype == Float::kF16 && std::abs(sum) > 60000) continue;
-      const double allowed = 2e-6 * size + error * weights + eps * std::abs(sum) + 1e-7;
-      if (!(std::abs(got - sum) <= allowed)) {
-        describe(c, instructions_name(set), seed);
-        std::printf("y[%lld, %lld] is %.9g, not %.9g within %.3g\n",
-                    static_cast<long long>(m), static_cast<long long>(n), got, sum,
-                    allowed);
-        std::exit(1);
-      }
+void multiply_panels(const ManyRows& many, const Case& c, Arrays& all, int digits,
+                     int64_t block) {
+  Panels p{};
+  p.zero = all.a.zero;
+  p.rows = c.rows;
+  p.inputs = c.inputs;
+  p.groups = c.groups;
+  p.lanes = many.lanes;
+  p.digits = digits;
+  Exact<char> packed(p.count() * p.panel_bytes());
+  Exact<int32_t> sums(p.bands() * digits * p.groups * p.lanes);
+  Exact<float> scale(p.bands() * p.lanes);
+  p.packed = packed.data();
+  p.sums = sums.data();
+  p.scale = scale.data();
+  for (int64_t band = 0; band < p.bands(); ++band) {
+    Exact<float> scratch(digits > 0 ? digits * p.panel_bytes() / 4 + c.inputs : 0);
+    many.pack(all.a, p, band, scratch.data());
+  }
+  const Result result = all.result(c);
+  const int64_t chunk = std::min(c.chunk, kChunk);
+  for (int64_t n = 0; n < c.outputs; n += chunk) {
+    for (int64_t band = 0; band < p.bands(); band += block) {
+      many.multiply(p, all.w, result, n, std::min(c.outputs, n + chunk), band,
+                    std::min(p.bands(), band + block));
     }
   }
-  return true;
+}
+
+// Computes a product in each way that the instruction set has; stops the process at an
+// error. Whether there is any.
+bool check(Instructions set, uint64_t seed) {
+  Draw draw(seed);
+  const Case c = draw_case(draw);
+  const int64_t block = draw.integer(1, 3);
+  Arrays all(c, draw);
+  const Products& products = products_of(set);
+  const char* name = instructions_name(set);
+  bool any = false;
+  if (grouping_of(products.cut(c.bits), c.inputs, c.groups) != Grouping::kUnable) {
+    multiply_tiles(products, c, all);
+    compare(c, all, name, "tiles", seed, false);
+    any = true;
+  }
+  if (products.many.integers > 0 && unit_of(all.w) > 0) {
+    multiply_panels(products.many, c, all, c.digits, block);
+    compare(c, all, name, "panels of integers", seed, false);
+    any = true;
+  }
+  if (c.x_dtype != Float::kS8 && !c.x_scale) {
+    multiply_panels(products.many, c, all, 0, block);
+    compare(c, all, name, "panels of floats", seed, true);
+    any = true;
+  }
+  return any;
 }
 
 }  // namespace
@@ -229,7 +309,8 @@ int main(int count, char** arguments) {
   const uint64_t products = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1000;
   for (Instructions set :
        {Instructions::kGeneric, Instructions::kAvx2, Instructions::kAvxVnni,
-        Instructions::kAvx512Vnni, Instructions::kAvx512Vbmi, Instructions::kNeon}) {
+        Instructions::kAvx512Vnni, Instructions::kAvx512Vbmi, Instructions::kAmxInt8,
+        Instructions::kNeon}) {
     const char* name = instructions_name(set);
     if (!has_instructions(set) || (count > 3 && std::strcmp(arguments[3], name))) continue;
     uint64_t computed = 0, left_out = 0;

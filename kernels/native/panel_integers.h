@@ -1,0 +1,281 @@
+// Products of panels of integers with blocks of a weight, as sums of products of bytes.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "floats.h"
+#include "panel_floats.h"
+#include "panel_weights.h"
+#include "product.h"
+#include "rows.h"
+#include "unrolled.h"
+
+namespace jcompress {
+namespace {
+
+// Scales and negated shifts of the groups of a block, [group][kChunk].
+struct BlockGroups {
+  const float* scales;
+  const int32_t* shifts;
+  const int32_t* sums;  // of the panel's first group of the block
+  int64_t panel_sums;   // from one panel's to the next
+  int64_t groups;
+  bool symmetric;  // all shifts are the same
+};
+
+// How vectors multiply a block with one or two panels.
+template <class V>
+struct VectorProducts {
+  static constexpr int kOutputs = 12;  // a multiple of what is multiplied at once
+
+  VectorProducts(const Panels&, const Weight&) {}
+
+  // totals[output * stride + lane] += sums of products, exact.
+  template <int kVectors>
+  [[gnu::noinline]] static void add(const uint8_t* w, const int8_t* x, int64_t panel,
+                                    int64_t quads, int32_t* totals, int64_t stride) {
+    constexpr int kLanes = V::kLanes;
+    typename V::I sums[kOutputs][kVectors];
+    each<kOutputs>([&](auto n) JCOMPRESS_INLINE {
+      each<kVectors>([&](auto v) JCOMPRESS_INLINE {
+        sums[n][v] = V::load(totals + n * stride + v * kLanes);
+      });
+    });
+    for (int64_t k = 0; k < quads; ++k) {
+      typename V::I row[kVectors];
+      each<kVectors>([&](auto v) JCOMPRESS_INLINE {
+        row[v] = V::load(x + v * panel + k * V::kBytes);
+      });
+      each<kOutputs>([&](auto n) JCOMPRESS_INLINE {
+        const typename V::I weight = V::load_word(w + n * kStride + 4 * k);
+        each<kVectors>([&](auto v) JCOMPRESS_INLINE {
+          sums[n][v] = V::dot_bytes(sums[n][v], weight, row[v]);
+        });
+      });
+    }
+    each<kOutputs>([&](auto n) JCOMPRESS_INLINE {
+      each<kVectors>([&](auto v) JCOMPRESS_INLINE {
+        V::store(totals + n * stride + v * kLanes, sums[n][v]);
+      });
+    });
+  }
+
+  // The same for each group by itself, times its scale.
+  template <int kVectors>
+  static void add(const uint8_t* w, const int8_t* x, int64_t panel, int64_t quads,
+                  const BlockGroups& g, float* totals, int64_t stride) {
+    constexpr int kHalf = kOutputs / 2;
+    add_half<kVectors>(w, x, panel, quads, g, totals, stride);
+    BlockGroups next = g;
+    next.scales += kHalf;
+    next.shifts += kHalf;
+    add_half<kVectors>(w + kHalf * kStride, x, panel, quads, next,
+                       totals + kHalf * stride, stride);
+  }
+
+ private:
+  template <int kVectors>
+  [[gnu::noinline]] static void add_half(const uint8_t* w, const int8_t* x,
+                                         int64_t panel, int64_t quads,
+                                         const BlockGroups& g, float* totals,
+                                         int64_t stride) {
+    constexpr int kLanes = V::kLanes, kHalf = kOutputs / 2;
+    typename V::F all[kHalf][kVectors];
+    each<kHalf>([&](auto n) JCOMPRESS_INLINE {
+      each<kVectors>([&](auto v) JCOMPRESS_INLINE {
+        all[n][v] = V::load_float(totals + n * stride + v * kLanes);
+      });
+    });
+    const int64_t size = quads / g.groups;
+    const int32_t* left = g.sums;
+    const float* scales = g.scales;
+    const int32_t* shifts = g.shifts;
+    for (int64_t i = 0; i < g.groups; ++i) {
+      typename V::I sums[kHalf][kVectors];
+      if (g.symmetric) {
+        each<kVectors>([&](auto v) JCOMPRESS_INLINE {
+          const typename V::I start = V::multiply(V::load(left + v * g.panel_sums),
+                                                  V::broadcast_word(shifts[0]));
+          each<kHalf>([&](auto n) JCOMPRESS_INLINE { sums[n][v] = start; });
+        });
+      } else {
+        each<kVectors>([&](auto v) JCOMPRESS_INLINE {
+          const typename V::I of_rows = V::load(left + v * g.panel_sums);
+          each<kHalf>([&](auto n) JCOMPRESS_INLINE {
+            sums[n][v] = V::multiply(of_rows, V::broadcast_word(shifts[n]));
+          });
+        });
+      }
+      for (int64_t k = 0; k < size; ++k) {
+        typename V::I row[kVectors];
+        each<kVectors>([&](auto v) JCOMPRESS_INLINE {
+          row[v] = V::load(x + v * panel + k * V::kBytes);
+        });
+        each<kHalf>([&](auto n) JCOMPRESS_INLINE {
+          const typename V::I weight = V::load_word(w + n * kStride + 4 * k);
+          each<kVectors>([&](auto v) JCOMPRESS_INLINE {
+            sums[n][v] = V::dot_bytes(sums[n][v], weight, row[v]);
+          });
+        });
+      }
+      each<kHalf>([&](auto n) JCOMPRESS_INLINE {
+        const typename V::F scale = V::broadcast(scales[n]);
+        each<kVectors>([&](auto v) JCOMPRESS_INLINE {
+          all[n][v] = V::add_scaled(all[n][v], sums[n][v], scale);
+        });
+      });
+      x += size * V::kBytes;
+      w += 4 * size;
+      left += kLanes;
+      scales += kChunk;
+      shifts += kChunk;
+    }
+    each<kHalf>([&](auto n) JCOMPRESS_INLINE {
+      each<kVectors>([&](auto v) JCOMPRESS_INLINE {
+        V::store_float(totals + n * stride + v * kLanes, all[n][v]);
+      });
+    });
+  }
+};
+
+// What ends the sums of all inputs of a chunk.
+struct Ends {
+  const void* totals;  // [output][panel][lane]; integers, or floats with groups
+  const int32_t* whole;  // with zeros of the activations: [output], of weight + half
+  int64_t stride;
+};
+
+template <class V>
+void finish_integers(const Panels& p, const Weight& w, const Result& result,
+                     const Ends& ends, int64_t first, int64_t outputs, int64_t band0,
+                     int64_t band) {
+  constexpr int kLanes = V::kLanes;
+  using F = typename V::F;
+  using I = typename V::I;
+  const F digit = V::broadcast(1.0f / static_cast<float>(kBase));
+  const F row_scale = V::load_float(p.scale + band * kLanes);
+  alignas(64) int32_t points[kLanes] = {};
+  if (p.zero) {
+    for (int64_t m = band * kLanes; m < std::min(p.rows, (band + 1) * kLanes); ++m) {
+      points[m - band * kLanes] = zero_point(p.zero[m]);
+    }
+  }
+  for (int64_t n = 0; n < outputs; n += kLanes) {
+    alignas(64) float square[kLanes][kLanes] = {};
+    for (int i = 0; i < kLanes && n + i < outputs; ++i) {
+      const int64_t output = first + n + i;
+      const int64_t at =
+          (n + i) * ends.stride + (band - band0) * p.digits * kLanes;
+      const int32_t shift = w.groups == 1 ? shift_of(w, output, 0) : 0;
+      F number = V::zero_float();
+      for (int j = p.digits - 1; j >= 0; --j) {
+        const int64_t panel = at + j * kLanes;
+        F sum;
+        if (w.groups > 1) {
+          sum = V::load_float(static_cast<const float*>(ends.totals) + panel);
+        } else {
+          I total = V::load(static_cast<const int32_t*>(ends.totals) + panel);
+          const I left = V::load(p.sums + (band * p.digits + j) * kLanes);
+          total = V::subtract(total, V::multiply(left, V::broadcast_word(shift)));
+          if (p.zero) {
+            const int64_t whole = ends.whole[n + i] - w.inputs * shift;
+            total = V::subtract(
+                total, V::multiply(V::load(points),
+                                   V::broadcast_word(static_cast<int32_t>(whole))));
+          }
+          sum = V::to_float(total);
+        }
+        number = V::add(sum, V::times(number, digit));
+      }
+      number = V::times(number, row_scale);
+      if (w.groups == 1) number = V::times(number, V::broadcast(w.scales[output]));
+      if (result.bias) number = V::add(number, V::broadcast(result.bias[output]));
+      V::store_float(square[i], number);
+    }
+    write_square<V>(square, p, result, w, band, first + n, outputs - n);
+  }
+}
+
+template <class V, class Core>
+void multiply_integers(const Panels& p, const Weight& w, const Result& result,
+                       int64_t first, int64_t last, int64_t band0, int64_t band1) {
+  constexpr int kLanes = V::kLanes;
+  static_assert(kChunk % Core::kOutputs == 0);
+  const int64_t outputs = last - first, unit = unit_of(w), size = w.group_size();
+  const int64_t blocks = (p.inputs + kBlock - 1) / kBlock;
+  int64_t block = ((p.inputs + blocks - 1) / blocks + unit - 1) / unit * unit;
+  block = std::min(block, kBlock / unit * unit);
+  const int64_t panel0 = band0 * p.digits, panel1 = band1 * p.digits;
+  const int64_t stride = (panel1 - panel0) * kLanes;
+  const int64_t filled = (outputs + Core::kOutputs - 1) / Core::kOutputs * Core::kOutputs;
+  const bool grouped = w.groups > 1;
+  const int64_t most_groups = grouped ? block / size : 0;
+  Buffer<uint8_t> integers(kChunk * kStride);
+  Buffer<int32_t> totals(kChunk * stride), shifts(most_groups * kChunk);
+  Buffer<float> scales(most_groups * kChunk);
+  int32_t whole[kChunk] = {};
+  std::memset(totals.data(), 0, kChunk * stride * sizeof(int32_t));
+  std::memset(integers.data(), 0, kChunk * kStride);
+  std::memset(scales.data(), 0, most_groups * kChunk * sizeof(float));
+  std::memset(shifts.data(), 0, most_groups * kChunk * sizeof(int32_t));
+  Core core(p, w);
+  for (int64_t k = 0; k < p.inputs; k += block) {
+    const int64_t count = std::min(block, p.inputs - k);
+    for (int64_t n = 0; n < outputs; ++n) {
+      uint8_t* q = integers.data() + n * kStride;
+      unpack<V>(w, first + n, k, count, q);
+      if (p.zero) {
+        for (int64_t i = 0; i < count; ++i) whole[n] += q[i];
+      }
+    }
+    BlockGroups g{scales.data(), shifts.data(), nullptr, p.groups * kLanes,
+                  grouped ? count / size : 1, w.zeros == nullptr};
+    const int64_t group = k / size;
+    for (int64_t n = 0; grouped && n < outputs; ++n) {
+      for (int64_t i = 0; i < g.groups; ++i) {
+        scales[i * kChunk + n] = w.scales[(first + n) * w.groups + group + i];
+        shifts[i * kChunk + n] = -shift_of(w, first + n, group + i);
+      }
+    }
+    const int64_t quads = grouped ? count / 4 : (count + 63) / 64 * 16;
+    for (int64_t panel = panel0; panel < panel1; panel += 2) {
+      const int8_t* x = static_cast<const int8_t*>(p.packed) +
+                        panel * p.panel_bytes() + k * kLanes;
+      for (int64_t n = 0; n < filled; n += Core::kOutputs) {
+        if (panel == panel0) {
+          for (int64_t i = n; i < std::min(n + Core::kOutputs, outputs); ++i) {
+            fetch(w, first + i, k + block, block);
+          }
+        }
+        const uint8_t* q = integers.data() + n * kStride;
+        int32_t* sums = totals.data() + n * stride + (panel - panel0) * kLanes;
+        if (!grouped) {
+          if (panel + 1 < panel1) {
+            core.template add<2>(q, x, p.panel_bytes(), quads, sums, stride);
+          } else {
+            core.template add<1>(q, x, p.panel_bytes(), quads, sums, stride);
+          }
+          continue;
+        }
+        BlockGroups here = g;
+        here.scales += n;
+        here.shifts += n;
+        here.sums = p.sums + (panel * p.groups + group) * kLanes;
+        float* floats = reinterpret_cast<float*>(sums);
+        if (panel + 1 < panel1) {
+          core.template add<2>(q, x, p.panel_bytes(), quads, here, floats, stride);
+        } else {
+          core.template add<1>(q, x, p.panel_bytes(), quads, here, floats, stride);
+        }
+      }
+    }
+  }
+  const Ends ends{totals.data(), whole, stride};
+  for (int64_t band = band0; band < band1; ++band) {
+    finish_integers<V>(p, w, result, ends, first, outputs, band0, band);
+  }
+}
+
+}  // namespace
+}  // namespace jcompress

@@ -1,0 +1,41 @@
+// Products of many rows with a packed weight: rows of activations lie across the lanes
+// of vectors (`Panels`), the weight is unpacked block by block, as integers or as floats,
+// and each of its numbers multiplies a whole vector of rows.
+#pragma once
+
+#include <cstdint>
+
+#include "panel_floats.h"
+#include "panel_integers.h"
+#include "panel_rows.h"
+#include "product.h"
+
+namespace jcompress {
+namespace {
+
+template <class V>
+void multiply_panels(const Panels& p, const Weight& w, const Result& result,
+                     int64_t first, int64_t last, int64_t band0, int64_t band1) {
+  if constexpr (V::kIntegerPanels) {
+    if (p.digits > 0) {
+      return multiply_integers<V, VectorProducts<V>>(p, w, result, first, last, band0,
+                                                     band1);
+    }
+  }
+  multiply_floats<V>(p, w, result, first, last, band0, band1);
+}
+
+constexpr int64_t kNever = INT64_MAX;
+
+template <class V>
+constexpr ManyRows many_rows() {
+  return ManyRows{V::kLanes,
+                  V::kIntegerPanels ? kNever : 0,
+                  V::kFloatRows,
+                  V::kGroupedFloatRows,
+                  &pack_band<V>,
+                  &multiply_panels<V>};
+}
+
+}  // namespace
+}  // namespace jcompress

@@ -1,0 +1,111 @@
+// A block of a weight, unpacked for products with panels. That costs as much as the
+// products of a few rows.
+#pragma once
+
+#include <algorithm>
+
+#include "product.h"
+
+namespace jcompress {
+namespace {
+
+constexpr int64_t kBlock = 512;       // inputs of integers that are unpacked at a time,
+constexpr int64_t kFloatBlock = 128;  // and of floats
+// Outputs of a block lie so far apart that they fall into different sets of the cache.
+constexpr int64_t kStride = kBlock + 64;
+constexpr int64_t kFloatStride = kFloatBlock + 16;
+
+// `count` integers from the beginning of a byte, plus half their range. Up to
+// sixty-three more are written.
+template <int kBits>
+void unpack_plainly(const uint8_t* __restrict from, int64_t count,
+                    uint8_t* __restrict out) {
+  constexpr int kHalf = 1 << (kBits - 1), kMask = (1 << kBits) - 1;
+  if constexpr (kBits == 8) {
+    for (int64_t i = 0; i < count; ++i) out[i] = from[i] ^ kHalf;
+  } else if constexpr (kBits == 3) {
+    const int64_t bytes = (count * kBits + 7) / 8;
+    for (int64_t i = 0; 3 * i < bytes; ++i) {
+      uint32_t word = from[3 * i];
+      if (3 * i + 1 < bytes) word |= from[3 * i + 1] << 8;
+      if (3 * i + 2 < bytes) word |= from[3 * i + 2] << 16;
+      for (int j = 0; j < 8; ++j) out[8 * i + j] = ((word >> (3 * j)) & kMask) ^ kHalf;
+    }
+  } else {
+    constexpr int kIn = 8 / kBits;
+    const int64_t bytes = (count + kIn - 1) / kIn;
+    for (int64_t i = 0; i < bytes; ++i) {
+      for (int j = 0; j < kIn; ++j) {
+        out[kIn * i + j] = ((from[i] >> (kBits * j)) & kMask) ^ kHalf;
+      }
+    }
+  }
+}
+
+template <class V, int kBits>
+void unpack_bits(const uint8_t* from, int64_t count, uint8_t* out) {
+  if constexpr (V::kIntegerPanels) {
+    const int64_t bytes = (count * kBits + 7) / 8;
+    for (int64_t done = 0; done < bytes; done += 8 * kBits) {
+      V::store(out, V::template unpack<kBits>(from + done, bytes - done));
+      out += 64;
+    }
+  } else {
+    unpack_plainly<kBits>(from, count, out);
+  }
+}
+
+template <class V>
+void unpack(const Weight& w, int64_t output, int64_t start, int64_t count, uint8_t* out) {
+  const uint8_t* from = w.values + output * w.row_bytes() + start * w.bits / 8;
+  switch (w.bits) {
+    case 2:
+      return unpack_bits<V, 2>(from, count, out);
+    case 3:
+      return unpack_bits<V, 3>(from, count, out);
+    case 4:
+      return unpack_bits<V, 4>(from, count, out);
+    default:
+      return unpack_bits<V, 8>(from, count, out);
+  }
+}
+
+// What `unpack` adds, with the zero of a group.
+inline int32_t shift_of(const Weight& w, int64_t output, int64_t group) {
+  const int32_t half = 1 << (w.bits - 1);
+  return w.zeros ? half + w.zeros[output * w.groups + group] : half;
+}
+
+inline void scale_integers(const uint8_t* __restrict q, int64_t count, int32_t shift,
+                           float scale, float* __restrict out) {
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = static_cast<float>(static_cast<int32_t>(q[i]) - shift) * scale;
+  }
+}
+
+template <class V>
+void unpack_floats(const Weight& w, int64_t output, int64_t start, int64_t count,
+                   float* out) {
+  alignas(64) uint8_t q[kFloatBlock];
+  unpack<V>(w, output, start, count, q);
+  const int64_t size = w.group_size();
+  for (int64_t k = start; k < start + count;) {
+    const int64_t group = k / size;
+    const int64_t end = std::min(start + count, (group + 1) * size);
+    scale_integers(q + (k - start), end - k, shift_of(w, output, group),
+                   w.scales[output * w.groups + group], out + (k - start));
+    k = end;
+  }
+}
+
+// Fetch what the next block unpacks of a row of the weight.
+inline void fetch(const Weight& w, int64_t output, int64_t start, int64_t count) {
+  const int64_t first = start * w.bits / 8, end = (start + count) * w.bits / 8;
+  const uint8_t* from = w.values + output * w.row_bytes();
+  for (int64_t i = first; i < std::min(end, w.row_bytes()); i += 64) {
+    __builtin_prefetch(from + i, 0, 2);
+  }
+}
+
+}  // namespace
+}  // namespace jcompress
