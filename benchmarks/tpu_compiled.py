@@ -95,6 +95,8 @@ class Case:
         x_bits: of the activations; 0 for bfloat16.
         block: side of a stored block.
         density: fraction of the blocks stored.
+        pattern: n and m, where n of every m inputs are stored.
+        table: values in a codebook.
     """
 
     operation: str
@@ -106,6 +108,8 @@ class Case:
     x_bits: int = 0
     block: int = 0
     density: float = 1.0
+    pattern: tuple[int, int] = (1, 1)
+    table: int = 0
 
     @property
     def blocks(self) -> int:
@@ -118,20 +122,25 @@ class Case:
         """Stored weights."""
         if self.block:
             return self.blocks * self.block**2
-        return self.outputs * self.inputs
+        kept, of = self.pattern
+        return self.outputs * self.inputs * kept / of
 
     @property
     def needed(self) -> float:
         """Bytes of arguments and results."""
         x = self.rows * self.inputs * 2
         groups = self.inputs // self.group if self.group else 1
-        scales = 0 if self.block else 4 * self.outputs * groups
-        return x + self.weights * self.bits / 8 + scales + self.rows * self.outputs * 2
+        scales = 0 if self.block or self.bits == 16 else 4 * self.outputs * groups
+        mask = self.outputs * self.inputs / 8 if self.pattern[1] > 1 else 0
+        stored = self.weights * self.bits / 8 + scales + mask
+        return x + stored + self.rows * self.outputs * 2
 
     @property
     def work(self) -> float:
         """Operations."""
-        return 2 * self.rows * self.weights
+        if self.block:
+            return 2 * self.rows * self.weights
+        return 2 * self.rows * self.outputs * self.inputs
 
 
 def _decode(name: str, **given: Any) -> dict[str, Case]:
@@ -152,6 +161,17 @@ def _sparse(rows: int, block: int) -> dict[str, Case]:
     return {name: case}
 
 
+def _kept(rows: int, n: int, m: int, bits: int = 16) -> dict[str, Case]:
+    case = Case(operation="nm_sparse_matmul", rows=rows, bits=bits, pattern=(n, m))
+    return {f"{n}:{m} of {bits} bits {rows} x 4096 x 4096": case}
+
+
+def _looked_up(rows: int, table: int) -> dict[str, Case]:
+    bits = 4 if table <= 16 else 8
+    case = Case(operation="codebook_matmul", rows=rows, bits=bits, table=table)
+    return {f"codebook of {table} {rows} x 4096 x 4096": case}
+
+
 CASES: dict[str, Case] = {
     **_decode("w4a16 g128", bits=4, group=128),
     **_decode("w8a16 g128", bits=8, group=128),
@@ -170,6 +190,16 @@ CASES: dict[str, Case] = {
     **_sparse(1024, 256),
     **_sparse(4096, 256),
     **_sparse(4096, 512),
+    **_kept(8, 2, 4),
+    **_kept(8, 1, 4),
+    **_kept(8, 4, 8),
+    **_kept(8, 2, 8),
+    **_kept(8, 2, 4, bits=8),
+    **_kept(512, 2, 4),
+    **_looked_up(8, 16),
+    **_looked_up(8, 256),
+    "dense 8 x 4096 x 4096": Case(operation="dense", rows=8),
+    "dense 512 x 4096 x 4096": Case(operation="dense", rows=512),
     "dense 1024 x 4096 x 4096": Case(operation="dense", rows=1024),
     "dense 4096 x 4096 x 4096": Case(operation="dense", rows=4096),
 }
@@ -273,6 +303,20 @@ def program(
             None,
         ]
         return functools.partial(run, outputs=n), [x, *arrays]
+    if case.operation == "nm_sparse_matmul":
+        kept, of = case.pattern
+        kind = jnp.bfloat16 if case.bits == 16 else jnp.int8
+        scale = jax.ShapeDtypeStruct((n, 1), jnp.float32) if case.bits < 16 else None
+        arrays = [
+            jax.ShapeDtypeStruct((n, k // of * kept), kind),
+            jax.ShapeDtypeStruct((n, k // 8), jnp.uint8),
+            scale,
+        ]
+        return functools.partial(run, n=kept, m=of), [x, *arrays]
+    if case.operation == "codebook_matmul":
+        indices = jax.ShapeDtypeStruct((n, k * case.bits // 8), jnp.uint8)
+        table = jax.ShapeDtypeStruct((1, case.table), jnp.float32)
+        return run, [x, indices, table]
     stored = jax.ShapeDtypeStruct(
         (n, k * case.bits // 8), jnp.uint8 if case.bits < 8 else jnp.int8
     )

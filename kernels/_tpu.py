@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
+from jcompress.kernels import _tiles
+
 LANES = 128
 """Numbers side by side in a vector register."""
+LANE_BITS = LANES.bit_length() - 1
+"""Their logarithm to base 2."""
 SUBLANES = 8
 """Rows of 32-bit numbers in a vector register."""
-_LANE_BITS = LANES.bit_length() - 1
 CONTRACT_LAST = (((1,), (1,)), ((), ()))
 """Dimension numbers of `a @ b.T`."""
 VMEM_BYTES = 48 * 2**20
@@ -18,6 +21,23 @@ VMEM_BYTES = 48 * 2**20
 def round_up(number: int, unit: int) -> int:
     """The smallest multiple of `unit` that is no less."""
     return -(-number // unit) * unit
+
+
+def tuned(operation: str, key: str, name: str, otherwise: int) -> int:
+    """A size by the tables of `_tiles`, or another if they say nothing.
+
+    Raises:
+        ValueError: it is no multiple of 128.
+    """
+    found = _tiles.tiles(operation, _tiles.device_kind("tpu"), key).get(name)
+    if found is None:
+        return otherwise
+    if found < LANES or found % LANES:
+        raise ValueError(
+            f"{operation}: the tables have {name} = {found} for {key!r} on TPUs; it "
+            f"must be a multiple of {LANES}"
+        )
+    return found
 
 
 def per_byte(bits: int) -> int:
@@ -32,7 +52,7 @@ def gather_places(span: int, per: int) -> jax.Array:
     """
     source = jax.lax.broadcasted_iota(jnp.int32, (span, span), 0)
     target = jax.lax.broadcasted_iota(jnp.int32, (span, span), 1)
-    place, byte = target >> _LANE_BITS, target & (LANES - 1)
+    place, byte = target >> LANE_BITS, target & (LANES - 1)
     moved = source == byte * per + place
     return moved.astype(jnp.float32).astype(jnp.bfloat16)
 
@@ -67,23 +87,3 @@ def planes(stored: jax.Array, bits: int) -> list[jax.Array]:
     mask = jnp.int32(top - 2**32)
     shifts = range(8 - bits, -1, -bits)
     return [pltpu.bitcast((words << s) & mask, jnp.int8) for s in shifts]
-
-
-def unsigned_nibbles(stored: jax.Array, bits: int) -> list[jax.Array]:
-    """Nibbles as float8 numbers: 2^-9 times the nibble, plus 8 if it is signed.
-
-    The bit patterns 0 to 15 of float8_e4m3fn are 0 to 15 times its smallest number,
-    2^-9, so that a mask converts. Flipping the sign bit of a nibble adds 8.
-
-    Args:
-        stored: uint8 [n, lanes] of two nibbles, both signed, for 4 bits; for 8 bits
-            int8, whose lower nibble is not.
-        bits: 4 or 8.
-    """
-    words = pltpu.bitcast(stored, jnp.int32)
-    flip = 0x08080808
-    lower = words & jnp.int32(0x0F0F0F0F)
-    upper = ((words >> 4) & jnp.int32(0x0F0F0F0F)) ^ jnp.int32(flip)
-    if bits == 4:
-        lower = lower ^ jnp.int32(flip)
-    return [pltpu.bitcast(part, jnp.float8_e4m3fn) for part in (lower, upper)]

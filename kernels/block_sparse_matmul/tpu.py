@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jcompress.kernels._tpu import CONTRACT_LAST, LANES, VMEM_BYTES
+from jcompress.kernels import _tiles
+from jcompress.kernels._tpu import CONTRACT_LAST, LANES, VMEM_BYTES, tuned
 
 _X_BYTES = 16 * 2**20
 """Of activations that stay in the core."""
@@ -60,7 +61,8 @@ def tpu(
         raise ValueError(f"block_sparse_matmul: the form for TPUs {reason}")
     rows, inputs = x.shape
     _, height, width = blocks.shape
-    tile = min(rows, max(256, _X_BYTES // (inputs * x.dtype.itemsize) // 256 * 256))
+    fits = max(256, _X_BYTES // (inputs * x.dtype.itemsize) // 256 * 256)
+    tile = min(rows, fits, tuned("block_sparse_matmul", _key(blocks), "tile", fits))
     steps = _steps(columns, starts, blocks.shape[0])
     row = pl.BlockSpec((1, height), lambda m, t, rows, *_: (0, rows[t]))
     grid = pltpu.PrefetchScalarGridSpec(
@@ -124,7 +126,12 @@ def prefers(
     outputs: int,
 ) -> bool:
     """Whether the kernel is the better choice (benchmarks/README.md)."""
-    return True
+    return _tiles.suits("block_sparse_matmul", "tpu", _key(blocks), x.shape[0])
+
+
+def _key(blocks: jax.Array) -> str:
+    _, height, width = blocks.shape
+    return f"{height} x {width} {blocks.dtype}"
 
 
 def _steps(columns: jax.Array, starts: jax.Array, count: int) -> _Steps:

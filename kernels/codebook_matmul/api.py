@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jcompress.kernels._dispatch import Form, Implementation
 from jcompress.kernels._operation import Arrays, Operation
-from jcompress.kernels.codebook_matmul import cpu
+from jcompress.kernels.codebook_matmul import cpu, tpu
 from jcompress.kernels.codebook_matmul.reference import dense_weight, reference
 from jcompress.kernels.codebook_matmul.xla import xla
 from jcompress.tensors.codebook import MOST, index_bytes
@@ -19,6 +19,7 @@ FORMS = {
     Implementation.REFERENCE: Form(reference),
     Implementation.XLA: Form(xla),
     Implementation.CPU: Form(cpu.cpu, cpu.refuses, cpu.prefers, stacked=True),
+    Implementation.TPU: Form(tpu.tpu, tpu.refuses, tpu.prefers),
 }
 
 

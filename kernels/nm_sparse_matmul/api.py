@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jcompress.kernels._dispatch import Form, Implementation
 from jcompress.kernels._operation import Arrays, Operation
-from jcompress.kernels.nm_sparse_matmul import cpu
+from jcompress.kernels.nm_sparse_matmul import cpu, tpu
 from jcompress.kernels.nm_sparse_matmul.reference import dense_weight, reference
 from jcompress.kernels.nm_sparse_matmul.xla import xla
 from jcompress.tensors.nm_sparse import stored_inputs
@@ -19,6 +19,7 @@ FORMS = {
     Implementation.REFERENCE: Form(reference),
     Implementation.XLA: Form(xla),
     Implementation.CPU: Form(cpu.cpu, cpu.refuses, cpu.prefers, stacked=True),
+    Implementation.TPU: Form(tpu.tpu, tpu.refuses, tpu.prefers),
 }
 
 

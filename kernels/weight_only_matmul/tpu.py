@@ -9,7 +9,8 @@ for many.
 import jax
 import jax.numpy as jnp
 
-from jcompress.kernels._tpu import LANES, multiplies_integers, per_byte
+from jcompress.kernels import _tiles
+from jcompress.kernels._tpu import LANES, multiplies_integers, per_byte, tuned
 from jcompress.kernels.weight_only_matmul.tpu_few_rows import few_rows
 from jcompress.kernels.weight_only_matmul.tpu_many_rows import many_rows
 
@@ -34,8 +35,9 @@ def tpu(
 
     Args:
         x, values, scales, zeros, bits, x_bits: see `reference`.
-        integers: whether to multiply in int8, or in float8; None: `_tpu` decides.
-        block: outputs in a block; None: by the shape.
+        integers: whether to multiply in int8, or in bfloat16; None: `_tpu` decides.
+        block: outputs in a block; None: by the tables (`few_block` and `many_block`),
+            else by the shape.
 
     Raises:
         ValueError: `refuses` says why.
@@ -44,7 +46,11 @@ def tpu(
     if reason:
         raise ValueError(f"weight_only_matmul: the form for TPUs {reason}")
     width = 8 if bits > 4 else bits
-    if x.shape[0] > FEW:
+    few = x.shape[0] <= FEW
+    if block is None:
+        name = "few_block" if few else "many_block"
+        block = tuned("weight_only_matmul", _key(x, scales, bits, x_bits), name, 0)
+    if not few:
         return many_rows(x, values, scales, zeros, bits=width, block=block)
     if integers is None:
         integers = multiplies_integers()
@@ -101,4 +107,10 @@ def prefers(
     x_bits: int | None,
 ) -> bool:
     """Whether the kernels are the better choice (benchmarks/README.md)."""
-    return True
+    key = _key(x, scales, bits, x_bits)
+    return _tiles.suits("weight_only_matmul", "tpu", key, x.shape[0])
+
+
+def _key(x: jax.Array, scales: jax.Array, bits: int, x_bits: int | None) -> str:
+    kind = x.dtype if x_bits is None else "int8"
+    return _tiles.weight_key(bits, kind, scales.shape[1])

@@ -37,9 +37,12 @@ def many_rows(
     zeros: jax.Array | None,
     *,
     bits: int,
-    block: int | None,
+    block: int,
 ) -> jax.Array:
-    """[M, K] -> [M, N] in the dtype of `x`; the arguments are those of `tpu`."""
+    """[M, K] -> [M, N] in the dtype of `x`; the arguments are those of `tpu`.
+
+    A block of 0 outputs is one by the shape.
+    """
     rows, inputs = x.shape
     outputs, groups = scales.shape
     per = per_byte(bits)

@@ -9,31 +9,37 @@ import functools
 import importlib.util
 import json
 import os
+import pathlib
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
+from sparse_conformance import CodebookForm, NMSparseForm, SparseForm
 
+from jcompress.kernels import _tiles
 from jcompress.kernels.block_sparse_matmul import tpu as block_sparse
+from jcompress.kernels.codebook_matmul import tpu as codebook
+from jcompress.kernels.nm_sparse_matmul import tpu as nm_sparse
 from jcompress.kernels.weight_only_matmul import tpu as weight_only
 from jcompress.kernels.weight_only_matmul.reference import dense_weight, reference
 from jcompress.quantization import PerChannel, PerGroup, Weights
 from jcompress.quantization.arithmetic import quantize_matrix
 from jcompress.tensors.packing import pack_bits
 
+INTERPRET = pltpu.InterpretParams(
+    detect_races=True, uninitialized_memory="nan", out_of_bounds_reads="raise"
+)
+
 
 def interpreted(function: Callable[..., jax.Array], *args: Any) -> Any:
     """Run kernels on the CPU; NaN where they read what nothing wrote."""
-    how = pltpu.InterpretParams(
-        detect_races=True, uninitialized_memory="nan", out_of_bounds_reads="raise"
-    )
-    with pltpu.force_tpu_interpret_mode(how):
+    with pltpu.force_tpu_interpret_mode(INTERPRET):
         return np.asarray(jax.jit(function)(*args).astype(jnp.float32))
 
 
@@ -53,16 +59,16 @@ def quantized(
 
 
 WEIGHT_ONLY = {
-    # rows, outputs, inputs, bits, group, symmetric, dtype, x_bits, int8 or float8
+    # rows, outputs, inputs, bits, group, symmetric, dtype, x_bits, int8 or bfloat16
     "nibbles": (3, 130, 512, 4, 128, False, jnp.bfloat16, None, True),
-    "nibbles_float8": (3, 32, 256, 4, 128, False, jnp.bfloat16, None, False),
+    "nibbles_bfloat16": (3, 32, 256, 4, 128, False, jnp.bfloat16, None, False),
     "small_groups": (1, 64, 256, 4, 32, True, jnp.float32, None, True),
     "bytes": (9, 40, 256, 8, 64, False, jnp.float32, None, True),
-    "bytes_float8": (9, 40, 256, 8, 128, True, jnp.float32, None, False),
+    "bytes_bfloat16": (9, 40, 256, 8, 128, True, jnp.float32, None, False),
     "w8a8": (8, 128, 256, 8, 128, False, jnp.bfloat16, 8, True),
     "w4a8_by_channel": (8, 32, 256, 4, 0, False, jnp.float32, 8, True),
-    "w4a8_float8": (2, 32, 256, 4, 64, False, jnp.float32, 8, False),
-    "w6a4_float8": (2, 32, 128, 6, 128, True, jnp.float32, 4, False),
+    "w4a8_bfloat16": (2, 32, 256, 4, 64, False, jnp.float32, 8, False),
+    "w6a4_bfloat16": (2, 32, 128, 6, 128, True, jnp.float32, 4, False),
     "two_bits": (2, 36, 512, 2, 64, True, jnp.bfloat16, None, True),
     "many_rows": (40, 140, 256, 4, 128, False, jnp.bfloat16, None, True),
     "many_rows_of_bytes": (300, 20, 128, 8, 32, True, jnp.bfloat16, None, True),
@@ -200,6 +206,111 @@ def test_what_block_sparse_refuses() -> None:
         assert word in why
 
 
+class Interpreted(SparseForm):
+    """The form itself: interpret mode does not go with what surrounds it."""
+
+    dtypes = (jnp.bfloat16,)
+    form: ClassVar[Callable[..., jax.Array]]
+
+    def run(self, x: jax.Array, weight: Any, **static: Any) -> jax.Array:
+        run = functools.partial(type(self).form, **static)
+        out = interpreted(run, x.reshape(-1, x.shape[-1]), *weight)
+        return jnp.asarray(out).astype(x.dtype).reshape(*x.shape[:-1], -1)
+
+    @pytest.mark.parametrize("batch", ["many_rows"])
+    def test_batches(self, batch: str) -> None:
+        super().test_batches(batch)
+
+
+class TestNMSparse(Interpreted, NMSparseForm):
+    inputs = 512
+    dtypes = (jnp.float32,)
+    kinds = (jnp.bfloat16, jnp.int8)
+    patterns = ((2, 4), (1, 4), (4, 8), (2, 8))
+    form = staticmethod(nm_sparse.tpu)
+
+    def weight(
+        self,
+        seed: int = 1,
+        pattern: tuple[int, int] = (2, 4),
+        shape: tuple[int, int] = (16, 512),
+        kind: Any = jnp.bfloat16,
+    ) -> Any:
+        return super().weight(seed, pattern, shape, kind)
+
+    # In three steps of the loop:
+    @pytest.mark.parametrize("inputs", [1536])
+    def test_patterns(self, inputs: int) -> None:
+        super().test_patterns(inputs)
+
+    def test_dtypes(self) -> None:
+        (values, *rest), dense, static = self.weight(kind=jnp.int8)
+        x = normal(0, (3, 512), jnp.bfloat16)
+        self.check(x, dense, self.run(x, (values, *rest), **static))
+
+
+class TestCodebook(Interpreted, CodebookForm):
+    inputs = 256
+    form = staticmethod(codebook.tpu)
+
+    def weight(
+        self,
+        seed: int = 1,
+        size: int = 16,
+        shape: tuple[int, int] = (16, 24),
+        tables: int = 1,
+    ) -> Any:
+        return super().weight(seed, size, (256, 256), tables)
+
+    @pytest.mark.parametrize("size", [16, 200])
+    def test_tables(self, size: int) -> None:
+        for tables in (1, 2):
+            weight, dense, _ = self.weight(size=size, tables=tables)
+            x = normal(0, (3, 256), jnp.bfloat16)
+            self.check(x, dense, self.run(x, weight))
+
+    def test_a_number_that_is_not_finite_spoils_its_row_only(self) -> None:
+        """A row's product is one of floats; `TestNMSparse` looks."""
+
+
+def test_what_the_sparse_kernels_refuse() -> None:
+    x = jax.ShapeDtypeStruct((4, 256), jnp.bfloat16)
+    mask = jax.ShapeDtypeStruct((8, 32), jnp.uint8)
+    for (n, m), kind, word in (
+        ((3, 4), jnp.bfloat16, "3:4"),
+        ((2, 4), jnp.float32, "float32"),
+        ((4, 8), jnp.bfloat16, "multiple of 512"),
+    ):
+        values = jax.ShapeDtypeStruct((8, 256 * n // m), kind)
+        assert word in nm_sparse.refuses(x, values, mask, None, n=n, m=m)
+    indices = jax.ShapeDtypeStruct((64, 256), jnp.uint8)
+    tables = jax.ShapeDtypeStruct((2, 200), jnp.float32)
+    assert "share a table" in codebook.refuses(x, indices, tables)
+
+
+def test_blocks_by_the_tables(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(_tiles.VARIABLE, str(tmp_path))
+    values, scales, _ = quantized(300, 256, 4, 128)
+    x = normal(0, (2, 256))
+
+    def grid() -> Any:
+        run = functools.partial(weight_only.tpu, bits=4, x_bits=None, integers=True)
+        equations = jax.make_jaxpr(run)(x, values, scales, None).eqns
+        (call,) = (e for e in equations if "grid_mapping" in e.params)
+        return call.params["grid_mapping"].grid
+
+    assert grid() == (1,)
+    for number in (128, 100):
+        choice = {"W4 float32 grouped": {"few_block": number}}
+        _tiles.write(tmp_path, "tpu", "TPU v5 lite", {"weight_only_matmul": choice})
+        if number == 128:
+            assert grid() == (3,)
+    with pytest.raises(ValueError, match="few_block = 100"):
+        grid()
+
+
 COMPILED = """
 import json
 import sys
@@ -210,6 +321,8 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from jcompress.kernels.block_sparse_matmul import tpu as block_sparse
+from jcompress.kernels.codebook_matmul import tpu as codebook
+from jcompress.kernels.nm_sparse_matmul import tpu as nm_sparse
 from jcompress.kernels.weight_only_matmul import tpu as weight_only
 
 topology = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1])
@@ -238,7 +351,24 @@ def weights(rows, bits, x_bits=None):
     )
 
 
+def nm(n, m):
+    return temporary(
+        lambda *arrays: nm_sparse.tpu(*arrays, None, n=n, m=m),
+        ((3, 512), jnp.bfloat16),
+        ((384, 512 * n // m), jnp.bfloat16),
+        ((384, 64), jnp.uint8),
+    )
+
+
 print(json.dumps({
+    "2:4": nm(2, 4),
+    "4:8": nm(4, 8),
+    "codebook": temporary(
+        codebook.tpu,
+        ((3, 512), jnp.bfloat16),
+        ((384, 256), jnp.uint8),
+        ((1, 16), jnp.float32),
+    ),
     "w4a16": weights(3, 4),
     "w8a16": weights(3, 8),
     "w4a8": weights(3, 4, 8),
@@ -254,12 +384,75 @@ print(json.dumps({
 """
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="the compiler, libtpu, is absent"
-)
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2", "tpu7x:2x2x1"])
-def test_programs_compile_and_write_no_weight(topology: str) -> None:
-    # In a process of its own: libtpu takes hold of the environment.
+SHARDED = """
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import P
+from jax.experimental import topologies
+from jax.sharding import NamedSharding
+
+from jcompress.kernels import Implementation, weight_only_matmul
+from jcompress.kernels.block_sparse_matmul import block_sparse_matmul
+
+topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+mesh = jax.sharding.Mesh(np.array(topology.devices).reshape(2, 2), ("a", "b"))
+COLLECTIVE = "(all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)"
+
+
+def sharded(form, cuts, out, shapes, over=()):
+    def part(*arrays):
+        product = form(*arrays)
+        return jax.lax.psum(product, over) if over else product
+
+    run = jax.jit(jax.shard_map(part, mesh=mesh, in_specs=cuts, out_specs=out))
+    arguments = [
+        jax.ShapeDtypeStruct(*given, sharding=NamedSharding(mesh, cut))
+        for given, cut in zip(shapes, cuts)
+    ]
+    compiled = run.trace(*arguments).lower(lowering_platforms=("tpu",)).compile()
+    text = compiled.as_text()
+    assert "tpu_custom_call" in text
+    found = re.findall(f" {COLLECTIVE}(?:-start)?[(]", text)
+    return sorted(set(found)), compiled.memory_analysis().temp_size_in_bytes
+
+
+def w4(x, values, scales):
+    return weight_only_matmul(x, values, scales, bits=4)
+
+
+def sparse(x, blocks, columns, starts):
+    tpu = Implementation.TPU
+    return block_sparse_matmul(x, blocks, columns, starts[0], implementation=tpu)
+
+
+dense = [
+    ((8, 2048), jnp.bfloat16), ((1024, 1024), jnp.uint8), ((1024, 16), jnp.float32)
+]
+stored = [
+    ((512, 1024), jnp.bfloat16),
+    ((8, 128, 128), jnp.bfloat16),
+    ((8,), jnp.int32),
+    ((2, 5), jnp.int32),
+]
+both = ("a", "b")
+print(json.dumps({
+    "outputs": sharded(w4, (P(), P(both), P(both)), P(None, both), dense),
+    "inputs": sharded(
+        w4, (P(None, "b"), P("a", "b"), P("a", "b")), P(None, "a"), dense, over="b"
+    ),
+    "blocks": sharded(sparse, (P("b"), P("a"), P("a"), P("a")), P("b", "a"), stored),
+}))
+"""
+
+ABSENT = importlib.util.find_spec("libtpu") is None
+
+
+def in_a_process(program: str, *arguments: str) -> Any:
+    """What a program prints; libtpu takes hold of its environment."""
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -269,7 +462,7 @@ def test_programs_compile_and_write_no_weight(topology: str) -> None:
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     }
     done = subprocess.run(
-        [sys.executable, "-c", COMPILED, topology],
+        [sys.executable, "-c", program, *arguments],
         env=environment,
         capture_output=True,
         text=True,
@@ -277,6 +470,22 @@ def test_programs_compile_and_write_no_weight(topology: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    temporary = json.loads(done.stdout.splitlines()[-1])
-    assert temporary.keys() == {"w4a16", "w8a16", "w4a8", "many", "block_sparse"}
-    assert max(temporary.values()) < 384 * 512, temporary
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(ABSENT, reason="the compiler, libtpu, is absent")
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2", "tpu7x:2x2x1"])
+def test_programs_compile_and_write_no_weight(topology: str) -> None:
+    temporary = in_a_process(COMPILED, topology)
+    assert len(temporary) == 8
+    assert max(temporary.values()) < 384 * 512 // 4, temporary
+
+
+@pytest.mark.skipif(ABSENT, reason="the compiler, libtpu, is absent")
+def test_compiled_for_a_mesh_no_weight_moves() -> None:
+    """Weights cut along outputs, inputs or both, on four devices."""
+    found = in_a_process(SHARDED)
+    collectives = {name: moved for name, (moved, _) in found.items()}
+    assert collectives == {"outputs": [], "inputs": ["all-reduce"], "blocks": []}
+    # The smallest part of a weight has 128 KiB.
+    assert max(size for _, size in found.values()) < 2**16, found
