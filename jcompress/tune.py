@@ -36,6 +36,27 @@ _OWN = {
     "cuda": Implementation.GPU,
 }
 
+_BLOCKS = {
+    "block_m": (8, 16, 32, 64, 128),
+    "block_n": (64, 128),
+    "block_k": (64, 128),
+    "splits": (1, 2, 4, 8),
+    "stages": (2, 3, 4, 6),
+}
+SIZES: Mapping[tuple[str, str], Sequence[tuple[int, str, Mapping[str, Any]]]] = {
+    ("tpu", "weight_only_matmul"): (
+        (8, "", {"few_block": (256, 512, 1024, 2048)}),
+        (512, "", {"many_block": (128, 256, 512)}),
+    ),
+    ("cuda", "weight_only_matmul"): (
+        (8, " decode", _BLOCKS),
+        (512, " prefill", _BLOCKS),
+    ),
+    ("cuda", "int8_matmul"): ((8, " decode", _BLOCKS), (512, " prefill", _BLOCKS)),
+}
+"""What is tried of the kernels' sizes, by platform and operation: with how many rows,
+what is put behind the key of the case, and the values of each parameter."""
+
 Times = Callable[[Callable[[int], Any], Callable[[int], Any]], Sequence[float]]
 """Times of the first over those of the second, one ratio a round."""
 
@@ -74,7 +95,9 @@ def tune(
     compare: Times | None = None,
     say: Callable[[str], None] = print,
 ) -> pathlib.Path | None:
-    """Measure on the default device and write what differs from the shipped table.
+    """Measure on the default device and write what differs from the tables.
+
+    First the sizes of the kernels (`SIZES`), then up to how many rows each suits.
 
     Args:
         folder: where the table goes.
@@ -94,7 +117,7 @@ def tune(
     cpu = platform == "cpu"
     kind = _tiles.device_kind(platform) if cpu else str(device.device_kind)
     own = _OWN.get(platform)
-    found: dict[str, dict[str, _tiles.Choices]] = {}
+    found: dict[str, dict[str, dict[str, int | None]]] = {}
     measured = False
     for case in all_cases() if cases is None else cases:
         if own is None or own not in case.forms:
@@ -103,13 +126,22 @@ def tune(
         if case.refused(form, 1):
             continue
         measured = True
+        for rows, behind, values in SIZES.get((platform, case.operation), ()):
+            key = case.key + behind
+            best = best_sizes(case, form, rows, key, values, compare or ratios)
+            if best:
+                said = ", ".join(f"{name} {size}" for name, size in best.items())
+                say(f"{case.operation} {key}, {rows} rows: {said} (changed)")
+                of_case = found.setdefault(case.operation, {})
+                of_case.setdefault(key, {}).update(best)
         most = last_row(case, form, xla, compare or ratios)
         now = _tiles.tiles(case.operation, kind, case.key).get("rows")
         what = "any number of rows" if most is None else f"up to {most} rows"
         change = "" if most == now else " (changed)"
         say(f"{case.operation} {case.key}: {own.value} for {what}{change}")
         if most != now:
-            found.setdefault(case.operation, {})[case.key] = {"rows": most}
+            of_case = found.setdefault(case.operation, {})
+            of_case.setdefault(case.key, {})["rows"] = most
     if not measured:
         say(
             "no kernels but XLA's run here: nothing to measure (see `jcompress doctor`)"
@@ -121,6 +153,37 @@ def tune(
     path = _tiles.write(folder, platform, kind, found)
     say(f"written: {path}")
     return path
+
+
+def best_sizes(
+    case: Case,
+    form: Form,
+    rows: int,
+    key: str,
+    values: Mapping[str, Sequence[int]],
+    compare: Times,
+) -> dict[str, int | None]:
+    """Sizes of a kernel that are clearly faster than those it takes by itself.
+
+    One parameter after the other, each from the best of those before. What does not
+    compile is passed over.
+    """
+    best: dict[str, int | None] = {}
+    if case.refused(form, rows):
+        return best
+    fastest = program(case, form, rows)
+    for name, sizes in values.items():
+        for size in sizes:
+            candidate = {**best, name: size}
+            try:
+                with _tiles.trying(case.operation, key, candidate):
+                    trial = program(case, form, rows)
+            # Whatever a compiler makes of sizes that nobody tried before.
+            except Exception:
+                continue
+            if slower(compare(fastest, trial)):
+                best, fastest = candidate, trial
+    return best
 
 
 def last_row(case: Case, form: Form, xla: Form, compare: Times) -> int | None:

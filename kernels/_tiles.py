@@ -2,8 +2,8 @@
 
 A table holds them for one kind of device, as JSON:
 
-    {"platform": "tpu", "device_kind": "TPU v5e",
-     "choices": {"weight_only_matmul": {"W4 bfloat16": {"rows": 64, "block": 512}}}}
+    {"platform": "tpu", "device_kind": "TPU v5 lite", "choices":
+     {"weight_only_matmul": {"W4 bfloat16 grouped": {"rows": 64, "few_block": 512}}}}
 
 An explicit argument of a form comes first, then the table that `jcompress tune` wrote
 on the user's device, then the one that the package ships, then the form's own rule.
@@ -11,6 +11,8 @@ While tracing nobody may ask what hardware there is, so the kind of the device c
 from the mesh or from the tables: see `device_kind`.
 """
 
+import contextlib
+import contextvars
 import functools
 import json
 import os
@@ -18,7 +20,7 @@ import pathlib
 import re
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -33,6 +35,21 @@ VARIABLE = "JCOMPRESS_TILES"
 Choices = Mapping[str, int | None]
 """What was found best: `rows`, up to which a platform's own form is taken (null: any
 number), and parameters of that form."""
+
+
+_trial: contextvars.ContextVar[tuple[str, str, Choices] | None] = (
+    contextvars.ContextVar("jcompress_tiles_trial", default=None)
+)
+
+
+@contextlib.contextmanager
+def trying(operation: str, key: str, choices: Choices) -> Iterator[None]:
+    """Let choices go before those of the tables, for what is traced meanwhile."""
+    token = _trial.set((operation, key, choices))
+    try:
+        yield
+    finally:
+        _trial.reset(token)
 
 
 def tiles(operation: str, kind: str, key: str) -> Choices:
@@ -50,6 +67,9 @@ def tiles(operation: str, kind: str, key: str) -> Choices:
     for folder in (SHIPPED, user_folder()):
         table = _read(folder / file_name(kind))
         found |= table.get("choices", {}).get(operation, {}).get(key, {})
+    trial = _trial.get()
+    if trial is not None and trial[:2] == (operation, key):
+        found |= trial[2]
     return found
 
 

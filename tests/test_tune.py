@@ -1,5 +1,6 @@
 """`jcompress tune` writes what differs, and the dispatcher's look-up reads it."""
 
+import dataclasses
 import json
 
 import jax
@@ -20,6 +21,9 @@ def folder(monkeypatch, tmp_path):
     monkeypatch.setenv(_tiles.VARIABLE, str(tmp_path / "user"))
     monkeypatch.setattr(_tiles, "SHIPPED", tmp_path / "shipped")
     return tmp_path / "user"
+
+
+KIND = _tiles.device_kind("cpu")
 
 
 def run(x, *, factor):
@@ -51,9 +55,6 @@ def losing_beyond(rows):
     return compare
 
 
-KIND = _tiles.device_kind("cpu")
-
-
 @pytest.mark.parametrize(("most", "found"), [(0, 0), (1, 1), (20, 16), (256, 256)])
 def test_the_crossover_is_found_written_and_read(folder, most, found):
     said = []
@@ -72,6 +73,33 @@ def test_the_crossover_is_found_written_and_read(folder, most, found):
         suits = _tiles.suits("weight_only_matmul", "cpu", "W4 float32", rows)
         assert suits == (rows <= found)
     assert _tiles.suits("weight_only_matmul", "cpu", "W8 float32", 1000)
+
+
+def sized(x, *, factor):
+    """A kernel that reads its size from the tables while it is traced."""
+    size = _tiles.tiles("weight_only_matmul", KIND, "W4 float32").get("block") or 128
+    if size > 512:
+        raise ValueError("does not fit")
+    return x * size
+
+
+def test_sizes_are_tried_and_the_fastest_is_written(folder, monkeypatch):
+    values = {"block": (256, 1024, 512)}
+    table = {("cpu", "weight_only_matmul"): ((8, "", values),)}
+    monkeypatch.setattr(tune, "SIZES", table)
+    given = case()
+    forms = {Implementation.XLA: Form(run), Implementation.CPU: Form(sized)}
+    given = dataclasses.replace(given, forms=forms)
+
+    def compare(first, second):
+        # Larger blocks take less time; XLA's form, which gives 2, always more.
+        return [float(second(0).max() / first(0).max())] * 4
+
+    said = []
+    path = tune.tune(folder, cases=[given], compare=compare, say=said.append)
+    (choices,) = json.loads(path.read_text())["choices"].values()
+    assert choices == {"W4 float32": {"block": 512}}
+    assert said[0].endswith("8 rows: block 512 (changed)")
 
 
 def test_what_does_not_differ_is_not_written(folder):

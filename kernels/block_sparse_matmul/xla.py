@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.kernels._partition import vary, varying
 from jcompress.tensors.block_sparse import block_rows
 
 AT_ONCE_ROWS = 32
@@ -127,5 +128,7 @@ def one_by_one(
         )
         return added
 
+    # Inside a `shard_map` the sums differ wherever anything that goes into them does.
+    start = vary(start, varying((x, blocks, take, put)))
     total: jax.Array = jax.lax.fori_loop(0, blocks.shape[0], step, start)
     return total

@@ -255,3 +255,24 @@ def test_what_cannot_be_cut_is_whole_on_each_device() -> None:
         compiled = jax.jit(run, out_shardings=to).lower(*given).compile()
         assert not collectives(compiled.as_text())
         np.testing.assert_allclose(compiled(*given), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_of_each_device_with_its_rows() -> None:
+    """Inside a `shard_map`, x cut along one axis of the mesh and blocks the other."""
+    rng = np.random.default_rng(0)
+    blocks = jnp.asarray(rng.normal(size=(4, 4, 4)), jnp.float32)
+    columns = jnp.asarray([0, 2, 1, 3], jnp.int32)
+    starts = jnp.asarray([0, 1, 2], jnp.int32)
+    x = normal((ROWS, 16))
+    for name in (Implementation.XLA, Implementation.REFERENCE):
+        run = functools.partial(block_sparse_matmul, implementation=name)
+        halves = [run(x, blocks[i : i + 2], columns[i : i + 2], starts) for i in (0, 2)]
+        cut = jax.shard_map(
+            run,
+            mesh=mesh(),
+            in_specs=(P("b"), P("a"), P("a"), P("a")),
+            out_specs=P("b", "a"),
+        )
+        out = jax.jit(cut)(x, blocks, columns, jnp.tile(starts, 2))
+        expected = jnp.concatenate(halves, axis=1)
+        np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
