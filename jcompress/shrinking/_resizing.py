@@ -165,9 +165,11 @@ def _cut_consts(
 
 def cut(array: Any, keeps: Keeps) -> Any:
     """An array without the removed positions."""
+    # Arrays of the host stay there.
+    take: Any = np.take if isinstance(array, np.ndarray) else jnp.take
     for axis, keep in enumerate(keeps):
         if keep is not None:
-            array = jnp.take(jnp.asarray(array), np.flatnonzero(keep), axis=axis)
+            array = take(array, np.flatnonzero(keep), axis=axis)
     return array
 
 

@@ -228,7 +228,7 @@ def _result_names(traced: Traced, count: int) -> list[str]:
 
 def _of_leaf(name: str, out: Labels, leaves: Mapping[str, Labels]) -> Labels | None:
     for leaf, labels in leaves.items():
-        if f"/{name}".endswith(f"/{leaf}") and labels.shape == out.shape:
+        if leaf and f"/{name}".endswith(f"/{leaf}") and labels.shape == out.shape:
             return labels
     return None
 

@@ -243,7 +243,8 @@ def _zeroed(name: str, leaf: Any, keeps: Keeps, plan: Plan) -> Any:
     for axis, keep in enumerate(keeps):
         if keep is not None:
             wide = keep.reshape([-1 if d == axis else 1 for d in range(leaf.ndim)])
-            leaf = jnp.where(wide, leaf, jnp.zeros((), leaf.dtype))
+            xp: Any = np if isinstance(leaf, np.ndarray) else jnp
+            leaf = xp.where(wide, leaf, xp.zeros((), leaf.dtype))
     return leaf
 
 

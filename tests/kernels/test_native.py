@@ -273,6 +273,7 @@ def test_dense(
         pack_bits(jnp.asarray(integers), bits),
         jnp.asarray(scales),
         None if shifts is None else jnp.asarray(shifts),
+        jnp.zeros(()),
         bits=bits,
         inputs=inputs,
     )
