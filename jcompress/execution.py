@@ -12,6 +12,7 @@ from jcompress._handlers import Handler
 from jcompress._interpreter import Program
 from jcompress._leaf_kernels import Execution as Execution
 from jcompress._leaf_kernels import How as How
+from jcompress._together import make_dense
 from jcompress._trace import Traced, trace
 from jcompress._values import Location
 from jcompress.quantization.arithmetic import Range
@@ -102,6 +103,10 @@ def _evaluate(traced: Traced, record: dict[Any, Execution]) -> list[Any]:
             "compressed; convert it first, for example with jcompress.quantization."
             "quantize(tree, rules, sites=sites) or jcompress.pruning.to_sparse"
         )
+    together = make_dense(traced, tensors, record)
+    tensors = {name: t for name, t in tensors.items() if name not in together}
+    pairs = zip(traced.names, traced.leaves, strict=True)
+    leaves = [together.get(name, leaf) for name, leaf in pairs]
     handlers: dict[Location, Handler] = {}
     reads: dict[Location, Range] = {}
     for where, use in traced.uses.items():
@@ -121,5 +126,5 @@ def _evaluate(traced: Traced, record: dict[Any, Execution]) -> list[Any]:
         record[name, operation] = entry
 
     program = Program(traced=traced, handlers=handlers, made_dense=made_dense)
-    outs, _ = program(traced.leaves, traced.data, reads)
+    outs, _ = program(leaves, traced.data, reads)
     return outs

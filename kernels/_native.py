@@ -6,7 +6,10 @@ it everything works on the forms that XLA compiles. `jcompress doctor` tells whi
 
 import ctypes
 import functools
+import math
 import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,35 +118,51 @@ def matmul(
     return product
 
 
-def dense(
-    values: jax.Array,
-    scales: jax.Array,
-    zeros: jax.Array | None,
-    *,
-    bits: int,
-    inputs: int,
-) -> jax.Array:
-    """The weights that stored integers stand for, inputs first.
+class Stored(NamedTuple):
+    """A weight of integers, stacked.
 
-    Args:
+    Attributes:
         values: [S, N, bytes], as `QTensor` stores them, of 2 to 8 bits.
         scales: float32 [S, N, G].
         zeros: int8 [S, N, G] or None.
         bits: of a stored integer.
-        inputs: K.
+        shape: [S, K, N], or K and N in several axes, S left out if it is 1.
+    """
+
+    values: jax.Array
+    scales: jax.Array
+    zeros: jax.Array | None
+    bits: int
+    shape: tuple[int, ...]
+
+    @property
+    def inputs(self) -> int:
+        """K."""
+        return math.prod(self.shape) // math.prod(self.values.shape[:2])
+
+
+def dense(weights: Sequence[Stored]) -> list[jax.Array]:
+    """The numbers that stored weights stand for, all of them in one call.
 
     Returns:
-        float32 [S, K, N].
+        For each weight float32, of its shape, inputs first.
     """
-    out = jax.ShapeDtypeStruct((values.shape[0], inputs, values.shape[1]), jnp.float32)
-    weight: jax.Array = jax.ffi.ffi_call("jcompress_dense", out)(
-        values,
-        scales,
-        jnp.zeros((0,), jnp.int8) if zeros is None else zeros,
-        bits=np.int64(bits if bits <= 4 else 8),
+    shapes = [jax.ShapeDtypeStruct(one.shape, jnp.float32) for one in weights]
+    none = jnp.zeros((0,), jnp.int8)
+    arrays = [
+        none if array is None else array
+        for one in weights
+        for array in (one.values, one.scales, one.zeros)
+    ]
+    call = jax.ffi.ffi_call("jcompress_dense", shapes, vmap_method="sequential")
+    made = call(
+        *arrays,
+        bits=np.asarray(
+            [one.bits if one.bits <= 4 else 8 for one in weights], np.int64
+        ),
         layout=np.int64(LAYOUT),
     )
-    return weight
+    return list(made)
 
 
 def _number_by_row(x: jax.Array | None) -> jax.Array:

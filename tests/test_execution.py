@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import zoo
 
+from jcompress._together import WHY
 from jcompress.execution import How, compressed, inspect
 from jcompress.quantization import (
     Activation,
@@ -248,3 +249,44 @@ def test_a_stored_scan_is_sliced_and_not_made_dense() -> None:
     tree = quantize({"w": weights}, [("w", Quantize())], sites=sites)
     assert [entry.how for entry in inspect(deep, tree, x)] == [How.WEIGHT_ONLY]
     assert "6x64x64xf32" not in jax.jit(compressed(deep)).lower(tree, x).as_text()
+
+
+def small_and_large(params: Any, x: jax.Array) -> jax.Array:
+    x = jax.lax.conv_general_dilated(
+        x, params["a"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    x = jax.nn.relu(x).reshape(x.shape[0], -1) @ params["b"]
+    y: jax.Array = x @ params["c"].T
+    return y
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_small_weights_are_made_dense_in_one_step(bits: int, symmetric: bool) -> None:
+    shapes = {"a": (3, 3, 2, 5), "b": (80, 300), "c": (7, 300)}
+    params = {
+        name: jnp.asarray(rng.normal(size=shape).astype(np.float32))
+        for name, shape in shapes.items()
+    }
+    x = jnp.asarray(rng.normal(size=(3, 4, 4, 2)).astype(np.float32))
+    sites = find_sites(small_and_large, params, x)
+    weights = Weights(bits=bits, symmetric=symmetric)
+    tree = quantize(params, [(..., Quantize(weights=weights))], sites=sites)
+    said = {e.path: e for e in inspect(small_and_large, tree, x)}
+    assert said["a"].why == said["c"].why == WHY
+    assert said["b"].how is How.WEIGHT_ONLY
+    run = compressed(small_and_large)
+    dense = {name: leaf.dense() for name, leaf in tree.items()}
+    wanted = small_and_large(dense, x)
+    size = np.abs(wanted).max()
+    np.testing.assert_allclose(jax.jit(run)(tree, x) / size, wanted / size, atol=2e-5)
+    # Several models at once, and a gradient through all of it.
+    both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), tree)
+    stacked = jax.vmap(run, in_axes=(0, None))(both, x)
+    np.testing.assert_allclose(stacked[1] / size, wanted / size, atol=2e-5)
+    got, want = (
+        jax.grad(lambda x, f=f, p=p: jnp.sum(f(p, x) ** 2))(x)
+        for f, p in ((run, tree), (small_and_large, dense))
+    )
+    top = np.abs(want).max()
+    np.testing.assert_allclose(got / top, want / top, atol=2e-5)

@@ -1,5 +1,6 @@
-// The XLA handler that makes a stored weight dense: for products too small to be worth
-// integers, whose weight XLA would unpack in many small steps.
+// The XLA handler that makes stored weights dense: for products too small to be worth
+// integers, whose weights XLA would unpack in many small steps. It takes many weights at
+// once, as a call of its own for each would take longer than the work.
 
 #include <algorithm>
 #include <cstdint>
@@ -19,43 +20,78 @@ ffi::Error bad(const std::string& what) {
   return ffi::Error::InvalidArgument("jcompress dense: " + what);
 }
 
-// The integers of one row of a stream of bits, lowest first, in two's complement.
-void decode(const uint8_t* from, int64_t count, int bits, int8_t* to) {
-  if (bits == 8) {
-    std::copy_n(reinterpret_cast<const int8_t*>(from), count, to);
-    return;
-  }
-  if (bits == 4) {
-    for (int64_t i = 0; i < count / 2; ++i) {
-      to[2 * i] = static_cast<int8_t>(from[i] << 4) >> 4;
-      to[2 * i + 1] = static_cast<int8_t>(from[i]) >> 4;
-    }
-    if (count % 2) to[count - 1] = static_cast<int8_t>(from[count / 2] << 4) >> 4;
-    return;
-  }
-  const int raise = 8 - bits;
-  uint32_t word = 0;
-  int held = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    if (held < bits) {
-      word |= static_cast<uint32_t>(*from++) << held;
-      held += 8;
-    }
-    to[i] = static_cast<int8_t>(static_cast<uint8_t>(word << raise)) >> raise;
-    word >>= bits;
-    held -= bits;
+// Scales and zero points of `kRows` rows, group by group.
+struct Steps {
+  std::vector<float> factors;
+  std::vector<int32_t> shifts;
+  int64_t group;
+};
+
+// One line of the result from the integers of `kRows` rows at one input; a constant
+// number of them, so that it becomes a few vector instructions.
+inline void write_line(const int32_t* integers, const Steps& steps, int64_t k,
+                       int64_t rows, float* line) {
+  const int64_t first = k / steps.group * kRows;
+  const float* factors = steps.factors.data() + first;
+  const int32_t* shifts = steps.shifts.data() + first;
+  const auto number = [=](int64_t r) {
+    return static_cast<float>(integers[r] - shifts[r]) * factors[r];
+  };
+  if (rows == kRows) {
+    for (int64_t r = 0; r < kRows; ++r) line[r] = number(r);
+  } else {
+    for (int64_t r = 0; r < rows; ++r) line[r] = number(r);
   }
 }
 
-ffi::Error dense(ffi::ThreadPool pool, Any values, Any scales, Any zeros,
-                 ffi::Result<Any> out, int64_t bits, int64_t layout) {
-  if (layout != kLayout) return bad("the arrays have another layout; reinstall");
+// Integers that lie whole in their bytes: 8, 4 or 2 bits.
+template <int bits>
+void whole_bytes(const uint8_t* from, int64_t bytes, int64_t inputs, int64_t rows,
+                 const Steps& steps, float* to, int64_t outputs) {
+  constexpr int kPer = 8 / bits;
+  int32_t held[kRows] = {}, integers[kRows];
+  for (int64_t i = 0; i < bytes; ++i) {
+    for (int64_t r = 0; r < rows; ++r) held[r] = from[r * bytes + i];
+    for (int p = 0; p < kPer && i * kPer + p < inputs; ++p) {
+      const int left = 32 - bits * (p + 1);
+      for (int64_t r = 0; r < kRows; ++r) {
+        const uint32_t raised = static_cast<uint32_t>(held[r]) << left;
+        integers[r] = static_cast<int32_t>(raised) >> (32 - bits);
+      }
+      const int64_t k = i * kPer + p;
+      write_line(integers, steps, k, rows, to + k * outputs);
+    }
+  }
+}
+
+// Integers of 3 bits, some of which lie in two bytes.
+void stream_of_3(const uint8_t* from, int64_t bytes, int64_t inputs, int64_t rows,
+                 const Steps& steps, float* to, int64_t outputs) {
+  int32_t integers[kRows] = {};
+  for (int64_t k = 0; k < inputs; ++k) {
+    const int64_t byte = 3 * k / 8, bit = 3 * k % 8;
+    const int64_t next = std::min(byte + 1, bytes - 1);
+    for (int64_t r = 0; r < rows; ++r) {
+      const uint8_t* row = from + r * bytes;
+      const uint32_t word = row[byte] | static_cast<uint32_t>(row[next]) << 8;
+      integers[r] = static_cast<int32_t>(word << (29 - bit)) >> 29;
+    }
+    write_line(integers, steps, k, rows, to + k * outputs);
+  }
+}
+
+// One weight; a small one on the caller's thread.
+ffi::Error one_dense(ffi::ThreadPool& pool, Any values, Any scales, Any zeros,
+                     ffi::Result<Any> out, int64_t bits) {
   if (bits != 2 && bits != 3 && bits != 4 && bits != 8) return bad("bits");
-  const auto shape = out->dimensions();
-  if (shape.size() != 3 || out->element_type() != ffi::DataType::F32) {
+  const auto stored = values.dimensions();
+  if (stored.size() != 3 || stored[0] < 1 || stored[1] < 1) return bad("values");
+  const int64_t stacks = stored[0], outputs = stored[1];
+  const int64_t inputs = static_cast<int64_t>(out->element_count()) / (stacks * outputs);
+  if (out->element_type() != ffi::DataType::F32 ||
+      static_cast<int64_t>(out->element_count()) != stacks * inputs * outputs) {
     return bad("the result is float32 [S, K, N]");
   }
-  const int64_t stacks = shape[0], inputs = shape[1], outputs = shape[2];
   const int64_t bytes = (inputs * bits + 7) / 8;
   const auto dtype = bits == 8 ? ffi::DataType::S8 : ffi::DataType::U8;
   if (!is(values, dtype, {stacks, outputs, bytes})) return bad("values");
@@ -78,30 +114,45 @@ ffi::Error dense(ffi::ThreadPool pool, Any values, Any scales, Any zeros,
     const float* scale = part<float>(scales, stack, outputs * groups) + first * groups;
     const int8_t* zero = part<int8_t>(zeros, stack, outputs * groups);
     if (zero) zero += first * groups;
-    std::vector<int8_t> integers(static_cast<size_t>(rows * inputs));
-    for (int64_t r = 0; r < rows; ++r) {
-      const uint8_t* from = all + (stack * outputs + first + r) * bytes;
-      decode(from, inputs, static_cast<int>(bits), integers.data() + r * inputs);
-    }
-    float* to = result + stack * inputs * outputs + first;
+    const size_t count = static_cast<size_t>(groups * kRows);
+    Steps steps{std::vector<float>(count), std::vector<int32_t>(count), group};
     for (int64_t g = 0; g < groups; ++g) {
-      float factor[kRows];
-      int shift[kRows];
       for (int64_t r = 0; r < rows; ++r) {
-        factor[r] = scale[r * groups + g];
-        shift[r] = zero ? zero[r * groups + g] : 0;
-      }
-      for (int64_t k = g * group; k < (g + 1) * group; ++k) {
-        float* line = to + k * outputs;
-        for (int64_t r = 0; r < rows; ++r) {
-          const int integer = integers[r * inputs + k] - shift[r];
-          line[r] = static_cast<float>(integer) * factor[r];
-        }
+        steps.factors[g * kRows + r] = scale[r * groups + g];
+        if (zero) steps.shifts[g * kRows + r] = zero[r * groups + g];
       }
     }
+    const uint8_t* from = all + (stack * outputs + first) * bytes;
+    float* to = result + stack * inputs * outputs + first;
+    const auto run = bits == 8   ? whole_bytes<8>
+                     : bits == 4 ? whole_bytes<4>
+                     : bits == 2 ? whole_bytes<2>
+                                 : stream_of_3;
+    run(from, bytes, inputs, rows, steps, to, outputs);
   };
   const bool alone = inputs * outputs * stacks < kPiece;
   parallel_for(pool, stacks * strips, strip, alone);
+  return ffi::Error::Success();
+}
+
+// Of each weight values, scales and zeros.
+ffi::Error dense(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                 ffi::Span<const int64_t> bits, int64_t layout) {
+  if (layout != kLayout) return bad("the arrays have another layout; reinstall");
+  if (args.size() != 3 * bits.size() || rets.size() != bits.size()) {
+    return bad("the numbers of arrays differ");
+  }
+  for (size_t i = 0; i < bits.size(); ++i) {
+    auto values = args.get<Any>(3 * i), scales = args.get<Any>(3 * i + 1);
+    auto zeros = args.get<Any>(3 * i + 2);
+    auto out = rets.get<Any>(i);
+    for (const auto* given : {&values, &scales, &zeros}) {
+      if (given->has_error()) return given->error();
+    }
+    if (out.has_error()) return out.error();
+    ffi::Error done = one_dense(pool, *values, *scales, *zeros, *out, bits[i]);
+    if (done.failure()) return done;
+  }
   return ffi::Error::Success();
 }
 
@@ -113,9 +164,7 @@ extern "C" JCOMPRESS_EXPORT XLA_FFI_Error* jcompress_dense(XLA_FFI_CallFrame*);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jcompress_dense, jcompress::dense,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::AnyBuffer>()
-                                  .Attr<int64_t>("bits")
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attr<xla::ffi::Span<const int64_t>>("bits")
                                   .Attr<int64_t>("layout"));

@@ -8,6 +8,7 @@ the sums are then rounded as those of a float32 convolution are.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 
 from jcompress.kernels import _native
 from jcompress.kernels._integers import LONGEST, quantize_rows
+from jcompress.kernels._partition import vary, varying
 from jcompress.kernels.quantized_conv.reference import flat
 from jcompress.kernels.quantized_conv.window import Window
 from jcompress.quantization.arithmetic import (
@@ -44,7 +46,7 @@ def xla(
     args = (x, x_scale, x_zero, values, scales, zeros)
     weight = None
     if x.dtype == jnp.float32:
-        weight = _dense(values, scales, zeros, bits, window.inputs)
+        weight = dense_kernel(values, scales, zeros, bits, window.inputs)
     one = functools.partial(_one, bits=bits, x_bits=x_bits, window=window)
     if x.shape[0] > 1:
         return jax.vmap(one)(args, weight)
@@ -52,29 +54,49 @@ def xla(
     return one(*first)[None]
 
 
-def _dense(
+def dense_kernel(
     values: jax.Array,
     scales: jax.Array,
     zeros: jax.Array | None,
     bits: int,
     inputs: int,
 ) -> jax.Array:
-    """The weights [S, K, N]; on a CPU in one step, which XLA takes many for."""
+    """The weights [S, K, N]; on a CPU in one step, for which XLA takes many."""
+    shape = (values.shape[0], inputs, values.shape[1])
+    (weight,) = dense_kernels([_native.Stored(values, scales, zeros, bits, shape)])
+    return weight
 
-    def unpacked(
-        values: jax.Array, scales: jax.Array, zeros: jax.Array | None
-    ) -> jax.Array:
-        integers = unpack_bits(values, inputs, bits)
-        dense = jax.vmap(dequantize_matrix, in_axes=(0, 0, 0, None))
-        return jnp.swapaxes(dense(integers, scales, zeros, jnp.float32), 1, 2)
+
+def dense_kernels(weights: Sequence[_native.Stored]) -> list[jax.Array]:
+    """As `dense_kernel`, of several at once: on a CPU one step for all of them."""
+    arrays = [(one.values, one.scales, one.zeros) for one in weights]
+
+    def stored(arrays: Any) -> list[_native.Stored]:
+        return [
+            one._replace(values=values, scales=scales, zeros=zeros)
+            for one, (values, scales, zeros) in zip(weights, arrays, strict=True)
+        ]
+
+    def unpacked(arrays: Any) -> list[jax.Array]:
+        made = []
+        for one in stored(arrays):
+            integers = unpack_bits(one.values, one.inputs, one.bits)
+            dense = jax.vmap(dequantize_matrix, in_axes=(0, 0, 0, None))
+            matrix = dense(integers, one.scales, one.zeros, jnp.float32)
+            made.append(jnp.swapaxes(matrix, 1, 2).reshape(one.shape))
+        return made
+
+    def compiled(arrays: Any) -> list[jax.Array]:
+        # A call to foreign code may not say over which axes its result varies.
+        names = varying(jax.tree.leaves(arrays))
+        return [vary(one, names) for one in _native.dense(stored(arrays))]
 
     if _native.missing():
-        return unpacked(values, scales, zeros)
-    compiled = functools.partial(_native.dense, bits=bits, inputs=inputs)
-    weight: jax.Array = jax.lax.platform_dependent(
-        values, scales, zeros, cpu=compiled, default=unpacked
+        return unpacked(arrays)
+    made: list[jax.Array] = jax.lax.platform_dependent(
+        arrays, cpu=compiled, default=unpacked
     )
-    return weight
+    return made
 
 
 def _one(
@@ -86,13 +108,15 @@ def _one(
     window: Window,
 ) -> jax.Array:
     given: dict[str, Any] = {"bits": bits, "x_bits": x_bits, "window": window}
+    floats: Any = functools.partial(by_floats, **given)
     if x_bits is None or window.inputs > LONGEST:
-        return by_floats(*args, weight, **given)
+        found: jax.Array = floats(*args, weight)
+        return found
     chosen: jax.Array = jax.lax.platform_dependent(
         *args,
         weight,
         tpu=lambda *all_args: by_integers(*all_args[:-1], **given),
-        default=functools.partial(by_floats, **given),
+        default=floats,
     )
     return chosen
 

@@ -269,14 +269,15 @@ def test_dense(
     integers = draw.integers(-top, top, (stacks, outputs, inputs)).astype(np.int8)
     scales = draw.normal(size=(stacks, outputs, groups)).astype(np.float32)
     shifts = draw.integers(-top, top, scales.shape).astype(np.int8) if zeros else None
-    found = _native.dense(
+    weight = _native.Stored(
         pack_bits(jnp.asarray(integers), bits),
         jnp.asarray(scales),
         None if shifts is None else jnp.asarray(shifts),
-        jnp.zeros(()),
-        bits=bits,
-        inputs=inputs,
+        bits,
+        (stacks, inputs, outputs),
     )
+    found, again = _native.dense([weight, weight])
+    np.testing.assert_array_equal(found, again)
     by_group = integers.reshape(stacks, outputs, groups, size).astype(np.float32)
     if shifts is not None:
         by_group = by_group - shifts[..., None]
