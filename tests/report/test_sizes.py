@@ -17,6 +17,8 @@ from jcompress.shrinking.tying import TieBlocks, TieLayers, tie, tied
 from jcompress.sites import find_sites
 from jcompress.tensors import LowRank
 
+pytestmark = pytest.mark.once
+
 
 def shapes(model: nn.Module, *args: Any) -> Any:
     return jax.eval_shape(model.init, jax.random.key(0), *args)

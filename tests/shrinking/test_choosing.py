@@ -25,6 +25,8 @@ from jcompress.shrinking.groups import find_groups
 from jcompress.shrinking.plan import Plan, ShrinkError, shrink, shrunk
 from jcompress.sites import find_sites
 
+pytestmark = pytest.mark.once
+
 
 def model(p: Any, x: jax.Array) -> jax.Array:
     x = jax.nn.relu(x @ p["a"] + p["bias"][None])

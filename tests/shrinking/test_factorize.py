@@ -29,6 +29,8 @@ from jcompress.shrinking.low_rank import (
 from jcompress.sites import find_sites
 from jcompress.tensors import LowRank, QTensor
 
+pytestmark = pytest.mark.once
+
 TOLERANCE = 2e-5
 rng = np.random.default_rng(0)
 

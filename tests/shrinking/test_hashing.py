@@ -17,6 +17,8 @@ from jcompress.shrinking.hashing import Hash, hashed
 from jcompress.sites import find_sites
 from jcompress.tensors.hashed import Hashed
 
+pytestmark = pytest.mark.once
+
 RNG = np.random.default_rng(0)
 
 

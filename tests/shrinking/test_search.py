@@ -15,6 +15,8 @@ from jcompress.shrinking.groups import find_groups
 from jcompress.shrinking.plan import ShrinkError
 from jcompress.shrinking.search import LOG, Evolution, Found, Greedy, adjust
 
+pytestmark = pytest.mark.once
+
 
 def model(p: Any, x: jax.Array) -> jax.Array:
     y: jax.Array = jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]

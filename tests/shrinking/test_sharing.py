@@ -20,6 +20,8 @@ from jcompress.shrinking.sharing import Cluster, Start, cluster, make_tables
 from jcompress.sites import Operation, Site, Sites, find_sites
 from jcompress.tensors import Codebook
 
+pytestmark = pytest.mark.once
+
 RNG = np.random.default_rng(0)
 
 

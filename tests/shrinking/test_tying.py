@@ -17,6 +17,8 @@ from jcompress.rules import RuleError
 from jcompress.shrinking.tying import Initial, TieBlocks, TieLayers, tie, tied, untie
 from jcompress.sites import find_sites
 
+pytestmark = pytest.mark.once
+
 RNG = np.random.default_rng(0)
 
 

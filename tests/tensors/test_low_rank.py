@@ -14,6 +14,8 @@ from jcompress import checkpoint
 from jcompress.execution import How, compressed, inspect
 from jcompress.tensors import Adapted, LowRank, QTensor
 
+pytestmark = pytest.mark.once
+
 TOLERANCE = 2e-5
 rng = np.random.default_rng(0)
 
