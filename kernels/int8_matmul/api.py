@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jcompress.kernels._dispatch import Form, Implementation
 from jcompress.kernels._integers import quantize_rows, result_dtype, row_scale
 from jcompress.kernels._operation import Arrays, Operation
-from jcompress.kernels.int8_matmul import cpu, gpu
+from jcompress.kernels.int8_matmul import cpu, gpu, tpu
 from jcompress.kernels.int8_matmul.reference import reference
 from jcompress.kernels.int8_matmul.xla import xla
 from jcompress.quantization.arithmetic import dequantize_matrix, unclipped
@@ -20,6 +20,7 @@ FORMS = {
     Implementation.REFERENCE: Form(reference),
     Implementation.XLA: Form(xla),
     Implementation.CPU: Form(cpu.cpu, cpu.refuses, cpu.prefers, stacked=True),
+    Implementation.TPU: Form(tpu.tpu, tpu.refuses, tpu.prefers),
     Implementation.GPU: Form(gpu.gpu, gpu.refuses, gpu.prefers),
 }
 

@@ -121,10 +121,11 @@ def few_rows(
     x_bits: int | None,
     integers: bool,
     block: int,
+    out_dtype: Any = None,
 ) -> jax.Array:
     """[M, K] -> [M, N] in the dtype of `x`; the arguments are those of `tpu`.
 
-    A block of 0 outputs is one by the shape.
+    A block of 0 outputs is one by the shape. `out_dtype` is another dtype to return.
     """
     rows, inputs = x.shape
     outputs, groups = scales.shape
@@ -157,7 +158,7 @@ def few_rows(
         out_specs=pl.BlockSpec((rows, block), lambda i: (0, i)),
         out_shape=jax.ShapeDtypeStruct(
             (rows, outputs),
-            x.dtype,
+            out_dtype or x.dtype,
             manual_axis_type=jax.typeof(x).manual_axis_type,
         ),
         scratch_shapes=[

@@ -38,10 +38,11 @@ def many_rows(
     *,
     bits: int,
     block: int,
+    out_dtype: Any = None,
 ) -> jax.Array:
     """[M, K] -> [M, N] in the dtype of `x`; the arguments are those of `tpu`.
 
-    A block of 0 outputs is one by the shape.
+    A block of 0 outputs is one by the shape. `out_dtype` is another dtype to return.
     """
     rows, inputs = x.shape
     outputs, groups = scales.shape
@@ -63,7 +64,7 @@ def many_rows(
         out_specs=pl.BlockSpec((tile, block), lambda m, n: (m, n)),
         out_shape=jax.ShapeDtypeStruct(
             (rows, outputs),
-            x.dtype,
+            out_dtype or x.dtype,
             manual_axis_type=jax.typeof(x).manual_axis_type,
         ),
         scratch_shapes=[

@@ -25,6 +25,8 @@ from sparse_conformance import CodebookForm, NMSparseForm, SparseForm
 from jcompress.kernels import _tiles
 from jcompress.kernels.block_sparse_matmul import tpu as block_sparse
 from jcompress.kernels.codebook_matmul import tpu as codebook
+from jcompress.kernels.int8_matmul import tpu as int8
+from jcompress.kernels.int8_matmul.reference import reference as int8_reference
 from jcompress.kernels.nm_sparse_matmul import tpu as nm_sparse
 from jcompress.kernels.weight_only_matmul import tpu as weight_only
 from jcompress.kernels.weight_only_matmul.reference import dense_weight, reference
@@ -206,6 +208,22 @@ def test_what_block_sparse_refuses() -> None:
         assert word in why
 
 
+@pytest.mark.parametrize("rows", [3, 40])
+@pytest.mark.parametrize("static", [True, False])
+def test_integers_as_bfloat16_are_exact(rows: int, static: bool) -> None:
+    values, scales, zeros = quantized(40, 256, 8, 0, symmetric=not static)
+    x, bias = normal(3, (rows, 256)), normal(4, (40,))
+    scale, zero = (
+        (jnp.full((rows, 1), 0.02), jnp.full((rows, 1), -30.0))
+        if static
+        else (None, None)
+    )
+    args = (x, scale, zero, values, scales, zeros, bias)
+    out = interpreted(functools.partial(int8.tpu, x_bits=8), *args)
+    expected = np.asarray(int8_reference(*args, x_bits=8))
+    np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6)
+
+
 class Interpreted(SparseForm):
     """The form itself: interpret mode does not go with what surrounds it."""
 
@@ -322,6 +340,8 @@ from jax.sharding import SingleDeviceSharding
 
 from jcompress.kernels.block_sparse_matmul import tpu as block_sparse
 from jcompress.kernels.codebook_matmul import tpu as codebook
+from jcompress.kernels.int8_matmul import tpu as int8
+from jcompress.kernels.int8_matmul.reference import reference as int8_reference
 from jcompress.kernels.nm_sparse_matmul import tpu as nm_sparse
 from jcompress.kernels.weight_only_matmul import tpu as weight_only
 
