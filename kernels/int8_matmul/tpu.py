@@ -6,6 +6,8 @@ in the core (`weight_only_matmul`); XLA was not seen to finish compiling its own
 for such a device. Others multiply integers, where XLA's form is kept.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -74,7 +76,7 @@ def refuses(
     x_bits: int,
 ) -> str:
     """Why the kernels cannot compute this; "" if they can."""
-    rows = jax.ShapeDtypeStruct(x.shape, jnp.bfloat16)
+    rows: Any = jax.ShapeDtypeStruct(x.shape, jnp.bfloat16)
     return weight_only.refuses(rows, values, scales, zeros, bits=8, x_bits=None)
 
 
