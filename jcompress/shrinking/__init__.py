@@ -10,10 +10,6 @@ from jcompress.shrinking.choosing import Cost as Cost
 from jcompress.shrinking.choosing import Ranking as Ranking
 from jcompress.shrinking.choosing import Width as Width
 from jcompress.shrinking.choosing import choose as choose
-from jcompress.shrinking.choosing import random_scores as random_scores
-from jcompress.shrinking.choosing import score_by_taylor as score_by_taylor
-from jcompress.shrinking.choosing import score_units as score_units
-from jcompress.shrinking.choosing import shrink_in_rounds as shrink_in_rounds
 from jcompress.shrinking.choosing import static_cost as static_cost
 from jcompress.shrinking.codebooks import Tables as Tables
 from jcompress.shrinking.codebooks import fake_cluster as fake_cluster
@@ -50,6 +46,10 @@ from jcompress.shrinking.plan import ShrinkError as ShrinkError
 from jcompress.shrinking.plan import shrink as shrink
 from jcompress.shrinking.plan import shrunk as shrunk
 from jcompress.shrinking.plan import zero_units as zero_units
+from jcompress.shrinking.rounds import shrink_in_rounds as shrink_in_rounds
+from jcompress.shrinking.scoring import random_scores as random_scores
+from jcompress.shrinking.scoring import score_by_taylor as score_by_taylor
+from jcompress.shrinking.scoring import score_units as score_units
 from jcompress.shrinking.search import Candidate as Candidate
 from jcompress.shrinking.search import Evolution as Evolution
 from jcompress.shrinking.search import Found as Found

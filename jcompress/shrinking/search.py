@@ -15,14 +15,13 @@ from jcompress.rules import Rules
 from jcompress.shrinking.choosing import (
     ALL,
     Cost,
-    Scores,
     Width,
     resolve_widths,
-    score_units,
     static_cost,
 )
 from jcompress.shrinking.groups import Groups, find_groups
 from jcompress.shrinking.plan import Plan, ShrinkError, shrink, shrunk
+from jcompress.shrinking.scoring import Scores, score_units
 
 LOG = "log.jsonl"
 """The file with one line for each candidate."""

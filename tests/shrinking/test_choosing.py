@@ -10,19 +10,22 @@ import pytest
 
 from jcompress.pruning import score_by_magnitude
 from jcompress.rules import RuleError
-from jcompress.shrinking.choosing import (
+from jcompress.shrinking import (
     Cost,
+    Plan,
     Ranking,
+    ShrinkError,
     Width,
     choose,
+    find_groups,
     random_scores,
     score_by_taylor,
     score_units,
+    shrink,
     shrink_in_rounds,
+    shrunk,
     static_cost,
 )
-from jcompress.shrinking.groups import find_groups
-from jcompress.shrinking.plan import Plan, ShrinkError, shrink, shrunk
 from jcompress.sites import find_sites
 
 pytestmark = pytest.mark.once
