@@ -57,3 +57,24 @@ def test_without_data_it_says_where_to_get_it(tmp_path: pathlib.Path) -> None:
     in_debian = (pathlib.Path("/usr/share/datasets/fashion-mnist")).exists()
     assert (done.returncode == 0) is in_debian
     assert in_debian or "apt-get download dataset-fashion-mnist" in done.stderr
+
+
+def test_whole_chain() -> None:
+    if not (DATA / "train-images-idx3-ubyte.gz").is_file():
+        pytest.skip(f"Fashion-MNIST is not in {DATA}; set FASHION_MNIST to its folder")
+    small = ["--train", "2000", "--test", "1000", "--epochs", "1"]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "whole_chain.py", *small],
+        cwd=EXAMPLES,
+        env={**os.environ, "FASHION_MNIST": str(DATA)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [re.split(r" {2,}", line) for line in done.stdout.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["dense", "shrunk", "2:4", "2:4, 8 bits"]
+    stored = [int(row[1].replace(",", "")) for row in rows]
+    assert stored[1] < 0.42 * stored[0]
+    assert stored[2] < 0.6 * stored[1]
+    assert stored[3] < 0.35 * stored[2]
+    assert min(float(row[2].rstrip("%")) for row in rows) > 50
