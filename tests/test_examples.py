@@ -59,6 +59,7 @@ def test_without_data_it_says_where_to_get_it(tmp_path: pathlib.Path) -> None:
     assert in_debian or "apt-get download dataset-fashion-mnist" in done.stderr
 
 
+@pytest.mark.slow
 def test_whole_chain() -> None:
     if not (DATA / "train-images-idx3-ubyte.gz").is_file():
         pytest.skip(f"Fashion-MNIST is not in {DATA}; set FASHION_MNIST to its folder")
