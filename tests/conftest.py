@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -9,6 +10,7 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import pytest
 
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / f"jax-{jax.__version__}"
 
@@ -18,3 +20,10 @@ jax.config.update("jax_compilation_cache_dir", str(CACHE))
 # Tests compile thousands of tiny programs, many of them the same in every worker:
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs() -> Iterator[None]:
+    """Thousands of compiled programs would fill the memory; they are cached on disk."""
+    yield
+    jax.clear_caches()

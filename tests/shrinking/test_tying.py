@@ -97,7 +97,8 @@ def test_trains_checkpoints_and_quantizes(tmp_path: Any) -> None:
     packed = quantize(small, [("params/Block_0/kernel", Quantize())], sites=sites)
     out = compressed(run)(packed, X)
     np.testing.assert_allclose(out, run(small, X), atol=0.1)
-    np.testing.assert_array_equal(out, compressed(Net().apply)(untie(packed, TIES), X))
+    apart = compressed(Net().apply)(untie(packed, TIES), X)
+    np.testing.assert_allclose(out, apart, rtol=1e-5, atol=1e-5)
 
 
 def deep(params: Any, x: jax.Array) -> Any:
