@@ -128,7 +128,7 @@ def tune(
         measured = True
         for rows, behind, values in SIZES.get((platform, case.operation), ()):
             key = case.key + behind
-            best = best_sizes(case, form, rows, key, values, compare or ratios)
+            best = best_sizes(case, form, rows, key, values, compare or ratios, say)
             if best:
                 said = ", ".join(f"{name} {size}" for name, size in best.items())
                 say(f"{case.operation} {key}, {rows} rows: {said} (changed)")
@@ -162,11 +162,12 @@ def best_sizes(
     key: str,
     values: Mapping[str, Sequence[int]],
     compare: Times,
+    say: Callable[[str], None],
 ) -> dict[str, int | None]:
     """Sizes of a kernel that are clearly faster than those it takes by itself.
 
     One parameter after the other, each from the best of those before. What does not
-    compile is passed over.
+    compile is said and left out.
     """
     best: dict[str, int | None] = {}
     if case.refused(form, rows):
@@ -179,7 +180,9 @@ def best_sizes(
                 with _tiles.trying(case.operation, key, candidate):
                     trial = program(case, form, rows)
             # Whatever a compiler makes of sizes that nobody tried before.
-            except Exception:
+            except Exception as error:
+                why = " ".join(str(error).split())[:100]
+                say(f"{case.operation} {key}: {name} {size} is left out: {why}")
                 continue
             if slower(compare(fastest, trial)):
                 best, fastest = candidate, trial

@@ -99,7 +99,8 @@ def test_sizes_are_tried_and_the_fastest_is_written(folder, monkeypatch):
     path = tune.tune(folder, cases=[given], compare=compare, say=said.append)
     (choices,) = json.loads(path.read_text())["choices"].values()
     assert choices == {"W4 float32": {"block": 512}}
-    assert said[0].endswith("8 rows: block 512 (changed)")
+    assert said[0].endswith("block 1024 is left out: does not fit")
+    assert said[1].endswith("8 rows: block 512 (changed)")
 
 
 def test_what_does_not_differ_is_not_written(folder):
