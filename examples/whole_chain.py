@@ -18,8 +18,16 @@ from fashion_mnist import batches, load
 from jcompress import report
 from jcompress.distillation import soft_targets
 from jcompress.execution import compressed
-from jcompress.pruning import NM, Prune, prune, score_by_magnitude, to_sparse
+from jcompress.pruning import (
+    NM,
+    Pattern,
+    Prune,
+    prune,
+    score_by_magnitude,
+    to_sparse,
+)
 from jcompress.quantization import Quantize, Weights, fake_quant, quantize
+from jcompress.rules import Rules
 from jcompress.shrinking import Width, shrink_in_rounds, shrunk
 from jcompress.sites import find_sites
 
@@ -124,10 +132,10 @@ def main() -> None:
 
     # Of every four inputs of a hidden layer two stay.
     sites = find_sites(small, params, image)
-    pattern = [("last/w", None), (..., Prune(pattern=NM(2, 4)))]
+    pattern: Rules[Prune] = [("last/w", None), (..., Prune(pattern=NM(2, 4)))]
     masked = functools.partial(prune, rules=pattern, sites=sites)
     params = train(small, params, seed=3, teacher=dense, wrap=masked)
-    sparse = [("last/w", None), (..., NM(2, 4))]
+    sparse: Rules[Pattern] = [("last/w", None), (..., NM(2, 4))]
     stages["2:4"] = compressed(small), to_sparse(params, sparse, sites=sites)
 
     # What is left becomes 8-bit integers, one scale a unit.
