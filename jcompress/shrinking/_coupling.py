@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jcompress._jaxprs import (
     Body,
     Kind,
@@ -100,7 +102,7 @@ class Coupling:
         self, body: Body, inputs: Sequence[Labels], at: Location = (), scope: str = ""
     ) -> list[Labels]:
         """Move the ids of the inputs through a program; gives those of the results."""
-        consts = tuple(Labels(self.fresh(c.shape)) for c in map(_shaped, body.consts))
+        consts = tuple(Labels(self.fresh(np.shape(c))) for c in body.consts)
         self.consts[at] = consts
         known: dict[Any, Labels] = dict(zip(body.jaxpr.constvars, consts, strict=True))
         known.update(zip(body.jaxpr.invars, inputs, strict=True))
@@ -206,14 +208,6 @@ class Coupling:
         """An equation divides a sum by the number of its terms."""
         if any((ids != FIXED).any() for ids in summed):
             self.counts[here] = (operand, reciprocal, summed)
-
-
-def _shaped(const: Any) -> Any:
-    return const if hasattr(const, "shape") else _Scalar
-
-
-class _Scalar:
-    shape = ()
 
 
 def _joined(outer: str, inner: str) -> str:

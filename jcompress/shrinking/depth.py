@@ -258,6 +258,7 @@ class _Region:
         self._eqns = body.jaxpr.eqns
         self._last = touched[-1]
         self._stop = stop
+        self._known: dict[Any, set[Any]] = {}
         self._uses: dict[Any, list[int]] = {}
         self._made: dict[Any, int] = {}
         for index, eqn in enumerate(self._eqns):
@@ -331,9 +332,10 @@ class _Region:
                 return one
         return None
 
-    @functools.cache  # noqa: B019
     def _origins(self, var: Any) -> set[Any]:
         """A value and what it is made from."""
+        if var in self._known:
+            return self._known[var]
         found, waiting = {var}, [var]
         while waiting:
             index = self._made.get(waiting.pop())
@@ -343,6 +345,7 @@ class _Region:
                 if not is_literal(atom) and atom not in found:
                     found.add(atom)
                     waiting.append(atom)
+        self._known[var] = found
         return found
 
 
