@@ -122,8 +122,8 @@ def main() -> None:
         target=0.4,
         rounds=2,
         score=lambda fn, params: score_by_magnitude(params),
-        recover=lambda fn, params, number: train(
-            fn, params, seed=1 + number, teacher=dense
+        recover=lambda plan, params, number: train(
+            shrunk(perceptron, plan), params, seed=1 + number, teacher=dense
         ),
         rules=[(..., Width(multiple=16))],
     )

@@ -17,7 +17,7 @@ def shrink_in_rounds(
     target: float,
     rounds: int,
     score: Callable[[Callable[..., Any], Any], Any],
-    recover: Callable[[Callable[..., Any], Any, int], Any],
+    recover: Callable[[Plan, Any, int], Any],
     rules: Rules[Width] = ALL,
     cost: Cost = Cost.PARAMETERS,
     ranking: Ranking = Ranking.UNIFORM,
@@ -33,8 +33,10 @@ def shrink_in_rounds(
         rounds: how many.
         score: `score(fn, variables)` scores elements, as `score_units` wants them; it
             is called in each round with the shrunk function and its tree.
-        recover: `recover(fn, variables, round)` fine-tunes the tree, with distillation
-            from the whole model where that helps, and returns it.
+        recover: `recover(plan, variables, round)` fine-tunes the tree that the plan of
+            all rounds so far has left, and returns it: it trains `shrunk(f, plan)`,
+            where f is `fn` or its training mode, with distillation from the whole model
+            where that helps.
         rules: as of `choose`.
         cost: as of `choose`.
         ranking: as of `choose`.
@@ -62,6 +64,6 @@ def shrink_in_rounds(
         variables = shrink(variables, chosen)
         plan = chosen if plan is None else plan.then(chosen)
         now = shrunk(fn, plan)
-        variables = recover(now, variables, number)
+        variables = recover(plan, variables, number)
     assert plan is not None
     return plan, variables

@@ -168,7 +168,8 @@ def test_a_group_that_is_reduced_over_has_to_be_asked_for() -> None:
 def test_in_rounds() -> None:
     calls: list[tuple[int, tuple[int, ...]]] = []
 
-    def recover(fn: Any, params: Any, number: int) -> Any:
+    def recover(plan: Any, params: Any, number: int) -> Any:
+        assert plan.widths["a:1"] == params["a"].shape[1]
         calls.append((number, params["a"].shape))
         return jax.tree.map(lambda leaf: 2 * leaf, params)
 
