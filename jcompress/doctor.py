@@ -9,7 +9,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,16 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress import __version__
+from jcompress._doctor_cases import Case, cases
 from jcompress.kernels import Implementation, _native
-from jcompress.kernels._dispatch import Forms
-from jcompress.kernels.block_sparse_matmul.api import FORMS as _BLOCK_SPARSE
-from jcompress.kernels.codebook_matmul.api import FORMS as _CODEBOOK
-from jcompress.kernels.int8_matmul.api import FORMS as _INT8
-from jcompress.kernels.nm_sparse_matmul.api import FORMS as _NM_SPARSE
-from jcompress.kernels.quantized_conv.api import FORMS as _CONV
-from jcompress.kernels.quantized_conv.window import Window
-from jcompress.kernels.weight_only_matmul.api import FORMS as _WEIGHT_ONLY
-from jcompress.tensors.packing import pack_bits
 
 PYTHONS = ((3, 11), (3, 13))
 """The oldest and the newest Python that the tests run on."""
@@ -37,30 +29,12 @@ INSTRUCTIONS = (
 )
 """What the compiled kernels may use, as they call it."""
 
-_ROWS, _OUTPUTS, _INPUTS, _GROUPS = 4, 128, 512, 8
 _OWN = {Implementation.TPU: "tpu", Implementation.GPU: "cuda"}
 _COMPILERS = {
     "Linux": "a C++17 compiler (Debian and Ubuntu: apt install g++; Fedora: dnf "
     "install gcc-c++; conda: conda install gxx)",
     "Darwin": "a C++17 compiler (xcode-select --install)",
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
-    """A product of one kind, small, with the arguments of its forms.
-
-    Attributes:
-        name: the operation and what is particular.
-        forms: the operation's.
-        args: arrays with a stack axis of one, or None for one left out.
-        static: keyword arguments.
-    """
-
-    name: str
-    forms: Forms
-    args: tuple[Any, ...]
-    static: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,124 +172,6 @@ def how_to_build() -> str:
         f"to get them, install {compiler} and then jcompress again from its source, "
         "for a clone: pip install --force-reinstall --no-deps ."
     )
-
-
-def cases() -> list[Case]:
-    """One small product of each kind."""
-    draw = np.random.default_rng(0)
-
-    def floats(*shape: int, dtype: Any = jnp.float32) -> jax.Array:
-        return jnp.asarray(draw.normal(size=shape), jnp.float32).astype(dtype)
-
-    def integers(*shape: int, bits: int = 8) -> jax.Array:
-        top = 2 ** (bits - 1)
-        return jnp.asarray(draw.integers(-top, top, shape), jnp.int8)
-
-    def scales(*shape: int) -> jax.Array:
-        return jnp.asarray(draw.uniform(0.01, 0.02, shape), jnp.float32)
-
-    x = floats(1, _ROWS, _INPUTS)
-    short = floats(1, _ROWS, _INPUTS, dtype=jnp.bfloat16)
-    weight = (1, _OUTPUTS, _INPUTS)
-    per_channel, per_group = (1, _OUTPUTS, 1), (1, _OUTPUTS, _GROUPS)
-    found = [
-        Case(
-            name="int8_matmul",
-            forms=_INT8,
-            args=(x, None, None, integers(*weight), scales(*per_channel), None, None),
-            static={"x_bits": 8},
-        )
-    ]
-    for bits, activations, x_bits, shape in (
-        (8, short, None, per_channel),
-        (4, x, None, per_channel),
-        (4, short, None, per_group),
-        (4, short, 8, per_group),
-        (3, x, None, per_channel),
-        (2, x, None, per_group),
-    ):
-        groups = "" if shape[-1] == 1 else f", {_GROUPS} groups"
-        numbers = str(activations.dtype) if x_bits is None else f"A{x_bits}"
-        stored = pack_bits(integers(*weight, bits=bits), bits)
-        found.append(
-            Case(
-                name=f"weight_only_matmul W{bits}{groups}, {numbers}",
-                forms=_WEIGHT_ONLY,
-                args=(activations, stored, scales(*shape), integers(*shape, bits=bits)),
-                static={"bits": bits, "x_bits": x_bits},
-            )
-        )
-    for channels, x_bits in ((8, None), (128, 8)):
-        window = Window(
-            sizes=(6, 6),
-            channels=channels,
-            kernel=(3, 3),
-            strides=(1, 1),
-            padding=((1, 1), (1, 1)),
-            dilation=(1, 1),
-        )
-        stored = pack_bits(integers(1, 64, window.inputs, bits=4), 4)
-        images = floats(1, 2, 36 * channels)
-        numbers = str(images.dtype) if x_bits is None else f"A{x_bits}"
-        found.append(
-            Case(
-                name=f"quantized_conv W4 of {channels} channels, {numbers}",
-                forms=_CONV,
-                args=(images, None, None, stored, scales(1, 64, 1), None),
-                static={"bits": 4, "x_bits": x_bits, "window": window},
-            )
-        )
-    return [*found, *_sparse_cases(x, short, floats, draw)]
-
-
-def _sparse_cases(
-    x: jax.Array,
-    short: jax.Array,
-    floats: Callable[..., jax.Array],
-    draw: np.random.Generator,
-) -> list[Case]:
-    found = []
-    for given, height, width in ((short, 128, 128), (x, 1, 4)):
-        across, down = _INPUTS // width, _OUTPUTS // height
-        kept = 2
-        columns = [np.sort(draw.permutation(across)[:kept]) for _ in range(down)]
-        args = (
-            given,
-            floats(1, down * kept, height, width, dtype=given.dtype),
-            jnp.asarray(np.concatenate(columns)[None], jnp.int32),
-            jnp.arange(0, down * kept + 1, kept, dtype=jnp.int32)[None],
-            None,
-        )
-        found.append(
-            Case(
-                name=f"block_sparse_matmul {height} x {width}",
-                forms=_BLOCK_SPARSE,
-                args=args,
-                static={"outputs": _OUTPUTS},
-            )
-        )
-    stored = (1, _OUTPUTS, _INPUTS // 2)
-    halves = np.argsort(draw.random((_OUTPUTS, _INPUTS // 4, 4)), axis=-1) < 2
-    mask = np.packbits(halves.reshape(_OUTPUTS, _INPUTS), axis=1, bitorder="little")
-    return [
-        *found,
-        Case(
-            name="nm_sparse_matmul 2:4",
-            forms=_NM_SPARSE,
-            args=(x, floats(*stored), jnp.asarray(mask[None]), None),
-            static={"n": 2, "m": 4},
-        ),
-        Case(
-            name="codebook_matmul of 16 values",
-            forms=_CODEBOOK,
-            args=(
-                x,
-                jnp.asarray(draw.integers(0, 256, stored), jnp.uint8),
-                floats(1, 1, 16),
-            ),
-            static={},
-        ),
-    ]
 
 
 def _devices() -> list[tuple[str, Any]]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jcompress import doctor
+from jcompress import _doctor_cases, doctor
 from jcompress.cli import main
 from jcompress.kernels import Implementation, _native
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.once
 @pytest.fixture(scope="module")
 def few():
     """One case of each operation."""
-    cases = {case.name.split()[0]: case for case in doctor.cases()}
+    cases = {case.name.split()[0]: case for case in _doctor_cases.cases()}
     return list(cases.values())
 
 

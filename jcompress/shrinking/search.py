@@ -1,17 +1,19 @@
 """The search for sizes: shrink, recover briefly, evaluate, keep the best."""
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jcompress import checkpoint
 from jcompress.rules import Rules
+from jcompress.shrinking._trials import LOG as LOG
+from jcompress.shrinking._trials import Candidate as Candidate
+from jcompress.shrinking._trials import Log, Task, Trial
 from jcompress.shrinking.choosing import (
     ALL,
     Cost,
@@ -19,12 +21,9 @@ from jcompress.shrinking.choosing import (
     resolve_widths,
     static_cost,
 )
-from jcompress.shrinking.groups import Groups, find_groups
-from jcompress.shrinking.plan import Plan, ShrinkError, shrink, shrunk
-from jcompress.shrinking.scoring import Scores, score_units
+from jcompress.shrinking.groups import find_groups
+from jcompress.shrinking.plan import Plan, ShrinkError, shrink
 
-LOG = "log.jsonl"
-"""The file with one line for each candidate."""
 _STATE = "state"
 
 
@@ -70,22 +69,6 @@ class Evolution:
 _GREEDY = Greedy()
 
 
-class Candidate(NamedTuple):
-    """One line of the log.
-
-    Attributes:
-        step: the step or generation.
-        sizes: units kept, by group.
-        cost: the fraction of the whole model's that it needs.
-        metric: what `evaluate` gave after the recovery.
-    """
-
-    step: int
-    sizes: Mapping[str, int]
-    cost: float
-    metric: float
-
-
 class Found(NamedTuple):
     """What a search leaves behind.
 
@@ -107,7 +90,7 @@ def adjust(
     folder: str | os.PathLike[str],
     budget: float,
     evaluate: Callable[[Callable[..., Any], Any], float],
-    recover: Callable[[Callable[..., Any], Any], Any],
+    recover: Callable[[Plan, Any], Any],
     score: Callable[[Callable[..., Any], Any], Any],
     search: Greedy | Evolution = _GREEDY,
     rules: Rules[Width] = ALL,
@@ -129,8 +112,9 @@ def adjust(
         budget: the fraction of the cost that may be left, in (0, 1).
         evaluate: `evaluate(fn, variables)`: the metric on held-out data; more is
             better.
-        recover: `recover(fn, variables)`: a short fine-tuning; the same for equal
-            arguments, or a resumed search may end otherwise.
+        recover: `recover(plan, variables)`: a short fine-tuning of the tree that the
+            plan leaves, by `shrunk(f, plan)`, where f is `fn` or its training mode; the
+            same for equal arguments, or a resumed search may end otherwise.
         score: `score(fn, variables)`: scores of elements, as `score_units` takes them.
         search: how candidates are made.
         rules: which groups may shrink, as of `choose`.
@@ -149,7 +133,7 @@ def adjust(
     home.mkdir(parents=True, exist_ok=True)
     groups = find_groups(fn, variables, *args)
     widths = resolve_widths(groups, rules)
-    task = _Task(
+    task = Task(
         fn=fn,
         args=args,
         groups=groups,
@@ -158,7 +142,7 @@ def adjust(
         evaluate=evaluate,
         recover=recover,
         score=score,
-        log=_Log(home / LOG),
+        log=Log(home / LOG),
     )
     least = task.cost(
         {name: width.rounded(0, groups[name].size) for name, width in widths.items()}
@@ -176,86 +160,8 @@ def adjust(
     return Found(plan, tree, tuple(task.log))
 
 
-class _Start(NamedTuple):
-    """What candidates begin with: a plan, its tree and the scores of its units."""
-
-    plan: Plan | None
-    variables: Any
-    scores: Scores
-
-
-class _Trial(NamedTuple):
-    """A candidate, with its plan and tree if they were made just now."""
-
-    metric: float
-    sizes: dict[str, int]
-    made: tuple[Plan, Any] | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Task:
-    fn: Callable[..., Any]
-    args: tuple[Any, ...]
-    groups: Groups
-    widths: Mapping[str, Width]
-    count: Callable[[Plan | None], float]
-    evaluate: Callable[..., float]
-    recover: Callable[..., Any]
-    score: Callable[..., Any]
-    log: "_Log"
-
-    @property
-    def whole(self) -> dict[str, int]:
-        return {name: self.groups[name].size for name in self.widths}
-
-    def cost(self, sizes: Mapping[str, int]) -> float:
-        """The fraction of the cost that sizes leave, whichever units they keep."""
-        changed = {
-            name: range(size) for name, size in sizes.items() if size < self.whole[name]
-        }
-        plan = self.groups.keep(changed) if changed else None
-        return self.count(plan) / self.count(None)
-
-    def shrunk(self, start: _Start, sizes: Mapping[str, int]) -> tuple[Plan, Any]:
-        """Go to smaller sizes and recover."""
-        plan, variables = start.plan, start.variables
-        kept = {}
-        for name, units in start.scores.items():
-            if name in sizes and sizes[name] < len(units):
-                order = np.argsort(-np.asarray(units), kind="stable")
-                kept[name] = np.sort(order[: sizes[name]])
-        step = self._now(plan, variables).keep(kept)
-        both = step if plan is None else plan.then(step)
-        return both, self.recover(shrunk(self.fn, both), shrink(variables, step))
-
-    def start(self, plan: Plan | None, variables: Any) -> _Start:
-        """Score the units that are left."""
-        now = self.fn if plan is None else shrunk(self.fn, plan)
-        scores = score_units(self._now(plan, variables), self.score(now, variables))
-        return _Start(plan, variables, scores)
-
-    def _now(self, plan: Plan | None, variables: Any) -> Groups:
-        if plan is None:
-            return self.groups
-        return find_groups(shrunk(self.fn, plan), variables, *self.args)
-
-    def tried(self, step: int, sizes: dict[str, int], start: _Start) -> _Trial:
-        """Evaluate a candidate, unless the log knows it."""
-        known = self.log.metric(step, sizes)
-        if known is not None:
-            return _Trial(known, sizes, None)
-        plan, tree = self.shrunk(start, sizes)
-        metric = float(self.evaluate(shrunk(self.fn, plan), tree))
-        self.log.add(Candidate(step, sizes, self.cost(sizes), metric))
-        return _Trial(metric, sizes, (plan, tree))
-
-    def made(self, trial: _Trial, start: _Start) -> tuple[Plan, Any]:
-        """The plan and tree of a candidate; made again if only the log knew it."""
-        return trial.made or self.shrunk(start, trial.sizes)
-
-
 def _greedy(
-    task: _Task, variables: Any, budget: float, search: Greedy, state: pathlib.Path
+    task: Task, variables: Any, budget: float, search: Greedy, state: pathlib.Path
 ) -> tuple[Plan, Any]:
     step, plan = 0, None
     if checkpoint.exists(state):
@@ -302,7 +208,7 @@ def _greedy(
 
 
 def _steps_down(
-    task: _Task, sizes: dict[str, int], wanted: float
+    task: Task, sizes: dict[str, int], wanted: float
 ) -> Iterator[dict[str, int]]:
     """For each group the largest size of it that alone meets a cost."""
     for name, width in task.widths.items():
@@ -318,13 +224,13 @@ def _steps_down(
 
 
 def _evolve(
-    task: _Task, variables: Any, budget: float, search: Evolution, seed: int
+    task: Task, variables: Any, budget: float, search: Evolution, seed: int
 ) -> tuple[Plan, Any]:
     start = task.start(None, variables)
     random = np.random.default_rng(seed)
     names = list(task.widths)
     ranked: list[tuple[float, tuple[float, ...]]] = []
-    best: _Trial | None = None
+    best: Trial | None = None
     for generation in range(search.generations):
         for number in range(search.population):
             genes = _bred(ranked, len(names), search, random)
@@ -353,7 +259,7 @@ def _bred(
     return mixed + random.normal(0, search.spread, count)
 
 
-def _within(task: _Task, names: list[str], genes: Any, budget: float) -> dict[str, int]:
+def _within(task: Task, names: list[str], genes: Any, budget: float) -> dict[str, int]:
     """The largest sizes in the proportion of the genes that meet the budget."""
 
     def sizes(scale: float) -> dict[str, int]:
@@ -371,41 +277,3 @@ def _within(task: _Task, names: list[str], genes: Any, budget: float) -> dict[st
             (middle, high) if task.cost(sizes(middle)) <= budget else (low, middle)
         )
     return sizes(low)
-
-
-class _Log:
-    """The candidates of a folder; a line that an interruption cut is written again."""
-
-    def __init__(self, path: pathlib.Path) -> None:
-        self._path = path
-        self._all: list[Candidate] = []
-
-    def open(self, head: Mapping[str, Any]) -> None:
-        """Read what is there, and make sure that it is of this search."""
-        lines = self._path.read_text().splitlines(True) if self._path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        if whole and json.loads(whole[0]) != head:
-            raise ShrinkError(
-                f"adjust: {self._path} is of another search: {whole[0].strip()}; give "
-                "another folder"
-            )
-        self._all += [Candidate(**json.loads(line)) for line in whole[1:]]
-        draft = self._path.with_name(f"{LOG}.tmp")
-        draft.write_text("".join(whole) or json.dumps(head) + "\n")
-        draft.replace(self._path)
-
-    def __iter__(self) -> Iterator[Candidate]:
-        return iter(self._all)
-
-    def metric(self, step: int, sizes: Mapping[str, int]) -> float | None:
-        for one in self._all:
-            if one.step == step and dict(one.sizes) == dict(sizes):
-                return one.metric
-        return None
-
-    def add(self, candidate: Candidate) -> None:
-        self._all.append(candidate)
-        with self._path.open("a") as file:
-            file.write(json.dumps(candidate._asdict()) + "\n")
-            file.flush()
-            os.fsync(file.fileno())

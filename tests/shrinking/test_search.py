@@ -53,7 +53,7 @@ def run(folder: pathlib.Path, calls: Calls, search: Any, **others: Any) -> Found
         folder=folder,
         search=search,
         evaluate=calls,
-        recover=lambda fn, params: jax.tree.map(lambda leaf: leaf * 1.5, params),
+        recover=lambda plan, params: jax.tree.map(lambda leaf: leaf * 1.5, params),
         score=lambda fn, params: score_by_magnitude(params),
         **{"budget": 0.5, "cost": Cost.PARAMETERS, **others},
     )
