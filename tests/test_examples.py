@@ -79,3 +79,32 @@ def test_whole_chain() -> None:
     assert stored[2] < 0.6 * stored[1]
     assert stored[3] < 0.35 * stored[2]
     assert min(float(row[2].rstrip("%")) for row in rows) > 50
+
+
+@pytest.mark.slow
+def test_shrink_resnet_and_its_log(tmp_path: pathlib.Path) -> None:
+    if not (DATA / "train-images-idx3-ubyte.gz").is_file():
+        pytest.skip(f"Fashion-MNIST is not in {DATA}; set FASHION_MNIST to its folder")
+    log = tmp_path / "log.jsonl"
+    command = [sys.executable, "-W", "error", "shrink_resnet.py", "--log", str(log)]
+    command += ["--train", "2560", "--test", "500", "--epochs", "2", "--recovery", "1"]
+    command += ["--seeds", "1", "--parts", "1/4", "--choices", "taylor"]
+    said = []
+    for _ in range(2):
+        done = subprocess.run(
+            command,
+            cwd=EXAMPLES,
+            env={**os.environ, "FASHION_MNIST": str(DATA)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    # The second run finds its seed in the log and trains nothing.
+    assert len(log.read_text().splitlines()) == 1
+    assert said[0] == said[1]
+    row = re.split(r" {2,}", said[0].splitlines()[-1])
+    left = re.fullmatch(r"1/4 \(([\d.]+)\)", row[0])
+    assert left, row
+    assert 0.15 < float(left[1]) <= 0.25
+    assert min(float(cell) for cell in row[1:]) > 40
