@@ -4,17 +4,19 @@ A residual network learns Fashion-MNIST; then whole channels go, in two rounds, 
 half, a quarter and an eighth of its multiplications are left. After each round the rest
 learns from the labels and from the whole network. Channels are chosen by magnitude, by
 the loss to first order (Taylor), or at random; every layer keeps the same fraction, so
-that all choices end at the same sizes, and so does a network that starts anew ("from
-scratch") and learns as the others do, for as many epochs as these took together with
-the training of the whole network. Printed is the accuracy on the test images; every
-seed that is done is kept in `--log`, and an interrupted run goes on after it.
+that all choices end at the same sizes. So does a network that starts anew and learns as
+the others do: for as many epochs as their recovery takes ("scratch"), or for as many as
+that and the training of the whole network together ("scratch, long"). Printed is the
+accuracy on the test images; every one is written to `--log` when it is known, and an
+interrupted run goes on there.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -41,6 +43,7 @@ SIZE = 128
 ROUNDS = 2
 PARTS = {"1/2": 0.5, "1/4": 0.25, "1/8": 0.125}
 CHOICES = ("magnitude", "taylor", "random")
+WAYS = (*CHOICES, "scratch", "scratch, long")
 
 Data = tuple[np.ndarray, np.ndarray]
 
@@ -189,64 +192,123 @@ def scores(
     return {"magnitude": magnitude, "taylor": taylor, "random": random}[choice]
 
 
-def one_seed(seed: int, data: Data, held_out: Data, args: Any) -> dict[str, float]:
-    """Accuracy of the whole network and of every small one."""
-    image = data[0][:1]
-    start = ResNet().init(jax.random.key(seed), image)
-    whole = trained(in_training, start, data, epochs=args.epochs, seed=seed)
-    said = logits_of(evaluate, whole, data[0])
-    cost = static_cost(find_groups(evaluate, whole, image), Cost.MULTIPLICATIONS)
-    found = {"whole": accuracy(evaluate, whole, held_out)}
+class Seed:
+    """A network trained with one seed, and what becomes of it."""
 
-    def recover(plan: Plan, variables: Any, number: int) -> Any:
-        return trained(
-            shrunk(in_training, plan), variables, data,
-            epochs=args.recovery, seed=10 * seed + number + 1, said=said,
-        )  # fmt: skip
+    def __init__(self, seed: int, data: Data, held_out: Data, args: Any) -> None:
+        self.seed, self.data, self.held_out, self.args = seed, data, held_out, args
 
-    for part in args.parts:
-        for choice in args.choices:
-            plan, small = shrink_in_rounds(
-                evaluate,
-                whole,
-                image,
-                target=PARTS[part],
-                rounds=ROUNDS,
-                score=scores(choice, seed, data),
-                recover=recover,
-                cost=Cost.MULTIPLICATIONS,
+    @functools.cached_property
+    def whole(self) -> Any:
+        """The variables of the whole network."""
+        start = ResNet().init(jax.random.key(self.seed), self.data[0][:1])
+        epochs = self.args.epochs
+        return trained(in_training, start, self.data, epochs=epochs, seed=self.seed)
+
+    @functools.cached_property
+    def said(self) -> np.ndarray:
+        """Its logits of the training images."""
+        return logits_of(evaluate, self.whole, self.data[0])
+
+    def before(self) -> float:
+        """The accuracy of the whole network."""
+        return accuracy(evaluate, self.whole, self.held_out)
+
+    def accuracy(self, part: str, way: str) -> float:
+        """Of a small network, made in one of the ways."""
+        plan, small = self.shrunk(part, way)
+        if way not in CHOICES:
+            long = self.args.epochs if way == "scratch, long" else 0
+            small = trained(
+                shrunk(in_training, plan),
+                anew(small, jax.random.key(100 + self.seed)),
+                self.data,
+                epochs=ROUNDS * self.args.recovery + long,
+                seed=self.seed,
+                said=self.said,
             )
-            run = shrunk(evaluate, plan)
-            found[f"{part} {choice}"] = accuracy(run, small, held_out)
-        found[f"{part} left"] = cost(plan) / cost(None)
-        scratch = trained(
-            shrunk(in_training, plan), anew(small, jax.random.key(100 + seed)), data,
-            epochs=args.epochs + ROUNDS * args.recovery, seed=seed, said=said,
-        )  # fmt: skip
-        found[f"{part} scratch"] = accuracy(run, scratch, held_out)
-    return found
+        return accuracy(shrunk(evaluate, plan), small, self.held_out)
+
+    def shrunk(self, part: str, way: str) -> tuple[Plan, Any]:
+        """The plan and the recovered variables; not recovered if they start anew."""
+
+        def recover(plan: Plan, variables: Any, number: int) -> Any:
+            if way not in CHOICES:
+                return variables
+            return trained(
+                shrunk(in_training, plan),
+                variables,
+                self.data,
+                epochs=self.args.recovery,
+                seed=10 * self.seed + number + 1,
+                said=self.said,
+            )
+
+        choice = way if way in CHOICES else "random"
+        return shrink_in_rounds(
+            evaluate,
+            self.whole,
+            self.data[0][:1],
+            target=PARTS[part],
+            rounds=ROUNDS,
+            score=scores(choice, self.seed, self.data),
+            recover=recover,
+            cost=Cost.MULTIPLICATIONS,
+        )
+
+    def left(self, part: str) -> float:
+        """The fraction of the multiplications that is left."""
+        groups = find_groups(evaluate, self.whole, self.data[0][:1])
+        cost = static_cost(groups, Cost.MULTIPLICATIONS)
+        return cost(self.shrunk(part, "scratch")[0]) / cost(None)
 
 
-def table(rows: dict[int, dict[str, float]], args: Any) -> str:
-    """Means over seeds, with standard deviations, by part and choice."""
+def measured(args: Any) -> Iterator[tuple[int, str, float]]:
+    """Every figure by seed and name, from the log where it knows it."""
+    x, y, x_test, y_test = load(60_000, args.test)
+    data = x[: args.train], y[: args.train]
+    held_out = (x[-5000:], y[-5000:]) if args.validation else (x_test, y_test)
+    given = (args.train, args.test, args.validation, args.epochs, args.recovery)
+    about = "-".join(str(int(number)) for number in given)
+    lines = args.log.read_text().splitlines() if args.log.exists() else []
+    known = {tuple(line[:-1]): line[-1] for line in map(json.loads, lines)}
+    for number in range(args.seeds):
+        seed = Seed(number, data, held_out, args)
+        tasks: dict[str, Callable[[], float]] = {"whole": seed.before}
+        for part in args.parts:
+            tasks[f"{part} left"] = functools.partial(seed.left, part)
+            for way in args.ways:
+                tasks[f"{part} {way}"] = functools.partial(seed.accuracy, part, way)
+        for name, task in tasks.items():
+            key = (about, number, name)
+            if key not in known:
+                known[key] = task()
+                with args.log.open("a") as file:
+                    file.write(json.dumps([*key, known[key]]) + "\n")
+            yield number, name, known[key]
+
+
+def table(args: Any) -> str:
+    """Means over seeds, with standard deviations, by part and way."""
+    found: dict[str, list[float]] = {}
+    for _, name, value in measured(args):
+        found.setdefault(name, []).append(value)
 
     def cell(name: str) -> str:
-        given = [100 * row[name] for row in rows.values()]
+        given = 100 * np.array(found[name])
         spread = f" ± {np.std(given, ddof=1):.2f}" if len(given) > 1 else ""
         return f"{np.mean(given):.2f}{spread}"
 
-    ways = (*args.choices, "scratch")
-    lines: list[tuple[str, ...]] = [("multiplications", *ways)]
+    lines: list[tuple[str, ...]] = [("multiplications", *args.ways)]
     for part in args.parts:
-        left = np.mean([row[f"{part} left"] for row in rows.values()])
-        cells = (cell(f"{part} {way}") for way in ways)
-        lines.append((f"{part} ({left:.3f})", *cells))
-    head = f"whole network: {cell('whole')} % of the test images; seeds {list(rows)}"
-    return f"{head}\n{report.aligned(lines, right=(1, 2, 3, 4))}"
+        cells = (cell(f"{part} {way}") for way in args.ways)
+        lines.append((f"{part} ({np.mean(found[f'{part} left']):.3f})", *cells))
+    head = f"whole network: {cell('whole')} % of the images; {args.seeds} seeds"
+    return f"{head}\n{report.aligned(lines, right=tuple(range(1, len(args.ways) + 1)))}"
 
 
 def main() -> None:
-    """Run the seeds that are not in the log yet, and print the table of all."""
+    """Train what the log does not know yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--train", type=int, default=20_000, help="training images")
     parser.add_argument("--test", type=int, default=10_000, help="test images")
@@ -258,22 +320,8 @@ def main() -> None:
         "--log", type=pathlib.Path, default=pathlib.Path("shrink_resnet.jsonl")
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--choices", nargs="+", choices=CHOICES, default=list(CHOICES))
-    args = parser.parse_args()
-    x, y, x_test, y_test = load(60_000, args.test)
-    data = x[: args.train], y[: args.train]
-    held_out = (x[-5000:], y[-5000:]) if args.validation else (x_test, y_test)
-    said = {k: v for k, v in vars(args).items() if k not in ("log", "seeds")}
-    lines = args.log.read_text().splitlines() if args.log.exists() else []
-    rows = [json.loads(line) for line in lines]
-    done = {row["seed"]: row["found"] for row in rows if row["arguments"] == said}
-    for seed in range(args.seeds):
-        if seed not in done:
-            done[seed] = one_seed(seed, data, held_out, args)
-            row = {"arguments": said, "seed": seed, "found": done[seed]}
-            with args.log.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-    print(table({seed: done[seed] for seed in range(args.seeds)}, args))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    print(table(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def test_shrink_resnet_and_its_log(tmp_path: pathlib.Path) -> None:
     log = tmp_path / "log.jsonl"
     command = [sys.executable, "-W", "error", "shrink_resnet.py", "--log", str(log)]
     command += ["--train", "2560", "--test", "500", "--epochs", "2", "--recovery", "1"]
-    command += ["--seeds", "1", "--parts", "1/4", "--choices", "taylor"]
+    command += ["--seeds", "1", "--parts", "1/4", "--ways", "taylor", "scratch"]
     said = []
     for _ in range(2):
         done = subprocess.run(
@@ -100,8 +100,8 @@ def test_shrink_resnet_and_its_log(tmp_path: pathlib.Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)
-    # The second run finds its seed in the log and trains nothing.
-    assert len(log.read_text().splitlines()) == 1
+    # The second run finds everything in the log and trains nothing.
+    assert len(log.read_text().splitlines()) == 4
     assert said[0] == said[1]
     row = re.split(r" {2,}", said[0].splitlines()[-1])
     left = re.fullmatch(r"1/4 \(([\d.]+)\)", row[0])
