@@ -88,10 +88,9 @@ def in_training(variables: Any, x: jax.Array) -> Any:
     return ResNet().apply(variables, x, train=True, mutable=["batch_stats"])
 
 
-def evaluate(variables: Any, x: jax.Array) -> jax.Array:
+def evaluate(variables: Any, x: jax.Array) -> Any:
     """Logits."""
-    logits: jax.Array = ResNet().apply(variables, x)
-    return logits
+    return ResNet().apply(variables, x)
 
 
 def error(logits: jax.Array, labels: jax.Array, said: jax.Array | None) -> jax.Array:

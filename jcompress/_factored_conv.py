@@ -1,13 +1,15 @@
 """A convolution with a kernel of low rank, as the convolutions with its factors."""
 
 import dataclasses
+import itertools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jcompress._jaxprs import aval_shape
-from jcompress._leaf_kernels import factor_product, product_dtype
+from jcompress._leaf_kernels import factor_product, product_dtype, summed_dtype
 from jcompress._product import Order, stored_orders
 from jcompress._values import Use
 from jcompress._views import View
@@ -16,6 +18,13 @@ from jcompress.tensors.low_rank import dense_factor
 
 WINDOW_DENSE = "a compressed factor with a window is made dense"
 """How a compressed factor that slides is used."""
+
+SHIFTS = 32
+"""The largest window whose depthwise convolution is a sum of shifted data on CPUs.
+
+There XLA's grouped convolution took 10 to 60 times as long for a window of 3, and its
+gradient 4 to 29 times. Longer sums take long to compile.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +56,17 @@ class Step:
         one = {*self.window, *self.strides} == {1}
         return self.columns is None and still and one and not self.order
 
+    def positions(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """How many positions the window takes on each spatial axis of the data."""
+        reach = [
+            (w - 1) * d + 1 for w, d in zip(self.window, self.dilation, strict=True)
+        ]
+        whole = [n + sum(pad) for n, pad in zip(sizes, self.padding, strict=True)]
+        ends = zip(whole, reach, self.strides, strict=True)
+        return tuple(max((n - r) // stride + 1, 0) for n, r, stride in ends)
+
     def kernel(self, factor: jax.Array) -> jax.Array:
-        """A factor as [outputs, *window, channels]."""
+        """A factor as [outputs, *window, channels]; 1 for the last if depthwise."""
         if self.columns is not None:
             split = factor.reshape(factor.shape[0], *self.columns.in_leaf)
             turned = jnp.transpose(split, (0, *self.columns.from_leaf(1)))
@@ -137,18 +155,59 @@ class FactoredConv:
         return jnp.transpose(y, self.from_images).astype(out.dtype)
 
     def _slid(self, x: jax.Array, kernel: jax.Array, step: Step) -> jax.Array:
-        spec = (0, x.ndim - 1, *range(1, x.ndim - 1))
-        dtype = product_dtype(self.eqn)
+        """Slide a kernel [outputs, *window, channels, or 1 if depthwise] over data."""
         # The gradient of a convolution wants inputs and result of one dtype.
-        return jax.lax.conv_general_dilated(
-            x.astype(dtype),
-            kernel.astype(dtype),
-            step.strides,
-            step.padding,
-            rhs_dilation=step.dilation,
-            dimension_numbers=jax.lax.ConvDimensionNumbers(spec, spec, spec),
-            precision=self.eqn.params["precision"],
+        dtype = product_dtype(self.eqn)
+        x, kernel = x.astype(dtype), kernel.astype(dtype)
+        spec = (0, x.ndim - 1, *range(1, x.ndim - 1))
+        groups = x.shape[-1] // kernel.shape[-1]
+
+        def convolved(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            return jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                step.strides,
+                step.padding,
+                rhs_dilation=step.dilation,
+                dimension_numbers=jax.lax.ConvDimensionNumbers(spec, spec, spec),
+                feature_group_count=groups,
+                precision=self.eqn.params["precision"],
+            )
+
+        positions = step.positions(x.shape[1:-1])
+        if groups == 1 or math.prod(step.window) > SHIFTS or not all(positions):
+            return convolved(x, kernel)
+        out: jax.Array = jax.lax.platform_dependent(
+            x,
+            kernel,
+            cpu=lambda x, kernel: _shifted(x, kernel, step, positions),
+            default=convolved,
         )
+        return out
+
+
+def _shifted(
+    x: jax.Array, kernel: jax.Array, step: Step, positions: tuple[int, ...]
+) -> jax.Array:
+    """A depthwise convolution: [B, *positions, R] and [R, *window, 1]."""
+    around = [(0, 0, 0), *((low, high, 0) for low, high in step.padding), (0, 0, 0)]
+    dtype, summed = x.dtype, summed_dtype(x.dtype)
+    x = jax.lax.pad(x, jnp.zeros((), dtype), around)
+    out = jnp.zeros((x.shape[0], *positions, x.shape[-1]), summed)
+    for place in itertools.product(*map(range, step.window)):
+        starts, ends = [], []
+        for axis, at in enumerate(place):
+            starts.append(at * step.dilation[axis])
+            ends.append(starts[-1] + (positions[axis] - 1) * step.strides[axis] + 1)
+        part = jax.lax.slice(
+            x,
+            (0, *starts, 0),
+            (x.shape[0], *ends, x.shape[-1]),
+            (1, *step.strides, 1),
+        )
+        weight = jnp.broadcast_to(kernel[(slice(None), *place, 0)], part.shape)
+        out = out + part.astype(summed) * weight.astype(summed)
+    return out.astype(dtype)
 
 
 def _ordered(x: jax.Array, sizes: tuple[int, ...], order: tuple[int, ...]) -> jax.Array:

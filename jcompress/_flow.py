@@ -205,6 +205,8 @@ class Flow:
             input_axes=inputs,
             output_axes=outputs,
             stack_axes=stack,
+            window_axes=tuple(sorted(view.axes(*role.window_dims))),
+            groups=role.groups,
             data_shape=data,
             out_shape=aval_shape(eqn.outvars[0]),
             macs=macs,

@@ -8,17 +8,10 @@ from typing import Any
 
 import jax
 
-from jcompress._deferred import Deferred, opened
+from jcompress._deferred import Deferred
 from jcompress._handlers import Bind, Handler, Statistic
-from jcompress._jaxprs import (
-    Body,
-    Kind,
-    bodies,
-    is_literal,
-    kind_of,
-    scan_counts,
-    split,
-)
+from jcompress._jaxprs import Body, Kind, is_literal, kind_of
+from jcompress._nested import NESTED
 from jcompress._trace import Traced, trace
 from jcompress._values import Location, Use
 from jcompress._views import LAZY
@@ -80,9 +73,10 @@ class Program:
             for name, leaf in zip(self.traced.names, leaves, strict=True)
         ]
         outs, statistics = self.run(self.traced.body, [*inputs, *data], (), reads or {})
-        return [self._dense(out, "returned") for out in outs], statistics
+        return [self.dense(out, "returned") for out in outs], statistics
 
-    def _dense(self, value: Any, operation: str) -> Any:
+    def dense(self, value: Any, operation: str) -> Any:
+        """A value that may be a compressed leaf, dense; `operation` asks for it."""
         if not isinstance(value, Deferred):
             return value
         if self.made_dense is not None:
@@ -189,178 +183,15 @@ class Program:
                 pending = (*value.pending, (eqn.primitive, eqn.params))
                 return [dataclasses.replace(value, pending=pending)]
             name = eqn.primitive.name
-            dense = [self._dense(value, name) for value in ins]
+            dense = [self.dense(value, name) for value in ins]
             if self.resizing is not None and here in self.resizing.equations:
                 return self.resizing.equations[here](self, eqn, dense, here)
             return bind(eqn, dense)
         if not deferred and here not in self._prefixes:
             return bind(eqn, ins)
-        outs, inner = getattr(self, f"_{kind.value}")(eqn, ins, here, reads)
+        results, inner = NESTED[kind](self, eqn, ins, here, reads)
         statistics.update(inner)
-        return list(outs)
-
-    def _inline(self, eqn: Any, ins: list[Any], here: Location, reads: Any) -> Any:
-        (body,) = bodies(eqn)
-        return self.run(body, ins, (*here, 0), reads)
-
-    def _call(self, eqn: Any, ins: list[Any], here: Location, reads: Any) -> Any:
-        (body,) = bodies(eqn)
-        arrays, rebuild = opened(ins)
-        shape: list[Any] = []
-
-        def call(*flat: Any) -> Any:
-            given = _placed(rebuild(flat), eqn.params["in_shardings"])
-            outs, inner = self.run(body, given, (*here, 0), reads)
-            outs = _placed(outs, eqn.params["out_shardings"])
-            out_arrays, out_rebuild = opened(outs)
-            shape[:] = [out_rebuild]
-            return out_arrays, inner
-
-        call.__name__ = eqn.params["name"]
-        options = dict(eqn.params["compiler_options_kvs"]) or None
-        compiled = jax.jit(call, inline=_inlined(eqn), compiler_options=options)
-        flat_outs, inner = compiled(*arrays)
-        return shape[0](flat_outs), inner
-
-    def _remat(self, eqn: Any, ins: list[Any], here: Location, reads: Any) -> Any:
-        (body,) = bodies(eqn)
-        arrays, rebuild = opened(ins)
-
-        def call(*flat: Any) -> Any:
-            outs, inner = self.run(body, rebuild(flat), (*here, 0), reads)
-            return [self._dense(out, "remat") for out in outs], inner
-
-        prevent = eqn.params["prevent_cse"]
-        again = jax.checkpoint(call, prevent_cse=prevent, policy=eqn.params["policy"])
-        return again(*arrays)
-
-    def _scan(self, eqn: Any, ins: list[Any], here: Location, reads: Any) -> Any:
-        (body,) = bodies(eqn)
-        n_consts, n_carry = scan_counts(eqn)
-        consts, carry, xs = split(ins, n_consts, n_carry)
-        sliced = [self._unstacked(x) for x in xs]
-        here_reads = _below(here, reads)
-        steps = {k: v for k, v in here_reads.items() if self._stacks(k, here)}
-
-        def step(carried: Any, given: Any) -> Any:
-            slices, read = given
-            values = [
-                rebuild(arrays)
-                for (_, rebuild), arrays in zip(sliced, slices, strict=True)
-            ]
-            outs, inner = self.run(
-                body, [*consts, *carried, *values], (*here, 0), {**here_reads, **read}
-            )
-            outs = [self._dense(out, "scan") for out in outs]
-            return outs[:n_carry], (outs[n_carry:], inner)
-
-        carried, (ys, inner) = jax.lax.scan(
-            step,
-            [self._dense(value, "scan") for value in carry],
-            ([arrays for arrays, _ in sliced], steps),
-            length=None if xs else eqn.params["length"],
-            reverse=eqn.params["reverse"],
-            unroll=eqn.params["unroll"],
-        )
-        for key, value in inner.items():
-            if not self._stacks(key, here):
-                assert self.statistic is not None
-                inner[key] = self.statistic.reduce(value)
-        return [*carried, *ys], inner
-
-    def _stacks(self, key: Location, scan: Location) -> bool:
-        return scan in dict(self.traced.uses[key].stacked)
-
-    def _unstacked(self, x: Any) -> tuple[list[Any], Callable[[Any], Any]]:
-        if isinstance(x, Deferred):
-            slices = x.tensor.unstack() if x.only_cast else None
-            if slices is not None:
-                arrays, rebuild = slices
-                return list(arrays), lambda flat: dataclasses.replace(
-                    x, tensor=rebuild(list(flat))
-                )
-            x = self._dense(x, "scan")
-        return [x], lambda flat: flat[0]
-
-    def _while(self, eqn: Any, ins: list[Any], here: Location, reads: Any) -> Any:
-        cond, body = bodies(eqn)
-        n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-        cond_consts, body_consts, carry = split(ins, n_cond, n_body)
-        carry = [self._dense(value, "while") for value in carry]
-
-        def step(carried: Sequence[Any]) -> Any:
-            outs, inner = self.run(body, [*body_consts, *carried], (*here, 1), reads)
-            return [self._dense(out, "while") for out in outs], inner
-
-        def goes_on(state: Any) -> Any:
-            carried, _ = state
-            outs, _ = self.run(cond, [*cond_consts, *carried], (*here, 0), reads)
-            return outs[0]
-
-        def advance(state: Any) -> Any:
-            carried, before = state
-            outs, inner = step(carried)
-            joined = {k: self._joined(before[k], v) for k, v in inner.items()}
-            return outs, joined
-
-        like = jax.eval_shape(step, carry)[1] if _below(here, reads) else {}
-        return jax.lax.while_loop(goes_on, advance, (carry, self._empty(like)))
-
-    def _empty(self, like: dict[Location, Any]) -> dict[Location, Any]:
-        if not like:
-            return {}
-        assert self.statistic is not None
-        return {key: self.statistic.empty(value) for key, value in like.items()}
-
-    def _joined(self, a: Any, b: Any) -> Any:
-        assert self.statistic is not None
-        return self.statistic.join(a, b)
-
-    def _cond(self, eqn: Any, ins: list[Any], here: Location, reads: Any) -> Any:
-        index, *operands = ins
-
-        def branch(number: int, body: Body) -> Any:
-            outs, inner = self.run(body, operands, (*here, number), reads)
-            return [self._dense(out, "cond") for out in outs], inner
-
-        calls = [
-            functools.partial(branch, number, body)
-            for number, body in enumerate(bodies(eqn))
-        ]
-        like: dict[Location, Any] = {}
-        if _below(here, reads):
-            for call in calls:
-                like.update(jax.eval_shape(call)[1])
-
-        def whole(call: Callable[[], Any]) -> Any:
-            outs, inner = call()
-            return outs, {**self._empty(like), **inner}
-
-        return jax.lax.switch(index, [functools.partial(whole, c) for c in calls])
-
-    def _shard_map(self, eqn: Any, ins: list[Any], here: Location, reads: Any) -> Any:
-        (body,) = bodies(eqn)
-        params = eqn.params
-        arrays = [self._dense(value, "shard_map") for value in ins]
-        here_reads = _below(here, reads)
-        axes = tuple(sorted(params.get("newly_manual_axes", params["mesh"].axis_names)))
-
-        def call(flat: Sequence[Any], read: Any) -> Any:
-            outs, inner = self.run(body, flat, (*here, 0), read)
-            if inner:
-                assert self.statistic is not None
-                inner = {k: self.statistic.across(v, axes) for k, v in inner.items()}
-            return [self._dense(out, "shard_map") for out in outs], inner
-
-        replicated = jax.sharding.PartitionSpec()
-        return jax.shard_map(
-            call,
-            mesh=params["mesh"],
-            in_specs=(list(params["in_specs"]), replicated),
-            out_specs=(list(params["out_specs"]), replicated),
-            axis_names=frozenset(axes),
-            check_vma=params["check_vma"],
-        )(arrays, here_reads)
+        return list(results)
 
 
 Resize = Callable[[Program, Any, list[Any], Location], list[Any]]
@@ -386,26 +217,6 @@ def bind(eqn: Any, inputs: Sequence[Any], **changed: Any) -> list[Any]:
     params = eqn.primitive.get_bind_params({**eqn.params, **changed})
     out = eqn.primitive.bind(*inputs, **params)
     return list(out) if eqn.primitive.multiple_results else [out]
-
-
-def _below(here: Location, reads: Mapping[Location, Any]) -> dict[Location, Any]:
-    return {key: value for key, value in reads.items() if key[: len(here)] == here}
-
-
-def _placed(values: Sequence[Any], shardings: Sequence[Any]) -> list[Any]:
-    """Arrays where a jitted function wants them; others wherever they are."""
-    return [
-        jax.lax.with_sharding_constraint(value, sharding)
-        if isinstance(sharding, jax.sharding.Sharding)
-        and not isinstance(value, Deferred)
-        else value
-        for value, sharding in zip(values, shardings, strict=True)
-    ]
-
-
-def _inlined(eqn: Any) -> bool:
-    inline = eqn.params.get("inline", False)
-    return inline is True or getattr(inline, "name", "") == "TRUE"
 
 
 def _scope(eqn: Any) -> contextlib.AbstractContextManager[Any]:

@@ -89,6 +89,8 @@ class Role:
         stack_dims: axes that number independent copies.
         data: which other input is the data; None where no single one is.
         repeats: multiplications for each element of the leaf.
+        window_dims: contracted axes along which the input slides over the data.
+        groups: of a convolution, how many parts its channels fall into.
     """
 
     operation: Operation
@@ -96,6 +98,8 @@ class Role:
     stack_dims: tuple[int, ...] = ()
     data: int | None = None
     repeats: int = 0
+    window_dims: tuple[int, ...] = ()
+    groups: int = 1
 
 
 def product_role(eqn: Any, operand: int) -> Role | None:
@@ -127,20 +131,21 @@ def product_role(eqn: Any, operand: int) -> Role | None:
             positions = [out[dim] for dim in spec.out_spec[2:]]
         repeats = out[spec.out_spec[0]] * math.prod(positions)
         inputs = (*spatial, spec.rhs_spec[1])
-        return Role(Operation.CONV, tuple(inputs), (), 0, repeats)
+        groups = params["feature_group_count"] * params["batch_group_count"]
+        return Role(Operation.CONV, inputs, (), 0, repeats, tuple(spatial), groups)
     if name in ("ragged_dot", "ragged_dot_general") and operand == 1:
         numbers = params["ragged_dot_dimension_numbers"]
         contract, batch = numbers.dot_dimension_numbers
-        groups = tuple(numbers.rhs_group_dimensions)
-        if not groups:
+        experts_dims = tuple(numbers.rhs_group_dimensions)
+        if not experts_dims:
             return None
         used = {*contract[0], *batch[0]}
         free = [n for dim, n in enumerate(data_shape) if dim not in used]
         shape = aval_shape(eqn.invars[1])
-        experts = math.prod(shape[dim] for dim in groups)
+        experts = math.prod(shape[dim] for dim in experts_dims)
         # Each row meets one expert only, so the count is a fraction of the dense one.
         repeats = math.prod(free) // experts if experts else 0
-        stack = (*batch[1], *groups)
+        stack = (*batch[1], *experts_dims)
         return Role(Operation.RAGGED_DOT, tuple(contract[1]), stack, 0, repeats)
     return None
 

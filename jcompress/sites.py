@@ -57,6 +57,11 @@ class Site:
             the indexed ones.
         stack_axes: axes of the leaf that number independent copies: layers of a
             `scan`, experts of a batched product.
+        window_axes: of a convolution, the input axes along which the kernel slides over
+            the data, in the leaf's order; () for the other operations. An axis that
+            was merged of the window and of input channels is among them.
+        groups: of a convolution, how many groups its channels fall into; each output
+            meets the input channels of its own group only.
         data_shape: shape of what the leaf meets, as one execution sees it.
         out_shape: shape of the result of one execution.
         macs: multiplications of one execution of the equation; with the zeros of a
@@ -79,6 +84,8 @@ class Site:
     input_axes: tuple[int, ...] = ()
     output_axes: tuple[int, ...] = ()
     stack_axes: tuple[int, ...] = ()
+    window_axes: tuple[int, ...] = ()
+    groups: int = 1
     data_shape: tuple[int, ...] = ()
     out_shape: tuple[int, ...] = ()
     macs: int = 0

@@ -16,13 +16,11 @@ from jcompress._jaxprs import (
     split,
 )
 from jcompress._values import Location
-from jcompress.shrinking._axis_rules import RULES, unknown
+from jcompress.shrinking._attention import Attention
+from jcompress.shrinking._axis_rules import RULES
 from jcompress.shrinking._ids import FIXED, Ids, Ties, Why
-from jcompress.shrinking._labels import (
-    Labels,
-    fixed_ids,
-    literal_labels,
-)
+from jcompress.shrinking._labels import Labels, fixed_ids, literal_labels, number_of
+from jcompress.shrinking._rule import unknown
 
 Choices = dict[tuple[Location, int], int]
 """Which of several axes keeps its ids at a reshape that mixes axes."""
@@ -52,9 +50,16 @@ class Coupling:
             is that number, whether it is its reciprocal, and the ids of the summed
             axes.
         ambiguities: the reshapes at which a choice was made.
+        attention: follows the constants by which attention is scaled; None if nobody
+            asks.
     """
 
-    def __init__(self, choices: Mapping[tuple[Location, int], int]) -> None:
+    def __init__(
+        self,
+        choices: Mapping[tuple[Location, int], int],
+        attention: Attention | None = None,
+    ) -> None:
+        self.attention = attention
         self.ties = Ties()
         self.equations: dict[
             Location, tuple[tuple[Labels, ...], tuple[Labels, ...]]
@@ -102,7 +107,9 @@ class Coupling:
         self, body: Body, inputs: Sequence[Labels], at: Location = (), scope: str = ""
     ) -> list[Labels]:
         """Move the ids of the inputs through a program; gives those of the results."""
-        consts = tuple(Labels(self.fresh(np.shape(c))) for c in body.consts)
+        consts = tuple(
+            Labels(self.fresh(np.shape(c)), number=number_of(c)) for c in body.consts
+        )
         self.consts[at] = consts
         known: dict[Any, Labels] = dict(zip(body.jaxpr.constvars, consts, strict=True))
         known.update(zip(body.jaxpr.invars, inputs, strict=True))
@@ -125,7 +132,10 @@ class Coupling:
         match kind_of(eqn):
             case Kind.LEAF:
                 rule = RULES.get(eqn.primitive.name, unknown)
-                return rule(self, eqn, ins, why, here)
+                outs = rule(self, eqn, ins, why, here)
+                if self.attention is None:
+                    return outs
+                return self.attention.follow(eqn, ins, outs, here, why)
             case Kind.SEALED if eqn.primitive.name not in CUSTOM_GRADIENTS:
                 return unknown(self, eqn, ins, why, here)
             case Kind.SCAN:
@@ -136,6 +146,8 @@ class Coupling:
                 return self._cond(eqn, ins, why, here, scope)
             case Kind.SHARD_MAP:
                 return self._shard_map(eqn, ins, why, here)
+            case Kind.SEALED if self.attention is not None:
+                self.attention.sealed.append(here)
         (body,) = bodies(eqn)
         return self.run(body, ins, (*here, 0), scope)
 
@@ -150,12 +162,13 @@ class Coupling:
             self.ties.tie(steps, x.ids[0], why)
         # Without some of its steps a loop computes something else.
         self.ties.reduce(steps, why)
-        slices = [Labels(x.ids[1:]) for x in xs]
+        slices = [Labels(x.ids[1:], past=x.past) for x in xs]
         carry = [Labels(value.ids) for value in carry]
         outs = self.run(body, [*consts, *carry, *slices], (*here, 0), scope)
         for before, after in zip(carry, outs[:n_carry], strict=True):
             self.alike(before, after, why)
-        return [*carry, *(Labels((steps, *y.ids)) for y in outs[n_carry:])]
+        stacked = (Labels((steps, *y.ids), past=y.past) for y in outs[n_carry:])
+        return [*carry, *stacked]
 
     def _while(
         self, eqn: Any, ins: list[Labels], why: Why, here: Location, scope: str
@@ -180,7 +193,7 @@ class Coupling:
         for other in results[1:]:
             for a, b in zip(results[0], other, strict=True):
                 self.alike(a, b, why)
-        return [Labels(value.ids) for value in results[0]]
+        return [Labels(value.ids, past=value.past) for value in results[0]]
 
     def _shard_map(
         self, eqn: Any, ins: list[Labels], why: Why, here: Location

@@ -11,7 +11,7 @@ import numpy as np
 from jcompress._matrix import Axes, leaf_axes, matrix_shape
 from jcompress.rules import Resolved, RuleError
 from jcompress.shrinking._factors_moments import product_sites
-from jcompress.shrinking._factors_specs import Factoring, Spatial, Svd, Tucker
+from jcompress.shrinking._factors_specs import Cp, Factoring, Spatial, Svd, Tucker
 from jcompress.shrinking._factors_split import (
     Bid,
     Host,
@@ -62,7 +62,7 @@ class Split:
         axes = leaf_axes(uses)
         windows: tuple[tuple[int, ...], ...] = ()
         if isinstance(spec, Spatial):
-            channel = _channel_axis(path, spec, sites)
+            channel = channel_axis(path, spec, sites)
             window = [axis for axis in axes.input if axis != channel]
             if len(window) != 2:
                 raise RuleError(
@@ -141,7 +141,9 @@ class Split:
             (down,), (across,) = self.windows
             first = first.reshape(*stacks, rank, self.shape[down], -1)
             last = last.reshape(*stacks, -1, self.shape[across], rank)
-        return _low_rank((first, last), self.windows, self.shape, self.dtype, self.axes)
+        return low_rank_leaf(
+            (first, last), self.windows, self.shape, self.dtype, self.axes
+        )
 
 
 def choose_ranks(
@@ -217,7 +219,7 @@ def split_tucker(path: str, leaf: Host, spec: Tucker, sites: Sites) -> LowRank:
     """
     uses = sites.of(path)
     axes = leaf_axes(uses)
-    channel = _channel_axis(path, spec, sites)
+    channel = channel_axis(path, spec, sites)
     window = tuple(axis for axis in axes.input if axis != channel)
     order = (*axes.stack, *axes.output, *window, channel)
     stacks = [leaf.shape[axis] for axis in axes.stack]
@@ -248,7 +250,7 @@ def split_tucker(path: str, leaf: Host, spec: Tucker, sites: Sites) -> LowRank:
     core = core.reshape(*stacks, after, *(leaf.shape[a] for a in window), before)
     windows: tuple[tuple[int, ...], ...] = ((), window, ())
     factors = (first, core, last)
-    return _low_rank(factors, windows, leaf.shape, uses[0].dtype, axes)
+    return low_rank_leaf(factors, windows, leaf.shape, uses[0].dtype, axes)
 
 
 def _too_large(
@@ -273,36 +275,38 @@ def _too_large(
     )
 
 
-def _channel_axis(path: str, spec: Spatial | Tucker, sites: Sites) -> int:
-    """The axis of a convolution's kernel that numbers its input channels."""
+def channel_axis(path: str, spec: Spatial | Tucker | Cp, sites: Sites) -> int:
+    """The axis of a convolution's kernel that numbers its input channels.
+
+    Raises:
+        RuleError: there is no such axis, or its convolution is grouped.
+    """
     uses: list[Site] = product_sites(sites, path)
-    axes, shape = leaf_axes(sites.of(path)), uses[0].shape
-    if spec.channels is not None:
-        axis = spec.channels + (len(shape) if spec.channels < 0 else 0)
-        if axis not in axes.input:
-            raise RuleError(
-                f"factorize: channels={spec.channels} of {path!r} {list(shape)} is no "
-                f"axis that its convolution sums over; those are {axes.input}"
-            )
-        return axis
-    found = [a for a in axes.input if all(shape[a] in use.data_shape for use in uses)]
+    use = uses[0]
+    if any(each.groups != 1 for each in uses):
+        raise RuleError(
+            f"factorize: the convolution of {path!r} {list(use.shape)} has "
+            f"{use.groups} groups, and {type(spec).__name__} splits kernels that all "
+            f"channels share; exclude it by a rule ({path!r}, None)"
+        )
+    found = set(use.input_axes) - set(use.window_axes)
     if len(found) != 1:
         raise RuleError(
-            f"factorize: which of the axes {axes.input} of {path!r} {list(shape)} "
-            f"numbers the channels is not plain from data of the shape "
-            f"{list(uses[0].data_shape)}; say it: {type(spec).__name__}(..., "
-            f"channels={axes.input[-1]})"
+            f"factorize: {type(spec).__name__} needs one axis of {path!r} "
+            f"{list(use.shape)} for the channels of its data and none of them in the "
+            f"window's axes {use.window_axes}; exclude it by a rule ({path!r}, None)"
         )
-    return found[0]
+    return found.pop()
 
 
-def _low_rank(
+def low_rank_leaf(
     factors: tuple[Host, ...],
     windows: tuple[tuple[int, ...], ...],
     shape: tuple[int, ...],
     dtype: Any,
     axes: Axes,
 ) -> LowRank:
+    """A leaf with factors on the device, of the leaf's own dtype."""
     return LowRank(
         factors=tuple(jnp.asarray(factor, dtype) for factor in factors),
         windows=windows,

@@ -51,8 +51,6 @@ class Spatial:
         energy: the fewest that hold this fraction of the squared singular values.
         parameters: so many that the factors have this fraction of the leaves' numbers;
             the leaves of one rule share it.
-        channels: the leaf's axis that numbers the input channels; None finds it from
-            the sizes of the data, where only one axis can be it.
 
     Raises:
         ValueError: not exactly one is given, or it is out of range.
@@ -67,7 +65,6 @@ class Spatial:
     rank: int | None = None
     energy: float | None = None
     parameters: float | None = None
-    channels: int | None = None
 
     def __post_init__(self) -> None:
         _check_choice(self)
@@ -83,8 +80,6 @@ class Tucker:
             of it on either side; in (0, 1].
         sweeps: how often either side is refined for the other (higher-order orthogonal
             iteration); 0 is the truncated higher-order SVD.
-        channels: the leaf's axis that numbers the input channels; None finds it from
-            the sizes of the data, where only one axis can be it.
 
     Raises:
         ValueError: not exactly one of `ranks` and `energy` is given, or a number is out
@@ -99,7 +94,6 @@ class Tucker:
     ranks: tuple[int, int] | None = None
     energy: float | None = None
     sweeps: int = 2
-    channels: int | None = None
 
     def __post_init__(self) -> None:
         if (self.ranks is None) == (self.energy is None):
@@ -121,13 +115,75 @@ class Tucker:
             )
 
 
-Factoring = Svd | Spatial | Tucker
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cp:
+    """Split a convolution's kernel into 1 x 1, one depthwise for each axis, 1 x 1.
+
+    A k x k convolution becomes a 1 x 1 one from the inputs to `rank` channels, a k x 1
+    and a 1 x k one on each channel apart, and a 1 x 1 one to the outputs: the canonical
+    polyadic decomposition of the kernel, a sum of `rank` outer products of vectors.
+    Windows of one, two, three or more axes. With the kernel scaled to |W| = 1, damped
+    alternating least squares lower
+
+        |W - W_r|^2 + damping * (sum over the terms t of |t|^2)
+
+    from the largest terms of the kernel's higher-order SVD; the damping begins high and
+    falls to its value within some 60 sweeps. Without it, pairs of terms can grow
+    without bound while they cancel.
+
+    Attributes:
+        rank: so many terms.
+        energy: the fewest found, by bisection, that lose at most the rest of the
+            kernel's squared norm; in (0, 1], and of each copy of a stack.
+        parameters: so many that the factors of each leaf have at most this fraction
+            of its numbers; in (0, 1].
+        sweeps: how often all factors are refined, at most.
+        tolerance: a sweep that lowers the above by less than this fraction is the last.
+        damping: what a term's squared norm costs; in (0, 1). The relative error that it
+            adds is about as large.
+        seed: of the small noise that takes the start off a saddle; from 0 on.
+
+    Raises:
+        ValueError: not exactly one of `rank`, `energy` and `parameters` is given, or a
+            number is out of range.
+
+    References:
+        Lebedev et al. 2015, "Speeding-up Convolutional Neural Networks Using Fine-tuned
+        CP-Decomposition", section 3; Phan et al. 2020, "Stable Low-rank Tensor
+        Decomposition for Compression of Convolutional Neural Network", for diverging
+        terms and why they hinder fine-tuning.
+    """
+
+    rank: int | None = None
+    energy: float | None = None
+    parameters: float | None = None
+    sweeps: int = 500
+    tolerance: float = 1e-4
+    damping: float = 1e-5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_choice(self)
+        for field, least in (("sweeps", 1), ("seed", 0)):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"Cp: {field} is a number of at least {least}, not {value!r}"
+                )
+        for field in ("tolerance", "damping"):
+            value = getattr(self, field)
+            if not isinstance(value, int | float) or not 0 < value < 1:
+                raise ValueError(f"Cp: {field} is in (0, 1), not {value!r}")
+
+
+Factoring = Svd | Spatial | Tucker | Cp
 """What a rule of `factorize` carries."""
 
 
-def _check_choice(spec: Svd | Spatial) -> None:
+def _check_choice(spec: Svd | Spatial | Cp) -> None:
     name = type(spec).__name__
-    names = [f.name for f in dataclasses.fields(spec) if f.name != "channels"]
+    choices = ("rank", "energy", "parameters", "macs")
+    names = [f.name for f in dataclasses.fields(spec) if f.name in choices]
     given = [field for field in names if getattr(spec, field) is not None]
     if len(given) != 1:
         raise ValueError(

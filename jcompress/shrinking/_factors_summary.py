@@ -133,7 +133,7 @@ def check_factoring(
         if not isinstance(spec, Factoring):
             raise TypeError(
                 f"{transform}: the spec of rule {rule} is {spec!r}; a rule carries "
-                "Svd(...), Spatial(...) or Tucker(...)"
+                "Svd(...), Spatial(...), Tucker(...) or Cp(...)"
             )
         uses = product_sites(sites, path)
         only = {site.operation for site in uses} == {Operation.CONV}

@@ -1,12 +1,57 @@
 """What is known of a value while ids are moved through a program."""
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jcompress._jaxprs import aval_shape
-from jcompress.shrinking._ids import FIXED, Ids
+from jcompress._values import Location
+from jcompress.shrinking._ids import FIXED, Ids, Why
+
+
+class Constant(NamedTuple):
+    """A multiplication by one number that the program holds.
+
+    Attributes:
+        at: where it stands.
+        operand: which input is the number.
+        factor: the number; of a division its reciprocal.
+        divides: whether it is a division.
+        rounding: to which relative error the number is known.
+    """
+
+    at: Location
+    operand: int
+    factor: float
+    divides: bool
+    rounding: float
+
+    def equals(self, number: float) -> bool:
+        """Whether it multiplies by this number."""
+        return math.isclose(self.factor, number, rel_tol=self.rounding)
+
+
+class Product(NamedTuple):
+    """A contraction, and the constants that it is multiplied by.
+
+    Attributes:
+        at: where it stands; () if it is any product with a weight.
+        why: the operation.
+        contracted: the ids of the axes that it sums over.
+        sides: the constants by which its two inputs were multiplied since they were
+            products themselves.
+        after: those by which it is multiplied itself.
+    """
+
+    at: Location
+    why: Why
+    contracted: tuple[Ids, ...]
+    sides: tuple[frozenset[Constant], ...]
+    after: frozenset[Constant] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,11 +62,18 @@ class Labels:
         ids: for each axis one id a position.
         summed: the ids of the axes that the value is a sum over; None if it is none.
         number: the value itself, if it is one number that the program holds.
+        past: the products that the value was made of by other operations, if they are
+            followed.
     """
 
     ids: tuple[Ids, ...]
     summed: tuple[Ids, ...] | None = None
     number: float | None = None
+    past: tuple[Product, ...] = ()
+
+    def with_past(self, past: tuple[Product, ...]) -> "Labels":
+        """The same, made of these products."""
+        return dataclasses.replace(self, past=past)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,6 +94,16 @@ def fixed_labels(atom: Any) -> Labels:
 def literal_labels(atom: Any) -> Labels:
     """A constant that is written into the program."""
     number = None
-    if np.ndim(atom.val) == 0 and np.asarray(atom.val).dtype.kind in "fiu":
+    if np.ndim(atom.val) == 0 and _is_number(atom.aval.dtype):
         number = float(atom.val)
     return dataclasses.replace(fixed_labels(atom), number=number)
+
+
+def number_of(const: Any) -> float | None:
+    """The value of a constant that is one number."""
+    known = not isinstance(const, jax.core.Tracer) and np.ndim(const) == 0
+    return float(const) if known and _is_number(jnp.result_type(const)) else None
+
+
+def _is_number(dtype: Any) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer))

@@ -1,11 +1,10 @@
 """Evaluate a traced program on arrays from which positions were removed."""
 
-import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,14 +12,15 @@ from jcompress._interpreter import Program, Resizing, bind
 from jcompress._jaxprs import Body, bodies
 from jcompress._trace import Traced
 from jcompress._values import Location
+from jcompress.shrinking._attention import Attention, Known
 from jcompress.shrinking._coupling import Choices, Coupling
 from jcompress.shrinking._ids import FIXED, Ids, Why
 from jcompress.shrinking._labels import Labels
+from jcompress.shrinking._sized import SIZED, Equation, Keep, Keeps, cut
+from jcompress.shrinking._sized_gradients import GRADIENTS
 
-Keep = np.ndarray[Any, np.dtype[np.bool_]] | None
-"""Which positions of an axis are kept; None for all."""
-Keeps = tuple[Keep, ...]
 _PASSES = 8
+_SIZED = {**SIZED, **GRADIENTS}
 
 
 class Conflict(Exception):
@@ -50,23 +50,27 @@ def passes(coupled: Callable[[Choices], Coupling]) -> Coupling:
     return best
 
 
-def resizing(body: Body, keeps: Sequence[Keeps]) -> tuple[Resizing, list[Keeps]]:
+def resizing(
+    body: Body, keeps: Sequence[Keeps], known: Known | None = None
+) -> tuple[Resizing, list[Keeps]]:
     """How a program runs on inputs from which positions were removed.
 
     Args:
         body: the program.
         keeps: for each input and each of its axes which positions are kept.
+        known: the products with weights, if attention is to be rescaled.
 
     Returns:
         What the interpreter needs, and which positions of the results are kept.
 
     Raises:
         Conflict: an operation fixes what is to be removed.
+        ShrinkError: the constant of attention is to be changed and is not found.
     """
     outs: list[Labels] = []
 
     def coupled(choices: Choices) -> Coupling:
-        one = Coupling(choices)
+        one = Coupling(choices, None if known is None else Attention(known))
         inputs = []
         removed.clear()
         for number, (var, axes) in enumerate(
@@ -95,14 +99,19 @@ def resizing(body: Body, keeps: Sequence[Keeps]) -> tuple[Resizing, list[Keeps]]
             raise Conflict(number, axis, why or Why("an input"))
         gone[component[one]] = True
     keep_of = _Keeps(gone[component])
+    scales: dict[Location, tuple[int, float]] = {}
+    if coupling.attention is not None:
+        scales = coupling.attention.rescaled(keep_of.sizes)
     equations = {}
     for here, (ins, results) in coupling.equations.items():
         before = [keep_of(value) for value in ins]
         after = [keep_of(value) for value in results]
         count = _count(coupling, here, keep_of)
-        if count is not None or any(k is not None for v in before + after for k in v):
+        scale = scales.get(here)
+        cuts = any(keep is not None for v in before + after for keep in v)
+        if cuts or count is not None or scale is not None:
             equations[here] = functools.partial(
-                _resized, before=before, after=after, count=count
+                _resized, before=before, after=after, count=count, scale=scale
             )
     consts = {}
     for at, labels in coupling.consts.items():
@@ -126,6 +135,11 @@ class _Keeps:
         gone = self._gone[ids]
         return ~gone if gone.any() else None
 
+    def sizes(self, axes: Sequence[Ids]) -> tuple[int, int]:
+        """How many positions axes have together, before and after."""
+        left = (int((~self._gone[ids]).sum()) for ids in axes)
+        return math.prod(map(len, axes)), math.prod(left)
+
 
 def _count(
     coupling: Coupling, here: Location, keep_of: _Keeps
@@ -135,11 +149,7 @@ def _count(
         return None
     operand, reciprocal, summed = coupling.counts[here]
     (ins, _) = coupling.equations[here]
-    before = after = 1
-    for ids in summed:
-        keep = keep_of.axis(ids)
-        before *= len(ids)
-        after *= len(ids) if keep is None else int(keep.sum())
+    before, after = keep_of.sizes(summed)
     if before == after:
         return None
     number = ins[operand].number
@@ -163,16 +173,6 @@ def _cut_consts(
     return found
 
 
-def cut(array: Any, keeps: Keeps) -> Any:
-    """An array without the removed positions."""
-    # Arrays of the host stay there.
-    take: Any = np.take if isinstance(array, np.ndarray) else jnp.take
-    for axis, keep in enumerate(keeps):
-        if keep is not None:
-            array = take(array, np.flatnonzero(keep), axis=axis)
-    return array
-
-
 def _resized(
     program: Program,
     eqn: Any,
@@ -182,235 +182,40 @@ def _resized(
     before: list[Keeps],
     after: list[Keeps],
     count: tuple[int, float] | None,
+    scale: tuple[int, float] | None,
 ) -> list[Any]:
+    ins = list(ins)
+    if scale is not None:
+        operand, number = scale
+        dtype = eqn.invars[operand].aval.dtype
+        ins[operand] = jnp.full(np.shape(ins[operand]), number, dtype)
     if count is not None:
         operand, factor = count
-        ins = list(ins)
         ins[operand] = ins[operand] * jnp.asarray(factor, jnp.result_type(ins[operand]))
-    own = _RESIZED.get(eqn.primitive.name)
+    own = _SIZED.get(eqn.primitive.name)
     if own is None:
         return bind(eqn, ins)
-    change = own(_Equation(program, eqn, ins, here, before, after))
+    change = own(Equation(program, eqn, ins, here, before, after, resizing))
     return change if isinstance(change, list) else bind(eqn, ins, **change)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Equation:
-    program: Program
-    eqn: Any
-    ins: list[Any]
-    here: Location
-    before: list[Keeps]
-    after: list[Keeps]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape that the first result has now."""
-        sizes = zip(self.eqn.outvars[0].aval.shape, self.after[0], strict=True)
-        return tuple(n if keep is None else int(keep.sum()) for n, keep in sizes)
-
-
-Change = dict[str, Any] | list[Any]
-"""Other static parameters of an equation, or its results."""
-
-
-def _broadcast(at: _Equation) -> Change:
-    return {"shape": at.shape}
-
-
-def _reshape(at: _Equation) -> Change:
-    return {"new_sizes": at.shape}
-
-
-def _iota(at: _Equation) -> Change:
-    (whole,) = bind(at.eqn, at.ins)
-    return [cut(whole, at.after[0])]
-
-
-def _slice(at: _Equation) -> Change:
-    p = at.eqn.params
-    rank = len(at.before[0])
-    strides = p["strides"] or (1,) * rank
-    starts, limits, steps = [], [], []
-    (value,) = at.ins
-    for axis, keep in enumerate(at.before[0]):
-        start, limit, step = p["start_indices"][axis], p["limit_indices"][axis], 1
-        if keep is None:
-            step = strides[axis]
-        else:
-            wanted = np.zeros(len(keep), bool)
-            wanted[start : limit : strides[axis]] = True
-            # Among the kept positions those that the slice takes.
-            taken = np.flatnonzero(wanted[keep])
-            start, limit = (int(taken[0]), int(taken[-1]) + 1) if len(taken) else (0, 0)
-            if limit - start != len(taken):
-                value = jnp.take(value, taken, axis=axis)
-                start, limit = 0, len(taken)
-        starts.append(start)
-        limits.append(limit)
-        steps.append(step)
-    return [jax.lax.slice(value, starts, limits, steps)]
-
-
-def _split(at: _Equation) -> Change:
-    axis = at.eqn.params["axis"]
-    sizes = [
-        size if keeps[axis] is None else int(keeps[axis].sum())
-        for size, keeps in zip(at.eqn.params["sizes"], at.after, strict=True)
-    ]
-    return {"sizes": tuple(sizes)}
-
-
-def _pad(at: _Equation) -> Change:
-    config = []
-    for (low, high, interior), keep in zip(
-        at.eqn.params["padding_config"], at.after[0], strict=True
-    ):
-        if keep is not None:
-            low, high = int(keep[:low].sum()), int(keep[len(keep) - high :].sum())
-        config.append((low, high, interior))
-    return {"padding_config": tuple(config)}
-
-
-def _gather(at: _Equation) -> Change:
-    numbers = at.eqn.params.get("dimension_numbers")
-    # Of an axis that the indices have as well, one position is taken at a time.
-    batch = () if numbers is None else numbers.operand_batching_dims
-    sizes = [
-        size if keep is None or axis in batch else int(keep.sum())
-        for axis, (size, keep) in enumerate(
-            zip(at.eqn.params["slice_sizes"], at.before[0], strict=True)
-        )
-    ]
-    return {"slice_sizes": tuple(sizes)}
-
-
-def _conv(at: _Equation) -> Change:
-    groups = at.eqn.params["feature_group_count"]
-    keep = at.before[0][at.eqn.params["dimension_numbers"].lhs_spec[1]]
-    if groups == 1 or keep is None:
-        return {}
-    return {"feature_group_count": int(keep.reshape(groups, -1)[:, 0].sum())}
-
-
-def _random_bits(at: _Equation) -> Change:
-    return {"shape": at.shape[at.ins[0].ndim :]}
-
-
-def _body(at: _Equation) -> Callable[..., list[Any]]:
-    (body,) = bodies(at.eqn)
-
-    def run(*values: Any) -> list[Any]:
-        outs, _ = at.program.run(body, values, (*at.here, 0), {})
-        return outs
-
-    return run
-
-
-def _floats(values: Sequence[Any]) -> list[int]:
-    return [i for i, v in enumerate(values) if jnp.issubdtype(v.dtype, jnp.inexact)]
-
-
-def _at(values: Sequence[Any], numbers: Sequence[int], new: Sequence[Any]) -> list[Any]:
-    whole = list(values)
-    for number, value in zip(numbers, new, strict=True):
-        whole[number] = value
-    return whole
-
-
-def _custom_jvp(at: _Equation) -> Change:
-    """The function's own rule, traced at its own sizes and shrunk as well."""
-    numbers = _floats([var.aval for var in at.eqn.invars])
-
-    def rule(values: Sequence[Any], tangents: Sequence[Any]) -> Any:
-        return jax.jvp(
-            lambda *given: bind(at.eqn, _at(values, numbers, given)),
-            [values[i] for i in numbers],
-            list(tangents),
-        )
-
-    call = jax.custom_jvp(_body(at))
-
-    @call.defjvp
-    def _(primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
-        small = _again(at, rule, numbers)
-        return small(list(primals), [tangents[i] for i in numbers])
-
-    return list(call(*at.ins))
-
-
-def _custom_vjp(at: _Equation) -> Change:
-    numbers = _floats([var.aval for var in at.eqn.invars])
-    outs = _floats([var.aval for var in at.eqn.outvars])
-
-    def rule(values: Sequence[Any], cotangents: Sequence[Any]) -> Any:
-        def of_floats(*given: Any) -> list[Any]:
-            results = bind(at.eqn, _at(values, numbers, given))
-            return [results[i] for i in outs]
-
-        _, back = jax.vjp(of_floats, *(values[i] for i in numbers))
-        return list(back(list(cotangents)))
-
-    call = jax.custom_vjp(_body(at))
-
-    def forward(*values: Any) -> Any:
-        return call(*values), values
-
-    def backward(values: Any, cotangents: Any) -> Any:
-        small = _again(at, rule, outs, of_results=True)
-        found = small(list(values), [cotangents[i] for i in outs])
-        return tuple(_at([None] * len(values), numbers, found))
-
-    call.defvjp(forward, backward)
-    return list(call(*at.ins))
-
-
-def _again(
-    at: _Equation, rule: Any, numbers: list[int], of_results: bool = False
-) -> Callable[..., Any]:
-    """A gradient rule, traced at the sizes of the trace, on the arrays there are."""
-    atoms = at.eqn.outvars if of_results else at.eqn.invars
-    keeps = at.after if of_results else at.before
-
-    def dense(atom: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)
-
-    closed, shape = jax.make_jaxpr(rule, return_shape=True)(
-        [dense(atom) for atom in at.eqn.invars], [dense(atoms[i]) for i in numbers]
-    )
-    body = Body.of(closed)
-    change, _ = resizing(body, [*at.before, *(keeps[i] for i in numbers)])
-    program = dataclasses.replace(at.program, resizing=change, handlers={})
-
-    def run(values: list[Any], others: list[Any]) -> Any:
-        outs, _ = program.run(body, [*values, *others], (), {})
-        return jax.tree.unflatten(jax.tree.structure(shape), outs)
-
-    return run
-
-
-_RESIZED: dict[str, Callable[[_Equation], Change]] = {
-    "broadcast_in_dim": _broadcast,
-    "reshape": _reshape,
-    "iota": _iota,
-    "slice": _slice,
-    "split": _split,
-    "pad": _pad,
-    "gather": _gather,
-    "dynamic_slice": _gather,
-    "conv_general_dilated": _conv,
-    "random_bits": _random_bits,
-    "custom_jvp_call": _custom_jvp,
-    "custom_vjp_call": _custom_vjp,
-}
-
-
 def evaluate(
-    traced: Traced, leaves: Sequence[Any], keeps: Sequence[Keeps]
-) -> tuple[list[Any], list[Keeps]]:
-    """Run a traced function on leaves from which positions were removed."""
-    data = [(None,) * np.ndim(value) for value in traced.data]
-    change, outs = resizing(traced.body, [*keeps, *data])
-    program = Program(traced=traced, handlers={}, resizing=change)
-    results, _ = program(leaves, traced.data)
-    return results, outs
+    traced: Traced,
+    leaves: Sequence[Any],
+    data: Sequence[Any],
+    keeps: Sequence[Keeps],
+    rescale_attention: bool,
+) -> list[Any]:
+    """Run a traced function on inputs from which positions were removed.
+
+    Args:
+        traced: the function, traced at its own sizes.
+        leaves: the leaves, as far as they are kept.
+        data: the other inputs, as far as they are kept.
+        keeps: for each of both and each of its axes which positions are kept.
+        rescale_attention: divide it by the root of the size that is left.
+    """
+    known = Known.of(traced) if rescale_attention else None
+    change, _ = resizing(traced.body, keeps, known)
+    results, _ = Program(traced=traced, handlers={}, resizing=change)(leaves, data)
+    return results

@@ -7,19 +7,22 @@ from typing import Any
 import jax
 import numpy as np
 
+from jcompress._jaxprs import aval_shape
 from jcompress._paths import path_name
 from jcompress._trace import Traced, trace
 from jcompress.shrinking._coupling import Choices, Coupling
-from jcompress.shrinking._ids import Ids, Why
+from jcompress.shrinking._grouping import Axis, Grouped, Kind, axes_of, grouped
+from jcompress.shrinking._ids import Why
 from jcompress.shrinking._labels import Labels, fixed_ids
 from jcompress.shrinking._resizing import passes
+from jcompress.shrinking.free import Free, Named, free_axes
 from jcompress.shrinking.plan import Plan, ShrinkError, axis_name
-from jcompress.sites import PRODUCTS, Operation, Sites
+from jcompress.sites import Sites
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """An axis of a leaf in a group.
+    """An axis of a leaf in a group; or of an argument or a result.
 
     Attributes:
         path: the leaf's name.
@@ -35,8 +38,13 @@ class Member:
     ties: tuple[str, ...]
 
     def __str__(self) -> str:
+        return self.described("leaf")
+
+    def described(self, kind: str) -> str:
+        """The axis and its ties; `kind` is leaf, argument or result."""
         count = int((self.units >= 0).sum())
-        return f"{axis_name(self.path, self.axis)} ({count}): {', '.join(self.ties)}"
+        said = f"{axis_name(self.path, self.axis, kind)} ({count})"
+        return f"{said}: {', '.join(self.ties)}" if self.ties else said
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,17 +58,24 @@ class Group:
         reduced: the operation that reduces over the units, where there is one (a
             normalisation over the width of a residual stream): such a group changes
             the function when it shrinks, so that it is only shrunk when named.
+        inputs: the axes of arguments behind the tree, those that `Free` lets shrink.
+        outputs: the axes of results, likewise.
     """
 
     name: str
     size: int
     members: tuple[Member, ...]
     reduced: str | None = None
+    inputs: tuple[Member, ...] = ()
+    outputs: tuple[Member, ...] = ()
 
     def __str__(self) -> str:
         note = f"; reduced over by {self.reduced}: opt-in" if self.reduced else ""
         lines = [f"{self.name}: {self.size} units{note}"]
-        return "\n".join([*lines, *(f"  {member}" for member in self.members)])
+        lines += [f"  {member}" for member in self.members]
+        lines += [f"  {member.described('argument')}" for member in self.inputs]
+        lines += [f"  {member.described('result')}" for member in self.outputs]
+        return "\n".join(lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +85,7 @@ class Groups:
     Attributes:
         table: the groups, in the order of their first leaves.
         fixed: for each axis of a leaf that cannot shrink, as `leaf:axis`, the operation
-            that fixes it.
+            that fixes it; and likewise for the axes that `Free` names.
         sites: the sites of the function.
     """
 
@@ -124,17 +139,30 @@ class Groups:
             raise ShrinkError(
                 "the plan removes nothing; give the units to keep by group"
             )
-        masks: dict[str, dict[str, Any]] = {}
+        gone = {}
         for name, units in checked.items():
-            gone = np.ones(self[name].size + 1, bool)
-            gone[units] = False
-            gone[-1] = False
-            for member in self[name].members:
-                axes = masks.setdefault(member.path, {})
-                keep = ~gone[member.units]
-                axis = str(member.axis)
-                axes[axis] = axes[axis] & keep if axis in axes else keep
-        return Plan(checked, masks)
+            gone[name] = np.ones(self[name].size + 1, bool)
+            gone[name][units] = False
+            gone[name][-1] = False
+
+        def masks(
+            members: Callable[[Group], tuple[Member, ...]],
+        ) -> dict[str, dict[str, Any]]:
+            made: dict[str, dict[str, Any]] = {}
+            for name, lost in gone.items():
+                for member in members(self[name]):
+                    axes = made.setdefault(member.path, {})
+                    keep = ~lost[member.units]
+                    axis = str(member.axis)
+                    axes[axis] = axes[axis] & keep if axis in axes else keep
+            return made
+
+        return Plan(
+            checked,
+            masks(lambda group: group.members),
+            masks(lambda group: group.inputs),
+            masks(lambda group: group.outputs),
+        )
 
     def _checked(self, group: Group, units: Any) -> Any:
         given = np.asarray(units)
@@ -175,13 +203,15 @@ def find_groups(
     operations say which ids are one and the same. A set of positions that nothing
     fixes is a unit; units that touch the same axes are a group.
 
-    Axes of the other arguments and of the results are fixed, except that a result with
-    the name and shape of a leaf (updated batch statistics) is that leaf's next value.
-    Whatever an operation that is not looked into touches is fixed too; `fixed` says by
-    what. State that is to shrink as well, such as a cache, belongs into `variables`.
+    Axes of the other arguments and of the results are fixed unless `fn` is a `Free`
+    that names them; but a result with the name and shape of a leaf (updated batch
+    statistics) is that leaf's next value. Whatever an operation that is not looked into
+    touches is fixed too; `fixed` says by what. State that is to shrink as well, such as
+    a cache, belongs into `variables`.
 
     Args:
-        fn: any function of a parameter tree, such as `model.apply`.
+        fn: any function of a parameter tree, such as `model.apply`; or a `Free`, which
+            lets axes of its arguments or results shrink.
         variables: the tree; shapes (`jax.ShapeDtypeStruct`) suffice.
         *args: further arguments of `fn`.
         **kwargs: further keyword arguments of `fn`.
@@ -191,27 +221,77 @@ def find_groups(
 
     Raises:
         ValueError: `variables` has no array leaf.
+        ShrinkError: a `Free` names an array or an axis that is not there, or an axis of
+            one position.
     """
     traced = trace(fn, variables, args, kwargs)
     leaves = [(name, tuple(leaf.shape)) for name, leaf in traced.sites.leaves]
-    labels: list[Labels] = []
+    given = [(name, np.shape(x)) for name, x in Named.of(args, kwargs).arrays]
+    results = _results(traced)
+    free = fn if isinstance(fn, Free) else None
+    inputs = free_axes("argument", free.inputs if free else {}, given)
+    outputs = free_axes("result", free.outputs if free else {}, results)
+    axes: list[Axis] = []
 
     def coupled(choices: Choices) -> Coupling:
         one = Coupling(choices)
-        labels[:] = [Labels(one.fresh(shape)) for _, shape in leaves]
-        data = [Labels(tuple(map(fixed_ids, np.shape(v)))) for v in traced.data]
+        labels = [Labels(one.fresh(shape)) for _, shape in leaves]
+        data = [
+            Labels(
+                tuple(
+                    one.ties.fresh(size) if axis in loose else fixed_ids(size)
+                    for axis, size in enumerate(shape)
+                )
+            )
+            for (_, shape), loose in zip(given, inputs, strict=True)
+        ]
         outs = one.run(traced.body, [*labels, *data])
         named = dict(zip((name for name, _ in leaves), labels, strict=True))
-        for name, out in zip(_result_names(traced, len(outs)), outs, strict=True):
+        axes[:] = [
+            axis
+            for name, leaf in named.items()
+            for axis in axes_of(Kind.LEAF, name, leaf)
+        ]
+        for kind, names, values, loose_axes in (
+            (Kind.INPUT, given, data, inputs),
+            (Kind.OUTPUT, results, outs, outputs),
+        ):
+            for (name, _), value, loose in zip(names, values, loose_axes, strict=True):
+                every = axes_of(kind, name, value)
+                axes.extend(axis for axis in every if axis.axis in loose)
+        for (name, _), out, loose in zip(results, outs, outputs, strict=True):
+            why = Why(f"the function's result {name}".rstrip())
             leaf = _of_leaf(name, out, named)
-            if leaf is None:
-                one.fix(out, Why(f"the function's result {name}".rstrip()))
-            else:
-                one.alike(out, leaf, Why(f"the function's result {name}"))
+            if leaf is not None:
+                one.alike(out, leaf, why)
+                continue
+            for axis, ids in enumerate(out.ids):
+                if axis not in loose:
+                    one.ties.fix(ids, why)
         return one
 
     coupling = passes(coupled)
-    return _grouped(traced.sites, labels, coupling)
+    table, fixed = grouped(traced.sites, axes, coupling)
+    return Groups(tuple(map(_group, table)), fixed, traced.sites)
+
+
+def _group(found: Grouped) -> Group:
+    members = {
+        kind: tuple(
+            Member(axis.path, axis.axis, units, ties)
+            for axis, units, ties in found.parts
+            if axis.kind is kind
+        )
+        for kind in Kind
+    }
+    return Group(
+        found.name,
+        found.size,
+        members[Kind.LEAF],
+        found.reduced,
+        members[Kind.INPUT],
+        members[Kind.OUTPUT],
+    )
 
 
 class _Result:
@@ -219,11 +299,12 @@ class _Result:
         self.number = number
 
 
-def _result_names(traced: Traced, count: int) -> list[str]:
-    tree = traced.rebuild([_Result(number) for number in range(count)])
+def _results(traced: Traced) -> list[tuple[str, tuple[int, ...]]]:
+    shapes = [aval_shape(atom) for atom in traced.body.jaxpr.outvars]
+    tree = traced.rebuild([_Result(number) for number in range(len(shapes))])
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     names = {x.number: path_name(path) for path, x in flat if isinstance(x, _Result)}
-    return [names[number] for number in range(count)]
+    return [(names[number], shape) for number, shape in enumerate(shapes)]
 
 
 def _of_leaf(name: str, out: Labels, leaves: Mapping[str, Labels]) -> Labels | None:
@@ -231,87 +312,3 @@ def _of_leaf(name: str, out: Labels, leaves: Mapping[str, Labels]) -> Labels | N
         if leaf and f"/{name}".endswith(f"/{leaf}") and labels.shape == out.shape:
             return labels
     return None
-
-
-def _grouped(sites: Sites, labels: list[Labels], coupling: Coupling) -> Groups:
-    ties = coupling.ties
-    component, fixed = ties.components(), ties.fixed()
-    reasons, reduced = ties.reasons(), ties.reduced()
-    axes: list[tuple[str, int, Ids]] = []
-    why_fixed: dict[str, str] = {}
-    for (path, _), label in zip(sites.leaves, labels, strict=True):
-        for axis, ids in enumerate(label.ids):
-            held = fixed[ids]
-            if not held.all():
-                axes.append((path, axis, ids))
-            elif len(ids) != 1:
-                why = reasons.get(int(component[ids[0]]))
-                why_fixed[axis_name(path, axis)] = str(why or "data")
-    # Components that touch the same axes have the same signature.
-    signature = np.zeros(component.max() + 1, np.int64)
-    for number, (_, _, ids) in enumerate(axes):
-        touched = np.unique(component[ids[~fixed[ids]]])
-        pairs = np.stack([signature[touched], np.full(len(touched), number)])
-        _, signature[touched] = np.unique(pairs, axis=1, return_inverse=True)
-        signature[touched] += signature.max() + 1
-    by_signature: dict[int, list[tuple[str, int, Ids]]] = {}
-    for path, axis, ids in axes:
-        signed = signature[component[ids[~fixed[ids]]]]
-        _, first = np.unique(signed, return_index=True)
-        for one in signed[np.sort(first)]:
-            by_signature.setdefault(int(one), []).append((path, axis, ids))
-    names: dict[str, int] = {}
-    table = []
-    for one, members in by_signature.items():
-        unit_of = _numbered(one, members, component, fixed, signature)
-        found = tuple(
-            Member(
-                path,
-                axis,
-                units := np.where(fixed[ids], -1, unit_of[component[ids]]),
-                tuple(dict.fromkeys(map(str, ties.operations(ids[units >= 0])))),
-            )
-            for path, axis, ids in members
-        )
-        over = next(
-            (
-                reduced[int(c)]
-                for c in np.flatnonzero(unit_of >= 0)
-                if int(c) in reduced
-            ),
-            None,
-        )
-        name = _name(sites, members)
-        names[name] = names.get(name, 0) + 1
-        if names[name] > 1:
-            name = f"{name}#{names[name]}"
-        size = int(unit_of.max()) + 1
-        table.append(Group(name, size, found, None if over is None else str(over)))
-    return Groups(tuple(table), why_fixed, sites)
-
-
-def _numbered(
-    one: int,
-    members: list[tuple[str, int, Ids]],
-    component: Ids,
-    fixed: np.ndarray[Any, np.dtype[np.bool_]],
-    signature: Ids,
-) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """For each component its number as a unit of the group, in axis order."""
-    unit_of = np.full(len(signature), -1, np.int32)
-    _, _, ids = members[0]
-    free = component[ids[~fixed[ids]]]
-    mine = free[signature[free] == one]
-    found, first = np.unique(mine, return_index=True)
-    unit_of[found[np.argsort(first)]] = np.arange(len(found), dtype=np.int32)
-    return unit_of
-
-
-def _name(sites: Sites, members: list[tuple[str, int, Ids]]) -> str:
-    for path, axis, _ in members:
-        for site in sites.of(path):
-            makes = site.operation in PRODUCTS and axis in site.output_axes
-            taken = site.operation is Operation.LOOKUP and axis in site.input_axes
-            if makes or taken:
-                return axis_name(path, axis)
-    return axis_name(*members[0][:2])

@@ -15,8 +15,10 @@ from jcompress.quantization.arithmetic import quantize_matrix
 from jcompress.quantization.formats import Weights
 from jcompress.rules import Resolved, RuleError, Rules, resolve
 from jcompress.shrinking._factors_choice import Split, choose_ranks, split_tucker
+from jcompress.shrinking._factors_cp import CpSplit
 from jcompress.shrinking._factors_moments import input_moments as input_moments
 from jcompress.shrinking._factors_moments import product_sites
+from jcompress.shrinking._factors_specs import Cp as Cp
 from jcompress.shrinking._factors_specs import Factoring as Factoring
 from jcompress.shrinking._factors_specs import Spatial as Spatial
 from jcompress.shrinking._factors_specs import Svd as Svd
@@ -47,7 +49,7 @@ def factorize(
     Args:
         tree: the parameters, with dense leaves; not traced, since ranks depend on the
             weights.
-        rules: pairs of a predicate and an `Svd`, `Spatial` or `Tucker`.
+        rules: pairs of a predicate and an `Svd`, `Spatial`, `Tucker` or `Cp`.
         sites: the sites of the function that will use the tree, with the same names.
         moments: what `input_moments` gave. `Svd` then keeps what matters for these
             inputs: the rank-r matrix with the least mean of `|(W - W_r) x|^2`.
@@ -60,8 +62,8 @@ def factorize(
         RuleError: a rule matches no weight; a matched leaf is absent, of another shape
             than at its sites, not of floats, or already compressed; the factors would
             not be smaller, with the largest rank that would be; a budget is too small
-            for one rank each; the moments are not those of the leaves; or a spec for
-            convolutions meets another operation.
+            for one rank each; the moments are not those of the leaves; a spec for
+            convolutions meets another operation; or `Cp` a grouped convolution.
         ValueError: a leaf is traced or holds a number that is not finite.
 
     References:
@@ -85,14 +87,21 @@ def factorize(
     weighting = _weighting(resolved, sites, moments)
     made: dict[str, LowRank] = {}
     spectra: dict[str, Split] = {}
+    sums = {
+        path: CpSplit.of(path, given[path], spec, sites)
+        for path, spec in resolved.leaves.items()
+        if isinstance(spec, Cp)
+    }
     for path, spec in resolved.leaves.items():
         if isinstance(spec, Tucker):
             made[path] = split_tucker(path, given[path], spec, sites)
-        else:
+        elif not isinstance(spec, Cp):
             spectra[path] = Split.of(path, given[path], spec, sites, weighting)
     ranks = choose_ranks(resolved, spectra, sites)
     for path, split in spectra.items():
         made[path] = split.build(ranks[path])
+    for path, cp in sums.items():
+        made[path] = cp.build()
     return _replaced(tree, made)
 
 

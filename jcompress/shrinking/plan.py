@@ -6,22 +6,24 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jcompress._paths import named_leaves, path_name
 from jcompress._trace import trace
-from jcompress.shrinking._resizing import Conflict, Keeps, cut, evaluate
-from jcompress.tensors import is_compressed
-
-
-class ShrinkError(ValueError):
-    """A plan that cannot be made or does not fit; names the leaf and the operation."""
-
-
-def axis_name(path: str, axis: int) -> str:
-    """How plans and errors write an axis of a leaf."""
-    return f"{path}:{axis}"
+from jcompress.shrinking._cutting import (
+    Masks,
+    array_name,
+    changed,
+    changed_leaves,
+    keeps_of,
+    smaller,
+    whole,
+    zeroed,
+)
+from jcompress.shrinking._cutting import ShrinkError as ShrinkError
+from jcompress.shrinking._cutting import axis_name as axis_name
+from jcompress.shrinking._resizing import Conflict, evaluate
+from jcompress.shrinking.free import Free, Named
 
 
 @jax.tree_util.register_dataclass
@@ -36,10 +38,14 @@ class Plan:
         kept: by group int32, the numbers of the units that are kept, ascending.
         masks: by leaf and axis (a number, as text) bool [size of the axis]: True keeps.
             Axes that do not shrink are not listed.
+        inputs: the same of the arguments behind the tree, named as in `Free`.
+        outputs: the same of the results of the function that the plan was made for.
     """
 
     kept: Mapping[str, Any]
-    masks: Mapping[str, Mapping[str, Any]]
+    masks: Masks
+    inputs: Masks = dataclasses.field(default_factory=dict)
+    outputs: Masks = dataclasses.field(default_factory=dict)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -55,21 +61,23 @@ class Plan:
         """The plan that a checkpoint holds.
 
         Args:
-            tree: nested dicts with the entries `kept` and `masks`.
+            tree: nested dicts with the entries `kept` and `masks`, and `inputs` and
+                `outputs` if axes of arguments and results shrink.
 
         Raises:
             ShrinkError: the tree is no plan.
         """
-        if set(tree) != {"kept", "masks"}:
+        needed, known = {"kept", "masks"}, {"kept", "masks", "inputs", "outputs"}
+        if not needed <= set(tree) <= known:
             raise ShrinkError(
-                f"a plan has the entries 'kept' and 'masks', not {sorted(tree)}"
+                "a plan has the entries 'kept' and 'masks', and 'inputs' and 'outputs' "
+                f"where they shrink, not {sorted(tree)}"
             )
         kept = {name: np.asarray(leaf) for name, leaf in named_leaves(tree["kept"])}
-        masks: dict[str, dict[str, Any]] = {}
-        for name, leaf in named_leaves(tree["masks"]):
-            path, _, axis = name.rpartition("/")
-            masks.setdefault(path, {})[axis] = np.asarray(leaf)
-        return cls(kept, masks)
+        return cls(
+            kept,
+            *(_masks(tree.get(name, {})) for name in ("masks", "inputs", "outputs")),
+        )
 
     def then(self, other: "Plan") -> "Plan":
         """This plan and afterwards another, made for the tree that this one leaves.
@@ -77,26 +85,41 @@ class Plan:
         Raises:
             ShrinkError: the other plan is for another tree.
         """
-        masks = {path: dict(axes) for path, axes in self.masks.items()}
-        for path, axes in other.masks.items():
-            for axis, mask in axes.items():
-                before = masks.setdefault(path, {}).get(axis)
-                if before is None:
-                    masks[path][axis] = mask
-                    continue
-                if int(np.sum(before)) != len(mask):
-                    raise ShrinkError(
-                        f"{axis_name(path, int(axis))}: the first plan leaves "
-                        f"{int(np.sum(before))} positions, the second is for "
-                        f"{len(mask)}"
-                    )
-                both = np.array(before)
-                both[np.flatnonzero(both)] = mask
-                masks[path][axis] = both
+        masks = _both(self.masks, other.masks)
+        inputs = _both(self.inputs, other.inputs)
+        outputs = _both(self.outputs, other.outputs)
         kept = {name: np.asarray(units) for name, units in self.kept.items()}
         for name, units in other.kept.items():
             kept[name] = kept[name][units] if name in kept else np.asarray(units)
-        return Plan(kept, masks)
+        return Plan(kept, masks, inputs, outputs)
+
+
+def _masks(tree: Any) -> Masks:
+    masks: dict[str, dict[str, Any]] = {}
+    for name, leaf in named_leaves(tree):
+        path, _, axis = name.rpartition("/")
+        masks.setdefault(path, {})[axis] = np.asarray(leaf)
+    return masks
+
+
+def _both(first: Masks, second: Masks) -> Masks:
+    """The masks of two plans, the second of which speaks of what the first left."""
+    masks = {path: dict(axes) for path, axes in first.items()}
+    for path, axes in second.items():
+        for axis, mask in axes.items():
+            before = masks.setdefault(path, {}).get(axis)
+            if before is None:
+                masks[path][axis] = mask
+                continue
+            if int(np.sum(before)) != len(mask):
+                raise ShrinkError(
+                    f"{axis_name(path, int(axis))}: the first plan leaves "
+                    f"{int(np.sum(before))} positions, the second is for {len(mask)}"
+                )
+            both = np.array(before)
+            both[np.flatnonzero(both)] = mask
+            masks[path][axis] = both
+    return masks
 
 
 def shrink(variables: Any, plan: Plan) -> Any:
@@ -114,7 +137,7 @@ def shrink(variables: Any, plan: Plan) -> Any:
         ShrinkError: a leaf of the plan is not there, has another shape or is
             compressed.
     """
-    return _changed(variables, plan, "shrink", _smaller)
+    return changed(variables, plan.masks, "shrink", smaller)
 
 
 def zero_units(variables: Any, plan: Plan) -> Any:
@@ -126,7 +149,8 @@ def zero_units(variables: Any, plan: Plan) -> Any:
     equals `shrunk(fn, plan)(shrink(v, plan), ...)` up to the order of summation if no
     operation reduces over the removed units and no function of two such units that is
     not zero at zero is summed (linear attention with exp; there `shrunk` leaves the
-    term out).
+    term out). Where the plan cuts arguments, the zeros of the masked model suffice if
+    products alone read them; `shrunk` leaves out what `cut_outputs` removes.
 
     Args:
         variables: the tree that the plan was made for.
@@ -135,10 +159,12 @@ def zero_units(variables: Any, plan: Plan) -> Any:
     Raises:
         ShrinkError: as `shrink`.
     """
-    return _changed(variables, plan, "zero_units", _zeroed)
+    return changed(variables, plan.masks, "zero_units", zeroed)
 
 
-def shrunk(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
+def shrunk(
+    fn: Callable[..., Any], plan: Plan, *, rescale_attention: bool = False
+) -> Callable[..., Any]:
     """Run a function on the smaller tree that `shrink` makes.
 
     Traces `fn` at its own sizes and evaluates it with every static size that depends on
@@ -146,112 +172,110 @@ def shrunk(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     like leaves, and the number of terms by which a sum over removed positions is
     divided is corrected. It jits, differentiates, vmaps and exports like `fn`.
 
-    Nothing else changes: attention is still divided by the square root of the head size
-    that `fn` was written for, and dropout draws fewer, so other, random numbers.
+    Nothing else changes: dropout draws fewer, so other, random numbers, and attention
+    is still divided by the square root of the head size that `fn` was written for,
+    which is what masked weights compute. With `rescale_attention` it is divided by that
+    of the size that is left, as in the small model that one would have written: each
+    constant d**-0.5 (or two of d**-0.25) is replaced that multiplies, or whose inverse
+    divides, the query, the key or their product over d positions, before a softmax.
+    Products with a weight are no attention, also if a softmax follows.
 
     Args:
         fn: the function that the plan was made for, or another one of the same tree,
-            such as the training mode of the same model.
+            such as the training mode of the same model. Where the plan cuts arguments,
+            it has them, too.
         plan: the plan.
+        rescale_attention: fit the scale of attention to the new query-key size.
 
     Returns:
-        A function with the arguments of `fn`, whose first is the smaller tree. Results
-        that depend on removed positions (updated statistics) are smaller, too. It
-        raises ShrinkError where `fn` fixes an axis that the plan shrinks.
+        A function with the arguments of `fn`, whose first is the smaller tree and
+        whose others are those that `cut_inputs` makes. Results that depend on removed
+        positions (updated statistics, axes that `Free` let shrink) are smaller, too. It
+        raises ShrinkError where `fn` fixes an axis that the plan shrinks, and where an
+        argument has not the size that the plan leaves; with `rescale_attention` also
+        where a query-key size shrinks and there is no such constant. Of a `Free`, it is
+        one again.
     """
+    bare = fn.fn if isinstance(fn, Free) else fn
 
-    @functools.wraps(fn)
+    @functools.wraps(bare)
     def run(variables: Any, *args: Any, **kwargs: Any) -> Any:
-        whole = _changed(variables, plan, "shrunk", _whole)
-        traced = trace(fn, whole, args, kwargs)
+        dense = changed(variables, plan.masks, "shrunk", whole)
+        given = Named.of(args, kwargs)
+        dense_args, dense_kwargs = _changed_inputs(given, plan, "shrunk", _WHOLE)
+        traced = trace(bare, dense, dense_args, dense_kwargs)
         small = dict(named_leaves(variables))
         leaves = [small[name] for name in traced.names]
+        data = [x for _, x in given.arrays]
+        named = zip(traced.names, leaves, strict=True)
         keeps = [
-            _keeps(plan, n, np.ndim(x))
-            for n, x in zip(traced.names, leaves, strict=True)
+            *(keeps_of(plan.masks, name, np.ndim(x)) for name, x in named),
+            *(keeps_of(plan.inputs, name, np.ndim(x)) for name, x in given.arrays),
         ]
         try:
-            results, _ = evaluate(traced, leaves, keeps)
+            results = evaluate(traced, leaves, data, keeps, rescale_attention)
         except Conflict as conflict:
-            name = axis_name(traced.names[conflict.number], conflict.axis)
+            arguments = [array_name(name, "argument") for name, _ in given.arrays]
+            names = [*traced.names, *arguments]
+            name = axis_name(names[conflict.number], conflict.axis)
             raise ShrinkError(
                 f"shrunk: {name} cannot shrink: {conflict.why} fixes it in this "
                 "function"
             ) from conflict
         return traced.rebuild(results)
 
+    if isinstance(fn, Free):
+        return Free(run, inputs=fn.inputs, outputs=fn.outputs)
     return run
 
 
-def _keeps(plan: Plan, name: str, rank: int) -> Keeps:
-    axes = plan.masks.get(name, {})
-    return tuple(
-        np.asarray(axes[str(axis)], bool) if str(axis) in axes else None
-        for axis in range(rank)
+def cut_inputs(
+    plan: Plan, *args: Any, **kwargs: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Remove what a plan does not keep from the arguments of a function.
+
+    Args:
+        plan: the plan; `Free` named the axes that it cuts.
+        *args: the arguments behind the tree, arrays or `jax.ShapeDtypeStruct`.
+        **kwargs: its keyword arguments.
+
+    Returns:
+        The arguments and the keyword arguments for `shrunk(fn, plan)`.
+
+    Raises:
+        ShrinkError: an argument of the plan is not there or has another shape.
+    """
+    return _changed_inputs(Named.of(args, kwargs), plan, "cut_inputs", _CUT)
+
+
+def cut_outputs(plan: Plan, results: Any) -> Any:
+    """Remove what a plan does not keep from the results of the whole function.
+
+    What `shrunk` gives, of the masked or the whole model: to compare them, and for the
+    targets of distillation.
+
+    Args:
+        plan: the plan; `Free` named the axes that it cuts.
+        results: what the function that the plan was made for gives.
+
+    Raises:
+        ShrinkError: a result of the plan is not there or has another shape.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(results)
+    names = [path_name(path) for path, _ in leaves]
+    values = [x for _, x in leaves]
+    cut = changed_leaves(names, values, plan.outputs, "cut_outputs", _CUT, "result")
+    return jax.tree_util.tree_unflatten(structure, cut)
+
+
+_CUT = functools.partial(smaller, of="function")
+_WHOLE = functools.partial(whole, of="function", hint="; `cut_inputs` cuts it")
+
+
+def _changed_inputs(
+    given: Named, plan: Plan, transform: str, change: Callable[..., Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    made = changed_leaves(
+        given.names, given.leaves, plan.inputs, transform, change, "argument"
     )
-
-
-def _changed(variables: Any, plan: Plan, transform: str, change: Any) -> Any:
-    flat, structure = jax.tree_util.tree_flatten_with_path(
-        variables, is_leaf=is_compressed
-    )
-    names = [path_name(path) for path, _ in flat]
-    absent = [path for path in plan.masks if path not in set(names)]
-    if absent:
-        raise ShrinkError(
-            f"{transform}: the plan is for another tree: it has no leaf {absent[0]!r}; "
-            f"it has {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
-        )
-    made = []
-    for name, (_, leaf) in zip(names, flat, strict=True):
-        if name not in plan.masks:
-            made.append(leaf)
-            continue
-        if is_compressed(leaf):
-            raise ShrinkError(
-                f"{transform}: {name!r} is a {type(leaf).__name__}; shrink the dense "
-                "tree and compress afterwards"
-            )
-        made.append(change(name, leaf, _keeps(plan, name, np.ndim(leaf)), plan))
-    return jax.tree_util.tree_unflatten(structure, made)
-
-
-def _fits(name: str, leaf: Any, plan: Plan, after: bool) -> None:
-    for axis, mask in plan.masks[name].items():
-        wanted = int(np.sum(mask)) if after else len(mask)
-        rank = len(leaf.shape)
-        size = leaf.shape[int(axis)] if int(axis) < rank else None
-        if size != wanted:
-            kind = "shrunk" if after else "dense"
-            raise ShrinkError(
-                f"{axis_name(name, int(axis))}: the plan speaks of {wanted} positions "
-                f"of the {kind} tree, and this leaf has the shape {list(leaf.shape)}"
-            )
-
-
-def _smaller(name: str, leaf: Any, keeps: Keeps, plan: Plan) -> Any:
-    _fits(name, leaf, plan, after=False)
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        sizes = zip(leaf.shape, keeps, strict=True)
-        shape = tuple(n if k is None else int(k.sum()) for n, k in sizes)
-        return jax.ShapeDtypeStruct(shape, leaf.dtype)
-    return cut(leaf, keeps)
-
-
-def _zeroed(name: str, leaf: Any, keeps: Keeps, plan: Plan) -> Any:
-    _fits(name, leaf, plan, after=False)
-    for axis, keep in enumerate(keeps):
-        if keep is not None:
-            wide = keep.reshape([-1 if d == axis else 1 for d in range(leaf.ndim)])
-            xp: Any = np if isinstance(leaf, np.ndarray) else jnp
-            leaf = xp.where(wide, leaf, xp.zeros((), leaf.dtype))
-    return leaf
-
-
-def _whole(name: str, leaf: Any, keeps: Keeps, plan: Plan) -> Any:
-    _fits(name, leaf, plan, after=True)
-    shape = list(leaf.shape)
-    for axis, keep in enumerate(keeps):
-        if keep is not None:
-            shape[axis] = len(keep)
-    return jax.ShapeDtypeStruct(tuple(shape), leaf.dtype)
+    return given.rebuild(made)

@@ -37,6 +37,13 @@ class LowRank(MatrixTensor):
     in float32, the axes in their places, then cast to `dtype`. So `((), (0, 1), ())`
     is Tucker-2 and `((0,), (1,))` a column of the window after the other.
 
+    A factor with a window may be depthwise: it slides over each of its channels apart,
+    R_(i+1) = R_i > 1, is stored as [*S, R_(i+1), *W_i, 1], and stands for
+
+        full[s, r_(i+1), w_i, r_i] = factors[i][s, r_i, w_i, 0] if r_(i+1) = r_i else 0
+
+    So `((), (0,), (1,), ())` with depthwise factors in the middle is a CP split.
+
     Invariants, checked on construction: L >= 2; the shapes above; the windows are
     disjoint and hold input axes; an array is of a float dtype; a compressed factor is
     stored with the stack axes leading, then its output axis, the rest inputs, and
@@ -78,6 +85,17 @@ class LowRank(MatrixTensor):
         place = len(self.stack_axes)
         return tuple(factor.shape[place] for factor in self.factors[:-1])
 
+    @property
+    def depthwise(self) -> tuple[bool, ...]:
+        """Whether each factor slides over its channels apart."""
+        given = (math.prod(self.shape[a] for a in self.channel_axes), *self.ranks)
+        return tuple(
+            bool(window) and size > 1 and factor.shape[-1] == 1
+            for window, size, factor in zip(
+                self.window_of, given, self.factors, strict=True
+            )
+        )
+
     def check_arrays(self) -> None:
         """Raise ValueError if a factor is not of the shape and kind it should be."""
         if len(self.factors) < 2:
@@ -95,7 +113,9 @@ class LowRank(MatrixTensor):
             found = tuple(factor.shape)
             made = found[len(stacks)] if len(found) == rank else 0
             wanted = (*stacks, outputs if number == last else made, *window, given)
-            if found != wanted or not made:
+            apart = bool(window) and made == given
+            fits = found == wanted or (apart and found == (*wanted[:-1], 1))
+            if not fits or not made:
                 free = str(outputs) if number == last else "R"
                 sizes = [*map(str, stacks), free, *map(str, window), str(given)]
                 raise ValueError(
@@ -126,8 +146,11 @@ class LowRank(MatrixTensor):
         stacks = [self.shape[axis] for axis in self.stack_axes]
         lead = len(stacks)
         made: jax.Array | None = None
-        for factor in self.factors:
+        for factor, apart in zip(self.factors, self.depthwise, strict=True):
             part = dense_factor(factor).astype(jnp.float32)
+            if apart:
+                made = _slid_apart(part, made, stacks)
+                continue
             if made is None:
                 made = part.reshape(*stacks, part.shape[lead], -1)
                 continue
@@ -205,6 +228,23 @@ def sliced_fields(tensor: MatrixTensor) -> dict[str, Any]:
         "output_axes": tuple(axis - 1 for axis in tensor.output_axes),
         "input_axes": tuple(axis - 1 for axis in tensor.input_axes),
     }
+
+
+def _slid_apart(
+    part: jax.Array, made: jax.Array | None, stacks: list[int]
+) -> jax.Array:
+    """A depthwise factor [*S, R, *W, 1] on what the factors before it make [*S, R, M].
+
+    Returns:
+        [*S, R, W M]; with no factor before it, of the channels themselves.
+    """
+    rank = part.shape[len(stacks)]
+    if made is None:
+        made = jnp.broadcast_to(jnp.eye(rank, dtype=part.dtype), (*stacks, rank, rank))
+    wide, columns = part.reshape(*stacks, rank, -1, 1), made[..., None, :]
+    shape = (*stacks, rank, wide.shape[-2], columns.shape[-1])
+    product = jnp.broadcast_to(wide, shape) * jnp.broadcast_to(columns, shape)
+    return product.reshape(*stacks, rank, -1)
 
 
 def dense_factor(factor: Factor) -> jax.Array:

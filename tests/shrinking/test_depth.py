@@ -9,15 +9,9 @@ import numpy as np
 import pytest
 
 from jcompress import checkpoint
-from jcompress.shrinking.depth import (
-    Removed,
-    every,
-    merge_blocks,
-    remove_blocks,
-    score_blocks,
-    skipped,
-)
-from jcompress.shrinking.plan import ShrinkError
+from jcompress.shrinking.depth import Removed, every, remove_blocks, skipped
+from jcompress.shrinking.groups import find_groups
+from jcompress.shrinking.plan import ShrinkError, shrink, shrunk
 
 
 class Perceptron(nn.Module):
@@ -91,40 +85,53 @@ def test_gradients_and_checkpoints(tmp_path: Any) -> None:
     np.testing.assert_array_equal(fn(loaded, TOKENS), fn(small, TOKENS))
 
 
-def test_scores_of_blocks() -> None:
-    whole = variables(Perceptron)
-    whole["params"]["b1"] = jax.tree.map(lambda w: 1e-3 * w, whole["params"]["b1"])
-    scores = score_blocks(Stack(Perceptron).apply, whole, TOKENS, blocks=BLOCKS)
-    assert min(scores, key=lambda name: scores[name]) == "params/b1"
-    assert 0 <= scores["params/b1"] < 1e-3
-    drop = score_blocks(
-        Stack(Perceptron).apply,
-        whole,
-        TOKENS,
-        blocks=BLOCKS[:1],
-        distance=lambda a, b: jnp.abs(a - b).max(),
-    )
-    assert drop["params/b0"] > 0
-
-
-def test_merged_blocks() -> None:
-    whole = variables(Perceptron)
-    merged = merge_blocks(whole, "params/b0", ["params/b1"])
-    pairs = (whole["params"][name]["Dense_0"]["kernel"] for name in ("b0", "b1"))
-    np.testing.assert_allclose(
-        merged["params"]["b0"]["Dense_0"]["kernel"], sum(pairs) / 2, rtol=1e-6
-    )
-    np.testing.assert_array_equal(
-        merged["params"]["b1"]["Dense_0"]["kernel"],
-        whole["params"]["b1"]["Dense_0"]["kernel"],
-    )
-
-
 def test_every_second_block() -> None:
     names = [f"b{i}" for i in range(6)]
     assert [n for n in names if n not in every(names, keep=3)] == ["b0", "b2", "b5"]
     assert every(names, keep=6) == []
     assert every(names, keep=1) == names[1:]
+
+
+class Looped(nn.Module):
+    """The blocks of `Stack`, run by a scan."""
+
+    layers: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        x = nn.Embed(11, 8)(tokens)
+        blocks = nn.scan(
+            lambda block, x, mask: (block(x, mask), None),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=self.layers,
+        )
+        mask = nn.make_attention_mask(tokens > 0, tokens > 0)
+        x, _ = blocks(Perceptron(name="blocks"), x, mask)
+        return nn.Dense(5)(nn.LayerNorm()(x))
+
+
+def test_a_student_of_every_second_layer_of_a_stack() -> None:
+    """It is the same class with half the layers, and starts as the teacher's."""
+    model = Looped(6)
+    teacher = jax.jit(model.init)(jax.random.key(0), TOKENS)
+    groups = find_groups(model.apply, teacher, TOKENS)
+    (stack,) = (group.name for group in groups if group.size == 6)
+    plan = groups.keep({stack: range(0, 6, 2)})
+    student = shrink(teacher, plan)
+    for name in ("blocks", "Dense_0"):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            student["params"][name],
+            jax.tree.map(
+                lambda leaf: leaf[::2] if leaf.shape[0] == 6 else leaf,
+                teacher["params"][name],
+            ),
+        )
+    wanted = jax.jit(Looped(3).apply)(student, TOKENS)
+    found = jax.jit(shrunk(model.apply, plan))(student, TOKENS)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_wrong_input() -> None:
@@ -142,9 +149,5 @@ def test_wrong_input() -> None:
         remove_blocks(params, "up")
     with pytest.raises(ShrinkError, match="removed with its block; run the function"):
         remove_blocks(params, ["up"])["up"]["w"].dense()
-    with pytest.raises(
-        ShrinkError, match=r"'up/w' is .3, 4., and there is no 'down/w'"
-    ):
-        merge_blocks(params, "up", ["down"])
     with pytest.raises(ValueError, match="keep is from 1 to 2"):
         every(["a", "b"], keep=0)

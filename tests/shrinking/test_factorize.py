@@ -1,6 +1,7 @@
 """`factorize`: best errors, ranks by energy and budget, moments, and its errors."""
 
 import doctest
+import functools
 import itertools
 import re
 from typing import Any
@@ -499,20 +500,28 @@ def test_errors(what: str) -> None:
         call()
 
 
-def test_the_channels_are_found_or_asked_for() -> None:
-    def single(params: Any, x: jax.Array) -> jax.Array:
+def test_the_channels_are_found() -> None:
+    def single(params: Any, x: jax.Array, groups: int = 1) -> jax.Array:
         return jax.lax.conv_general_dilated(
-            x, params["k"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x,
+            params["k"],
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
         )
 
+    # As many channels as the window is long.
     params, x = {"k": normal(3, 3, 3, 32)}, normal(1, 8, 8, 3)
-    sites = find_sites(single, params, x)
-    with pytest.raises(RuleError, match=r"axes \(0, 1, 2\) of 'k' .* channels=2\)"):
-        factorize(params, [("k", Spatial(rank=2))], sites=sites)
-    with pytest.raises(RuleError, match=r"channels=3 of 'k' .* is no axis"):
-        factorize(params, [("k", Spatial(rank=2, channels=3))], sites=sites)
-    small = factorize(params, [("k", Spatial(rank=2, channels=-2))], sites=sites)
+    small = factorize(
+        params, [("k", Spatial(rank=2))], sites=find_sites(single, params, x)
+    )
     assert small["k"].windows == ((0,), (1,))
+    two = functools.partial(single, groups=2)
+    sites = find_sites(two, params, normal(1, 8, 8, 6))
+    for spec in (Spatial(rank=2), Tucker(energy=0.5)):
+        with pytest.raises(RuleError, match=r"of 'k' .* has 2 groups, and"):
+            factorize(params, [("k", spec)], sites=sites)
     wide = {"k": normal(3, 3, 3, 3, 4)}
     sites = find_sites(
         lambda p, x: jax.lax.conv_general_dilated(
@@ -526,7 +535,7 @@ def test_the_channels_are_found_or_asked_for() -> None:
         normal(1, 4, 4, 4, 3),
     )
     with pytest.raises(RuleError, match="a window of two axes, and that of 'k' has 3"):
-        factorize(wide, [("k", Spatial(rank=1, channels=3))], sites=sites)
+        factorize(wide, [("k", Spatial(rank=1))], sites=sites)
 
 
 def test_lookups() -> None:

@@ -1,0 +1,101 @@
+"""Ids through operations that read or write at positions that data decides."""
+
+from typing import TYPE_CHECKING, Any
+
+from jcompress._jaxprs import aval_shape
+from jcompress._values import Location
+from jcompress.shrinking._ids import Why
+from jcompress.shrinking._labels import Labels, fixed_ids
+from jcompress.shrinking._rule import Rule
+
+if TYPE_CHECKING:
+    from jcompress.shrinking._coupling import Coupling
+
+
+def _gather(
+    c: "Coupling", eqn: Any, ins: list[Labels], why: Why, here: Location
+) -> list[Labels]:
+    numbers = eqn.params["dimension_numbers"]
+    sizes = eqn.params["slice_sizes"]
+    operand, indices = ins[0].ids, ins[1].ids
+    c.ties.fix(indices[-1], why)
+    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    window = []
+    for axis, ids in enumerate(operand):
+        whole = sizes[axis] == len(ids) and axis not in gone
+        if not whole and axis not in numbers.operand_batching_dims:
+            c.ties.fix(ids, why)
+        if axis not in gone:
+            window.append(ids if whole else fixed_ids(sizes[axis]))
+    for axis, other in zip(
+        numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True
+    ):
+        c.ties.tie(operand[axis], indices[other], why)
+    rows, windows = iter(indices[:-1]), iter(window)
+    rank = len(aval_shape(eqn.outvars[0]))
+    return [
+        Labels(
+            tuple(
+                next(windows) if axis in numbers.offset_dims else next(rows)
+                for axis in range(rank)
+            )
+        )
+    ]
+
+
+def _scatter(
+    c: "Coupling", eqn: Any, ins: list[Labels], why: Why, here: Location
+) -> list[Labels]:
+    numbers = eqn.params["dimension_numbers"]
+    operand, indices, updates = (value.ids for value in ins)
+    c.ties.fix(indices[-1], why)
+    gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+    window = iter(numbers.update_window_dims)
+    for axis, ids in enumerate(operand):
+        if axis in gone:
+            c.ties.fix(ids, why)
+            continue
+        given = updates[next(window)]
+        if len(given) == len(ids):
+            c.ties.tie(ids, given, why)
+        else:
+            c.ties.fix(ids, why)
+            c.ties.fix(given, why)
+    rows = [a for a in range(len(updates)) if a not in numbers.update_window_dims]
+    for axis, ids in zip(rows, indices[:-1], strict=True):
+        c.ties.tie(updates[axis], ids, why)
+    return [Labels(operand)]
+
+
+def _dynamic_slice(
+    c: "Coupling", eqn: Any, ins: list[Labels], why: Why, here: Location
+) -> list[Labels]:
+    made = []
+    for ids, size in zip(ins[0].ids, eqn.params["slice_sizes"], strict=True):
+        if size != len(ids):
+            c.ties.fix(ids, why)
+        made.append(ids if size == len(ids) else fixed_ids(size))
+    return [Labels(tuple(made))]
+
+
+def _dynamic_update_slice(
+    c: "Coupling", eqn: Any, ins: list[Labels], why: Why, here: Location
+) -> list[Labels]:
+    for ids, given in zip(ins[0].ids, ins[1].ids, strict=True):
+        if len(ids) == len(given):
+            c.ties.tie(ids, given, why)
+        else:
+            c.ties.fix(ids, why)
+            c.ties.fix(given, why)
+    return [Labels(ins[0].ids)]
+
+
+LOOKUPS: dict[str, Rule] = {
+    "gather": _gather,
+    "scatter": _scatter,
+    "scatter-add": _scatter,
+    "scatter_add": _scatter,
+    "dynamic_slice": _dynamic_slice,
+    "dynamic_update_slice": _dynamic_update_slice,
+}
+"""The rules, by the name of the primitive."""

@@ -1,0 +1,111 @@
+"""Functions with gradient rules of their own, which shrink with the arrays."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jcompress._interpreter import bind
+from jcompress._jaxprs import Body, bodies
+from jcompress.shrinking._sized import Change, Equation
+
+
+def _body(at: Equation) -> Callable[..., list[Any]]:
+    (body,) = bodies(at.eqn)
+
+    def run(*values: Any) -> list[Any]:
+        outs, _ = at.program.run(body, values, (*at.here, 0), {})
+        return outs
+
+    return run
+
+
+def _floats(values: Sequence[Any]) -> list[int]:
+    return [i for i, v in enumerate(values) if jnp.issubdtype(v.dtype, jnp.inexact)]
+
+
+def _at(values: Sequence[Any], numbers: Sequence[int], new: Sequence[Any]) -> list[Any]:
+    whole = list(values)
+    for number, value in zip(numbers, new, strict=True):
+        whole[number] = value
+    return whole
+
+
+def _custom_jvp(at: Equation) -> Change:
+    """The function's own rule, traced at its own sizes and shrunk as well."""
+    numbers = _floats([var.aval for var in at.eqn.invars])
+
+    def rule(values: Sequence[Any], tangents: Sequence[Any]) -> Any:
+        return jax.jvp(
+            lambda *given: bind(at.eqn, _at(values, numbers, given)),
+            [values[i] for i in numbers],
+            list(tangents),
+        )
+
+    call = jax.custom_jvp(_body(at))
+
+    @call.defjvp
+    def _(primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
+        small = _again(at, rule, numbers)
+        return small(list(primals), [tangents[i] for i in numbers])
+
+    return list(call(*at.ins))
+
+
+def _custom_vjp(at: Equation) -> Change:
+    numbers = _floats([var.aval for var in at.eqn.invars])
+    outs = _floats([var.aval for var in at.eqn.outvars])
+
+    def rule(values: Sequence[Any], cotangents: Sequence[Any]) -> Any:
+        def of_floats(*given: Any) -> list[Any]:
+            results = bind(at.eqn, _at(values, numbers, given))
+            return [results[i] for i in outs]
+
+        _, back = jax.vjp(of_floats, *(values[i] for i in numbers))
+        return list(back(list(cotangents)))
+
+    call = jax.custom_vjp(_body(at))
+
+    def forward(*values: Any) -> Any:
+        return call(*values), values
+
+    def backward(values: Any, cotangents: Any) -> Any:
+        small = _again(at, rule, outs, of_results=True)
+        found = small(list(values), [cotangents[i] for i in outs])
+        return tuple(_at([None] * len(values), numbers, found))
+
+    call.defvjp(forward, backward)
+    return list(call(*at.ins))
+
+
+def _again(
+    at: Equation, rule: Any, numbers: list[int], of_results: bool = False
+) -> Callable[..., Any]:
+    """A gradient rule, traced at the sizes of the trace, on the arrays there are."""
+    atoms = at.eqn.outvars if of_results else at.eqn.invars
+    keeps = at.after if of_results else at.before
+
+    def dense(atom: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)
+
+    closed, shape = jax.make_jaxpr(rule, return_shape=True)(
+        [dense(atom) for atom in at.eqn.invars], [dense(atoms[i]) for i in numbers]
+    )
+    body = Body.of(closed)
+    change, _ = at.resizer(body, [*at.before, *(keeps[i] for i in numbers)])
+    program = dataclasses.replace(at.program, resizing=change, handlers={})
+
+    def run(values: list[Any], others: list[Any]) -> Any:
+        outs, _ = program.run(body, [*values, *others], (), {})
+        return jax.tree.unflatten(jax.tree.structure(shape), outs)
+
+    return run
+
+
+GRADIENTS: dict[str, Callable[[Equation], Change]] = {
+    "custom_jvp_call": _custom_jvp,
+    "custom_vjp_call": _custom_vjp,
+}
+"""The operations with gradient rules, by the name of the primitive."""
