@@ -2,14 +2,12 @@
 
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from _minilm_texts import Run
 from _peers import module
-
-Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Token numbers and mask, int32 [B, T], to embeddings [B, C]."""
 
 LAYERS, HEADS, WIDTH = 6, 12, 384
 

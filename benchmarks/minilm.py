@@ -14,18 +14,27 @@ texts, and the figure is how many of them that one probe gets right.
 
 import argparse
 import fnmatch
-import importlib
 import os
 import pathlib
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from _minilm_peers import Run, onnx_runs, torch_runs
-from _timing import SETTLE, Unavailable, machine, pin
+from _minilm_peers import onnx_runs, torch_runs
+from _minilm_texts import (
+    STEP,
+    Run,
+    batches,
+    embed,
+    fit_probe,
+    part,
+    quartiles,
+    speeds,
+    texts,
+)
+from _timing import Unavailable, machine, pin
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "examples"))
 import minilm_bert
@@ -44,10 +53,6 @@ from jcompress.rules import Rules
 from jcompress.sites import PRODUCTS, find_sites
 
 BASE = "jax f32"
-LENGTH = 128
-STEP = 32
-"""Batches are padded to a multiple of this, so that few shapes are compiled."""
-Batch = tuple[np.ndarray, np.ndarray]
 
 
 def specs() -> Mapping[str, Quantize]:
@@ -78,63 +83,6 @@ def our_runs(place: pathlib.Path) -> Iterator[tuple[str, Run, int]]:
         rules: Rules[Quantize] = [(lambda site: site.operation in PRODUCTS, spec)]
         small = quantize(variables, rules, sites=sites)
         yield f"ours {name}", made(compressed(apply), small), stored_bytes(small)
-
-
-def texts(folder: pathlib.Path, part: str, count: int) -> tuple[list[str], list[str]]:
-    """Random texts of a part of R8 and their labels.
-
-    Raises:
-        SystemExit: the file is missing.
-    """
-    path = folder / f"reuters-r8-{part}.tab"
-    if not path.is_file():
-        raise SystemExit(f"Reuters R8 is not in {folder}.\n{__doc__}")
-    found = [line.split("\t", 1) for line in path.read_text().split("\n")[3:]]
-    every = [pair for pair in found if len(pair) == 2]
-    pairs = [every[i] for i in np.random.default_rng(0).permutation(len(every))[:count]]
-    return [pair[1] for pair in pairs], [pair[0] for pair in pairs]
-
-
-def batches(place: pathlib.Path, sentences: Sequence[str], size: int) -> list[Batch]:
-    """Tokens and masks of so many sentences at a time."""
-    made = []
-    for start in range(0, len(sentences), size):
-        part = sentences[start : start + size]
-        arrays = minilm_bert.tokenize(place, part, length=LENGTH)
-        more = -arrays[0].shape[1] % STEP
-        padded = [np.pad(array, ((0, 0), (0, more))) for array in arrays]
-        made.append((padded[0], padded[1]))
-    return made
-
-
-def embed(run: Run, place: pathlib.Path, sentences: Sequence[str]) -> np.ndarray:
-    """Embeddings, computed 20 at a time, texts of like length together."""
-    order = np.argsort([len(sentence) for sentence in sentences], kind="stable")
-    parts = batches(place, [sentences[i] for i in order], 20)
-    found = np.concatenate([run(*part) for part in parts])
-    return found[np.argsort(order)]
-
-
-def speeds(
-    runs: Mapping[str, Run], given: Sequence[Batch], rounds: int
-) -> dict[str, np.ndarray]:
-    """Sentences a second, by runner and round."""
-    count = sum(len(tokens) for tokens, _ in given)
-    for run in runs.values():
-        for batch in given:
-            run(*batch)
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    order = np.random.default_rng(0)
-    for _ in range(rounds):
-        for name in order.permutation(list(runs)):
-            run = runs[name]
-            time.sleep(SETTLE)
-            run(*given[0])
-            start = time.perf_counter()
-            for batch in given:
-                run(*batch)
-            found[name].append(count / (time.perf_counter() - start))
-    return {name: np.array(each) for name, each in found.items()}
 
 
 def main() -> None:
@@ -178,8 +126,7 @@ def main() -> None:
         print(f"\n| batch {size} | sentences/s | x {BASE} |\n|---|---|---|")
         found = speeds(runs, batches(place, timed, size), args.rounds)
         for name, rates in found.items():
-            low, middle, high = np.percentile(rates / found[BASE], [25, 50, 75])
-            ratio = f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+            ratio = quartiles(rates, found[BASE])
             print(f"| {name} | {np.median(rates):.1f} | {ratio} |", flush=True)
 
 
@@ -187,13 +134,11 @@ def probe(
     runs: Mapping[str, Run], place: pathlib.Path, args: argparse.Namespace
 ) -> Iterator[tuple[str, float]]:
     """Each runner's accuracy on the test texts, by the float model's linear probe."""
-    linear: Any = importlib.import_module("sklearn.linear_model")
-    train, labels = texts(args.r8, "train", args.train)
-    test, wanted = texts(args.r8, "test", args.test)
-    fitted = linear.LogisticRegression(C=10.0, max_iter=2000)
-    fitted.fit(embed(runs[BASE], place, train), labels)
+    train = part(place, *texts(args.r8, "train", args.train))
+    test = part(place, *texts(args.r8, "test", args.test))
+    fitted = fit_probe(embed(runs[BASE], train), train.labels)
     for name, run in runs.items():
-        yield name, fitted.score(embed(run, place, test), wanted)
+        yield name, fitted.score(embed(run, test), test.labels)
 
 
 if __name__ == "__main__":
