@@ -12,6 +12,9 @@ from jcompress.shrinking._ids import Ids, Why
 from jcompress.shrinking._labels import Labels
 from jcompress.sites import PRODUCTS, Operation, Sites
 
+UNUSED = "no use in this function"
+"""Why an axis of a leaf that the function leaves alone does not shrink."""
+
 
 class Kind(enum.Enum):
     """Whose axis it is."""
@@ -87,6 +90,9 @@ def grouped(
     table = []
     for one, members in by_signature.items():
         if members[0].kind is not Kind.LEAF:
+            continue
+        if not any(sites.of(axis.path) for axis in members):
+            why_fixed |= {axis.name: UNUSED for axis in members}
             continue
         unit_of = _numbered(one, members[0].ids, component, fixed, signature)
         parts = tuple(

@@ -415,6 +415,17 @@ def test_shapes_are_enough() -> None:
     assert plan.widths == {"a:1": 3, "b:0": 3}
 
 
+def test_leaves_without_use_make_no_groups() -> None:
+    def fn(params: Any, x: jax.Array) -> Any:
+        return jax.nn.relu(x @ params["a"]) @ params["b"]
+
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2)), "idle": jnp.ones((5, 6))}
+    groups = find_groups(fn, params, jnp.ones((2, 3)))
+    assert [group.name for group in groups] == ["a:1"]
+    with pytest.raises(ShrinkError, match="idle:0 cannot shrink: no use in this func"):
+        groups.keep({"idle:0": [0]})
+
+
 def test_prints_itself() -> None:
     fn, tree = between(lambda x: jnp.tanh(x) - jnp.mean(x, axis=1, keepdims=True))
     text = str(find_groups(fn, tree, X)).splitlines()
