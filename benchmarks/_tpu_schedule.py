@@ -25,7 +25,10 @@ _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 _RESULT = re.compile(r"^%(\w+) = ")
 _PREDICATE = re.compile(r"^\((!?)%(\w+)\)(?:, |\s+|$)")
 _START = re.compile(r"Start(?:/End empty)? region (\d+)")
+_END = re.compile(r"End region \d+")
 _LIMIT = 20_000_000
+_MOST_DELAY = 8
+"""Bundles behind a branch that run before it is taken are fewer."""
 
 Number = int | None
 
@@ -60,6 +63,21 @@ class _Slot:
     text: str
 
 
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """A computation as parsed.
+
+    Attributes:
+        bundles: the scalar slots of each.
+        regions: the bundle at which each starts.
+        delay: bundles behind a branch that run before it is taken.
+    """
+
+    bundles: list[list[_Slot]]
+    regions: Mapping[int, int]
+    delay: int
+
+
 def read_schedules(folder: pathlib.Path) -> list[Schedule]:
     """The schedules of all computations whose final bundles lie in `folder`."""
     found = []
@@ -78,13 +96,13 @@ def read_schedule(
     name: str, text: str, utilization: Sequence[Sequence[int]] = ()
 ) -> Schedule:
     """Evaluate the scalar part of one computation's final bundles."""
-    bundles, regions = _parse(text)
-    runs, copied, branches = _run(name, bundles, regions)
+    program = _parse(text)
+    runs, copied, branches = _run(name, program)
     added = []
-    least = sum(_run(name, bundles, regions, skipped=branches)[0]) if branches else 0
+    least = sum(_run(name, program, skipped=branches)[0]) if branches else 0
     for branch in sorted(branches):
-        alone = _run(name, bundles, regions, skipped=branches - {branch})[0]
-        behind = utilization[branch + 1 : _behind(bundles[branch], regions)]
+        alone = _run(name, program, skipped=branches - {branch})[0]
+        behind = utilization[branch + 1 : _target(program, branch)]
         added.append((sum(alone) - least, any(row[0] for row in behind)))
     used = dict.fromkeys(UNITS, 0)
     for count, row in zip(runs, utilization, strict=False):
@@ -104,10 +122,10 @@ def _utilization(text: str) -> list[list[int]]:
     return [[int(n) for n in row.split()] for row in rows if row[:1].isdigit()]
 
 
-def _parse(text: str) -> tuple[list[list[_Slot]], dict[int, int]]:
-    """The scalar slots of each bundle, and the bundle at which a region starts."""
+def _parse(text: str) -> _Program:
     bundles: list[list[_Slot]] = []
     regions: dict[int, int] = {}
+    ends: set[int] = set()
     lines: list[str] = []
     for line in text.splitlines():
         if _LINE.match(line):
@@ -117,11 +135,25 @@ def _parse(text: str) -> tuple[list[list[_Slot]], dict[int, int]]:
     for number, line in enumerate(lines):
         for region in _START.findall(line):
             regions.setdefault(int(region), number)
+        if _END.search(line):
+            ends.add(number)
         match = _LINE.match(line)
         body = _COMMENT.sub(_keep_sizes, match.group(2) if match else "")
         slots = (_slot(part.strip(" }\n")) for part in body.split(";;"))
         bundles.append([slot for slot in slots if slot is not None])
-    return bundles, regions
+    program = _Program(bundles, regions, 0)
+    return dataclasses.replace(program, delay=_delay(program, ends))
+
+
+def _delay(program: _Program, ends: Set[int]) -> int:
+    """Bundles that run behind a branch: a loop ends with those of its branch."""
+    found = []
+    for number, slots in enumerate(program.bundles):
+        if any(slot.operation.startswith("sbr") for slot in slots):
+            behind = ends & set(range(number + 1, number + _MOST_DELAY))
+            if _target(program, number) <= number and behind:
+                found.append(max(behind) - number)
+    return min(found, default=0)
 
 
 def _keep_sizes(comment: re.Match[str]) -> str:
@@ -133,7 +165,9 @@ def _slot(text: str) -> _Slot | None:
     target = _register(result.group(1)) if result else ""
     rest = text[result.end() :] if result else text
     operation, _, rest = rest.strip().partition(" ")
-    rest = re.sub(r"^\[[^\]]*\]\s*", "", rest.strip())
+    rest = rest.strip()
+    if operation not in ("sst", "sld"):
+        rest = re.sub(r"^\[[^\]]*\]\s*", "", rest)
     spill = operation == "sst" and "_spill]" in rest
     control = operation.startswith(("sbr", "dma."))
     matters = target[:1] in ("s", "p") or spill or control
@@ -187,8 +221,7 @@ _COMPARISONS: Mapping[str, Callable[[int, int], bool]] = {
 
 def _run(
     name: str,
-    bundles: list[list[_Slot]],
-    regions: Mapping[int, int],
+    program: _Program,
     *,
     skipped: Set[int] = frozenset(),
 ) -> tuple[list[int], int, set[int]]:
@@ -196,11 +229,14 @@ def _run(
 
     Such branches are not taken but where `skipped` has them.
     """
+    bundles = program.bundles
     registers: dict[str, Number] = {}
     runs = [0] * len(bundles)
     copied = 0
     unknown: set[int] = set()
     at = total = 0
+    # Where a branch that was taken goes, and behind how many bundles.
+    goal, left = 0, 0
     while at < len(bundles):
         runs[at] += 1
         total += 1
@@ -211,12 +247,11 @@ def _run(
         for slot in bundles[at]:
             holds = _holds(slot, registers)
             if slot.operation.startswith("sbr"):
-                region = re.search(r"\$region(\d+)", slot.text)
-                target = regions[int(region.group(1))] if region else following
+                target = _target(program, at)
                 if holds is None and target > at:
                     unknown.add(at)
                 if holds or (holds is None and at in skipped):
-                    following = target
+                    goal, left = target, program.delay + 1
             elif slot.operation.startswith("dma.") and "wait" not in slot.operation:
                 size = re.search(r"size=\s*([%\w]+)", slot.text)
                 granules = _value(size.group(1), registers) if size else None
@@ -235,16 +270,22 @@ def _run(
                 elif holds:
                     writes.append((slot.target, number))
         registers.update(writes)
-        at = following
+        left -= 1
+        at = goal if left == 0 else following
     return runs, copied, unknown
 
 
-def _behind(slots: list[_Slot], regions: Mapping[int, int]) -> int:
-    """The bundle that a branch goes to."""
+def _target(program: _Program, branch: int) -> int:
+    """The bundle that the branch in a bundle goes to."""
     found = (
-        re.search(r"\$region(\d+)", s.text) for s in slots if s.operation[:3] == "sbr"
+        re.search(r"\$region(\d+)", slot.text)
+        for slot in program.bundles[branch]
+        if slot.operation.startswith("sbr")
     )
-    return max(regions[int(match.group(1))] for match in found if match)
+    return max(
+        (program.regions[int(match.group(1))] for match in found if match),
+        default=branch + 1,
+    )
 
 
 def _holds(slot: _Slot, registers: Mapping[str, Number]) -> bool | None:

@@ -46,7 +46,7 @@ bool fills_panels(const ManyRows& many, const Weight& w, const Activations& a) {
   const int64_t bands = (a.rows + many.lanes - 1) / many.lanes;
   const bool scaled_often = w.groups > 1 && (a.digits > 1 || w.group_size() >= 64);
   if (scaled_often) return 4 * a.rows >= 3 * bands * many.lanes;
-  return bands * a.digits >= 2 && 8 * a.rows >= 7 * bands * many.lanes;
+  return (bands * a.digits >= 2 || w.groups == 1) && 8 * a.rows >= 7 * bands * many.lanes;
 }
 
 // With how many digits rows are laid out in panels, 0 as floats, -1 not at all.
@@ -57,6 +57,23 @@ int digits_of_panels(const Products& products, const Weight& w, const Activation
   if (integers || a.digits == 1) return -1;
   const int64_t fewest = w.groups > 1 ? many.grouped_floats : many.floats;
   return fewest > 0 && a.rows >= fewest ? 0 : -1;
+}
+
+// Where pieces of outputs begin, and the last one ends. Memory delivers long pieces
+// faster, so with few rows the first are long: each is a part of what is left, so that
+// the threads still end together.
+std::vector<int64_t> cut_outputs(int64_t outputs, int64_t least, bool even,
+                                 int64_t threads, int64_t unit) {
+  constexpr int64_t kEven = 128, kLongest = 512;
+  std::vector<int64_t> bounds{0};
+  threads = std::max<int64_t>(1, threads);
+  least = std::clamp<int64_t>(std::max(least, outputs / (8 * threads)), 8, kEven);
+  while (bounds.back() < outputs) {
+    const int64_t part = (outputs - bounds.back()) / (2 * threads);
+    const int64_t size = even ? least : std::clamp(part, least, kLongest);
+    bounds.push_back(std::min(outputs, bounds.back() + (size + unit - 1) / unit * unit));
+  }
+  return bounds;
 }
 
 void multiply_panels(ffi::ThreadPool& pool, const ManyRows& many, const Stack& stack,
@@ -82,46 +99,37 @@ void multiply_panels(ffi::ThreadPool& pool, const ManyRows& many, const Stack& s
     return p;
   };
   const int64_t bands = layout.bands(), inputs = layout.inputs;
-  parallel_for(pool, stack.count * bands, [&](int64_t i) {
+  const auto pack = [&](int64_t i) {
     const int64_t s = i / bands;
     const One one = stack.of(s);
     Buffer<float> scratch(digits * layout.panel_bytes() / 4 + inputs);
     many.pack(one.a, panels_of(s, one.a), i % bands, scratch.data());
-  }, stack.count * layout.rows * inputs < kPieceProducts / 16);
+  };
 
   // Outputs and bands in blocks, small ones if there are few for so many threads.
   const int64_t outputs = stack.w.outputs;
-  const int64_t most = std::max<int64_t>(1, kBlockRows / (layout.in_band() * many.lanes));
+  const int64_t most =
+      std::max<int64_t>(1, kBlockRows / (layout.in_band() * layout.lanes));
   const int64_t blocks = (bands + most - 1) / most;
   const int64_t in_block = (bands + blocks - 1) / blocks;
-  int64_t chunk = kChunk;
+  const bool exact = digits > 0 && layout.groups == 1;
+  const bool few = exact && in_block * layout.in_band() <= kFewPanels;
+  int64_t chunk = few ? kFewOutputs : kChunk;
   if (stack.count * blocks * outputs < 3 * chunk * pool.num_threads()) chunk /= 2;
-  const int64_t chunks = (outputs + chunk - 1) / chunk;
-  parallel_for(pool, stack.count * chunks * blocks, [&](int64_t i) {
-    const int64_t s = i / (chunks * blocks), first = i / blocks % chunks * chunk;
+  const std::vector<int64_t> bounds =
+      cut_outputs(outputs, chunk, false, pool.num_threads() * blocks, chunk);
+  const int64_t chunks = static_cast<int64_t>(bounds.size()) - 1;
+  const auto multiply = [&](int64_t i) {
+    const int64_t s = i / (chunks * blocks), piece = i / blocks % chunks;
     const int64_t band = i % blocks * in_block;
     const One one = stack.of(s);
-    many.multiply(panels_of(s, one.a), one.w, one.y, first,
-                  std::min(outputs, first + chunk), band,
-                  std::min(bands, band + in_block));
-  }, stack.count * layout.rows * inputs * outputs < kLeastProducts);
-}
-
-// Where pieces of outputs begin, and the last one ends. Memory delivers long pieces
-// faster, so with few rows the first are long: each is a part of what is left, so that
-// the threads still end together.
-std::vector<int64_t> cut_outputs(int64_t outputs, int64_t least, int64_t tiles,
-                                 int64_t threads) {
-  constexpr int64_t kEven = 128, kLongest = 512;
-  std::vector<int64_t> bounds{0};
-  threads = std::max<int64_t>(1, threads);
-  least = std::clamp<int64_t>(std::max(least, outputs / (8 * threads)), 8, kEven);
-  while (bounds.back() < outputs) {
-    const int64_t part = (outputs - bounds.back()) / (2 * threads);
-    const int64_t size = tiles > 1 ? least : std::clamp(part, least, kLongest);
-    bounds.push_back(std::min(outputs, bounds.back() + (size + 7) / 8 * 8));
-  }
-  return bounds;
+    many.multiply(panels_of(s, one.a), one.w, one.y, bounds[piece], bounds[piece + 1],
+                  band, std::min(bands, band + in_block));
+  };
+  const bool small = stack.count * outputs * stack.w.row_bytes() < kLeastBytes &&
+                     stack.count * layout.rows * inputs * outputs < kLeastProducts;
+  parallel_phases(pool, stack.count * bands, pack, stack.count * chunks * blocks, multiply,
+                  small);
 }
 
 void multiply_tiles(ffi::ThreadPool& pool, const Products& products, const Stack& stack,
@@ -155,7 +163,7 @@ void multiply_tiles(ffi::ThreadPool& pool, const Products& products, const Stack
   const int64_t tile_products = Rows::kTile * inputs * 16;
   const int64_t few = std::max<int64_t>(1, kPieceProducts / tile_products);
   const int64_t pieces = (tiles + few - 1) / few;
-  parallel_for(pool, stack.count * pieces, [&](int64_t i) {
+  const auto pack = [&](int64_t i) {
     const int64_t s = i / pieces, t0 = i % pieces * few;
     const One one = stack.of(s);
     const Rows r = rows_of(s, one.a);
@@ -163,23 +171,24 @@ void multiply_tiles(ffi::ThreadPool& pool, const Products& products, const Stack
     for (int64_t t = t0; t < std::min(tiles, t0 + few); ++t) {
       products.pack(one.a, one.w, r, t, scratch.data());
     }
-  }, stack.count * rows * inputs < kPieceProducts / 16);
+  };
 
   const int64_t row_bytes = stack.w.row_bytes();
   const int64_t least_outputs =
       std::max(kPieceBytes / row_bytes,
                kPieceProducts / std::max<int64_t>(1, layout.count * inputs));
   const std::vector<int64_t> bounds =
-      cut_outputs(outputs, least_outputs, tiles, pool.num_threads());
+      cut_outputs(outputs, least_outputs, tiles > 1, pool.num_threads(), 8);
   const int64_t chunks = static_cast<int64_t>(bounds.size()) - 1;
   const bool small = stack.count * outputs * row_bytes < kLeastBytes &&
                      stack.count * layout.count * inputs * outputs < kLeastProducts;
-  parallel_for(pool, stack.count * chunks, [&](int64_t i) {
+  const auto multiply = [&](int64_t i) {
     const int64_t s = i / chunks;
     const One one = stack.of(s);
     products.multiply(rows_of(s, one.a), one.w, one.y, rows, bounds[i % chunks],
                       bounds[i % chunks + 1]);
-  }, small);
+  };
+  parallel_phases(pool, stack.count * pieces, pack, stack.count * chunks, multiply, small);
 }
 
 ffi::Error matmul(ffi::ThreadPool pool, Any x, Any x_scale, Any x_zero, Any values,

@@ -1,10 +1,11 @@
-// Products of panels of integers with blocks of a weight, as sums of products of bytes.
+// Products of panels of integers with blocks of a weight that has scales by groups.
 #pragma once
 
 #include <algorithm>
 #include <cstring>
 
 #include "floats.h"
+#include "panel_exact.h"
 #include "panel_floats.h"
 #include "panel_weights.h"
 #include "product.h"
@@ -28,40 +29,16 @@ struct BlockGroups {
 template <class V>
 struct VectorProducts {
   static constexpr int kOutputs = 12;  // a multiple of what is multiplied at once
+  static constexpr int kExactOutputs = 16;
 
   VectorProducts(const Panels&, const Weight&) {}
 
-  // totals[output * stride + lane] += sums of products, exact.
-  template <int kVectors>
-  [[gnu::noinline]] static void add(const uint8_t* w, const int8_t* x, int64_t panel,
-                                    int64_t quads, int32_t* totals, int64_t stride) {
-    constexpr int kLanes = V::kLanes;
-    typename V::I sums[kOutputs][kVectors];
-    each<kOutputs>([&](auto n) JCOMPRESS_INLINE {
-      each<kVectors>([&](auto v) JCOMPRESS_INLINE {
-        sums[n][v] = V::load(totals + n * stride + v * kLanes);
-      });
-    });
-    for (int64_t k = 0; k < quads; ++k) {
-      typename V::I row[kVectors];
-      each<kVectors>([&](auto v) JCOMPRESS_INLINE {
-        row[v] = V::load(x + v * panel + k * V::kBytes);
-      });
-      each<kOutputs>([&](auto n) JCOMPRESS_INLINE {
-        const typename V::I weight = V::load_word(w + n * kStride + 4 * k);
-        each<kVectors>([&](auto v) JCOMPRESS_INLINE {
-          sums[n][v] = V::dot_bytes(sums[n][v], weight, row[v]);
-        });
-      });
-    }
-    each<kOutputs>([&](auto n) JCOMPRESS_INLINE {
-      each<kVectors>([&](auto v) JCOMPRESS_INLINE {
-        V::store(totals + n * stride + v * kLanes, sums[n][v]);
-      });
-    });
+  template <int kPanels>
+  static void add(const ExactPiece& piece) {
+    add_exact<V, kPanels>(piece);
   }
 
-  // The same for each group by itself, times its scale.
+  // totals[output * stride + lane] += the sum of products of each group, times its scale.
   template <int kVectors>
   static void add(const uint8_t* w, const int8_t* x, int64_t panel, int64_t quads,
                   const BlockGroups& g, float* totals, int64_t stride) {
@@ -141,56 +118,29 @@ struct VectorProducts {
 
 // What ends the sums of all inputs of a chunk.
 struct Ends {
-  const void* totals;  // [output][panel][lane]; integers, or floats with groups
-  const int32_t* whole;  // with zeros of the activations: [output], of weight + half
+  const float* totals;  // [output][panel][lane]
   int64_t stride;
 };
 
 template <class V>
-void finish_integers(const Panels& p, const Weight& w, const Result& result,
-                     const Ends& ends, int64_t first, int64_t outputs, int64_t band0,
-                     int64_t band) {
+void finish_grouped_band(const Panels& p, const Weight& w, const Result& result,
+                         const Ends& ends, int64_t first, int64_t outputs,
+                         int64_t band0, int64_t band) {
   constexpr int kLanes = V::kLanes;
   using F = typename V::F;
-  using I = typename V::I;
   const F digit = V::broadcast(1.0f / static_cast<float>(kBase));
   const F row_scale = V::load_float(p.scale + band * kLanes);
-  alignas(64) int32_t points[kLanes] = {};
-  if (p.zero) {
-    for (int64_t m = band * kLanes; m < std::min(p.rows, (band + 1) * kLanes); ++m) {
-      points[m - band * kLanes] = zero_point(p.zero[m]);
-    }
-  }
   for (int64_t n = 0; n < outputs; n += kLanes) {
     alignas(64) float square[kLanes][kLanes] = {};
     for (int i = 0; i < kLanes && n + i < outputs; ++i) {
-      const int64_t output = first + n + i;
-      const int64_t at =
-          (n + i) * ends.stride + (band - band0) * p.digits * kLanes;
-      const int32_t shift = w.groups == 1 ? shift_of(w, output, 0) : 0;
+      const float* at =
+          ends.totals + (n + i) * ends.stride + (band - band0) * p.digits * kLanes;
       F number = V::zero_float();
       for (int j = p.digits - 1; j >= 0; --j) {
-        const int64_t panel = at + j * kLanes;
-        F sum;
-        if (w.groups > 1) {
-          sum = V::load_float(static_cast<const float*>(ends.totals) + panel);
-        } else {
-          I total = V::load(static_cast<const int32_t*>(ends.totals) + panel);
-          const I left = V::load(p.sums + (band * p.digits + j) * kLanes);
-          total = V::subtract(total, V::multiply(left, V::broadcast_word(shift)));
-          if (p.zero) {
-            const int64_t whole = ends.whole[n + i] - w.inputs * shift;
-            total = V::subtract(
-                total, V::multiply(V::load(points),
-                                   V::broadcast_word(static_cast<int32_t>(whole))));
-          }
-          sum = V::to_float(total);
-        }
-        number = V::add(sum, V::times(number, digit));
+        number = V::add(V::load_float(at + j * kLanes), V::times(number, digit));
       }
       number = V::times(number, row_scale);
-      if (w.groups == 1) number = V::times(number, V::broadcast(w.scales[output]));
-      if (result.bias) number = V::add(number, V::broadcast(result.bias[output]));
+      if (result.bias) number = V::add(number, V::broadcast(result.bias[first + n + i]));
       V::store_float(square[i], number);
     }
     write_square<V>(square, p, result, w, band, first + n, outputs - n);
@@ -198,8 +148,8 @@ void finish_integers(const Panels& p, const Weight& w, const Result& result,
 }
 
 template <class V, class Core>
-void multiply_integers(const Panels& p, const Weight& w, const Result& result,
-                       int64_t first, int64_t last, int64_t band0, int64_t band1) {
+void multiply_grouped(const Panels& p, const Weight& w, const Result& result,
+                      int64_t first, int64_t last, int64_t band0, int64_t band1) {
   constexpr int kLanes = V::kLanes;
   static_assert(kChunk % Core::kOutputs == 0);
   const int64_t outputs = last - first, unit = unit_of(w), size = w.group_size();
@@ -209,36 +159,27 @@ void multiply_integers(const Panels& p, const Weight& w, const Result& result,
   const int64_t panel0 = band0 * p.digits, panel1 = band1 * p.digits;
   const int64_t stride = (panel1 - panel0) * kLanes;
   const int64_t filled = (outputs + Core::kOutputs - 1) / Core::kOutputs * Core::kOutputs;
-  const bool grouped = w.groups > 1;
-  const int64_t most_groups = grouped ? block / size : 0;
+  const int64_t most_groups = block / size;
   Buffer<uint8_t> integers(kChunk * kStride);
-  Buffer<int32_t> totals(kChunk * stride), shifts(most_groups * kChunk);
-  Buffer<float> scales(most_groups * kChunk);
-  int32_t whole[kChunk] = {};
-  std::memset(totals.data(), 0, kChunk * stride * sizeof(int32_t));
+  Buffer<int32_t> shifts(most_groups * kChunk);
+  Buffer<float> scales(most_groups * kChunk), totals(kChunk * stride);
+  std::memset(totals.data(), 0, kChunk * stride * sizeof(float));
   std::memset(integers.data(), 0, kChunk * kStride);
   std::memset(scales.data(), 0, most_groups * kChunk * sizeof(float));
   std::memset(shifts.data(), 0, most_groups * kChunk * sizeof(int32_t));
   Core core(p, w);
   for (int64_t k = 0; k < p.inputs; k += block) {
     const int64_t count = std::min(block, p.inputs - k);
-    for (int64_t n = 0; n < outputs; ++n) {
-      uint8_t* q = integers.data() + n * kStride;
-      unpack<V>(w, first + n, k, count, q);
-      if (p.zero) {
-        for (int64_t i = 0; i < count; ++i) whole[n] += q[i];
-      }
-    }
+    unpack<V>(w, first, outputs, k, count, integers.data(), kStride);
     BlockGroups g{scales.data(), shifts.data(), nullptr, p.groups * kLanes,
-                  grouped ? count / size : 1, w.zeros == nullptr};
+                  count / size, w.zeros == nullptr};
     const int64_t group = k / size;
-    for (int64_t n = 0; grouped && n < outputs; ++n) {
+    for (int64_t n = 0; n < outputs; ++n) {
       for (int64_t i = 0; i < g.groups; ++i) {
         scales[i * kChunk + n] = w.scales[(first + n) * w.groups + group + i];
         shifts[i * kChunk + n] = -shift_of(w, first + n, group + i);
       }
     }
-    const int64_t quads = grouped ? count / 4 : (count + 63) / 64 * 16;
     for (int64_t panel = panel0; panel < panel1; panel += 2) {
       const int8_t* x = static_cast<const int8_t*>(p.packed) +
                         panel * p.panel_bytes() + k * kLanes;
@@ -249,31 +190,22 @@ void multiply_integers(const Panels& p, const Weight& w, const Result& result,
           }
         }
         const uint8_t* q = integers.data() + n * kStride;
-        int32_t* sums = totals.data() + n * stride + (panel - panel0) * kLanes;
-        if (!grouped) {
-          if (panel + 1 < panel1) {
-            core.template add<2>(q, x, p.panel_bytes(), quads, sums, stride);
-          } else {
-            core.template add<1>(q, x, p.panel_bytes(), quads, sums, stride);
-          }
-          continue;
-        }
+        float* sums = totals.data() + n * stride + (panel - panel0) * kLanes;
         BlockGroups here = g;
         here.scales += n;
         here.shifts += n;
         here.sums = p.sums + (panel * p.groups + group) * kLanes;
-        float* floats = reinterpret_cast<float*>(sums);
         if (panel + 1 < panel1) {
-          core.template add<2>(q, x, p.panel_bytes(), quads, here, floats, stride);
+          core.template add<2>(q, x, p.panel_bytes(), count / 4, here, sums, stride);
         } else {
-          core.template add<1>(q, x, p.panel_bytes(), quads, here, floats, stride);
+          core.template add<1>(q, x, p.panel_bytes(), count / 4, here, sums, stride);
         }
       }
     }
   }
-  const Ends ends{totals.data(), whole, stride};
+  const Ends ends{totals.data(), stride};
   for (int64_t band = band0; band < band1; ++band) {
-    finish_integers<V>(p, w, result, ends, first, outputs, band0, band);
+    finish_grouped_band<V>(p, w, result, ends, first, outputs, band0, band);
   }
 }
 

@@ -3,8 +3,10 @@
 // and each of its numbers multiplies a whole vector of rows.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
+#include "panel_exact.h"
 #include "panel_floats.h"
 #include "panel_integers.h"
 #include "panel_rows.h"
@@ -12,6 +14,18 @@
 
 namespace jcompress {
 namespace {
+
+// Products of integers by `Core`.
+template <class V, class Core>
+void multiply_integers(const Panels& p, const Weight& w, const Result& result,
+                       int64_t first, int64_t last, int64_t band0, int64_t band1) {
+  if (w.groups == 1) {
+    return multiply_exact<V, Core>(p, w, result, first, last, band0, band1);
+  }
+  for (int64_t n = first; n < last; n += kChunk) {
+    multiply_grouped<V, Core>(p, w, result, n, std::min(last, n + kChunk), band0, band1);
+  }
+}
 
 template <class V>
 void multiply_panels(const Panels& p, const Weight& w, const Result& result,
@@ -22,7 +36,9 @@ void multiply_panels(const Panels& p, const Weight& w, const Result& result,
                                                      band1);
     }
   }
-  multiply_floats<V>(p, w, result, first, last, band0, band1);
+  for (int64_t n = first; n < last; n += kChunk) {
+    multiply_floats<V>(p, w, result, n, std::min(last, n + kChunk), band0, band1);
+  }
 }
 
 constexpr int64_t kNever = INT64_MAX;

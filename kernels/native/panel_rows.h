@@ -33,17 +33,38 @@ inline void pack_float_band(const Activations& a, const Panels& p, int64_t band)
   }
 }
 
+// Deal the integers of the rows of a band, `filled` each, to the quads of a panel.
+template <class V>
+void deal_panel(const int8_t* integers, int64_t filled, char* out) {
+  constexpr int kLanes = V::kLanes;
+  const int64_t quads = filled / 4;
+  for (int64_t k = 0; k < quads; k += kLanes) {
+    alignas(64) float square[kLanes][kLanes];
+    const int64_t count = std::min<int64_t>(kLanes, quads - k);
+    for (int r = 0; r < kLanes; ++r) {
+      const int8_t* from = integers + r * filled + 4 * k;
+      if (count == kLanes) {
+        std::memcpy(square[r], from, 4 * kLanes);
+      } else {
+        std::memset(square[r], 0, 4 * kLanes);
+        std::memcpy(square[r], from, 4 * count);
+      }
+    }
+    V::transpose(square);
+    std::memcpy(out + 4 * k * kLanes, square, 4 * count * kLanes);
+  }
+}
+
 // `scratch`: the integers of the rows of a band, [digit][lane][filled], then floats.
 template <class V>
 inline void pack_integer_band(const Activations& a, const Panels& p, int64_t band,
                               float* scratch) {
-  constexpr int kLanes = V::kLanes;
-  const int64_t first = band * kLanes, filled = 4 * p.quads();
-  const int here = static_cast<int>(std::min<int64_t>(kLanes, p.rows - first));
+  const int64_t rows = p.lanes, first = band * rows, filled = 4 * p.quads();
+  const int64_t here = std::min(rows, p.rows - first);
   int8_t* integers = reinterpret_cast<int8_t*>(scratch);
-  const int64_t panel = kLanes * filled;
+  const int64_t panel = rows * filled;
   float* steps = scratch + p.digits * panel / 4;
-  for (int r = 0; r < kLanes; ++r) {
+  for (int64_t r = 0; r < rows; ++r) {
     const int64_t m = first + r;
     int8_t* q = integers + r * filled;
     if (r >= here) {
@@ -65,32 +86,15 @@ inline void pack_integer_band(const Activations& a, const Panels& p, int64_t ban
       std::memset(q + j * panel + p.inputs, 0, filled - p.inputs);
     }
   }
-  const int64_t in_group = p.quads() / p.groups;
-  const typename V::I ones = V::broadcast_word(0x01010101);
+  const int64_t in_group = filled / p.groups;
   for (int j = 0; j < p.digits; ++j) {
     const int64_t number = band * p.digits + j;
-    char* out = static_cast<char*>(p.packed) + number * p.panel_bytes();
-    for (int64_t k = 0; k < p.quads(); k += kLanes) {
-      alignas(64) float square[kLanes][kLanes];
-      const int64_t count = std::min<int64_t>(kLanes, p.quads() - k);
-      for (int r = 0; r < kLanes; ++r) {
-        const int8_t* from = integers + j * panel + r * filled + 4 * k;
-        if (count == kLanes) {
-          std::memcpy(square[r], from, 4 * kLanes);
-        } else {
-          std::memset(square[r], 0, 4 * kLanes);
-          std::memcpy(square[r], from, 4 * count);
-        }
-      }
-      V::transpose(square);
-      std::memcpy(out + 4 * k * kLanes, square, 4 * count * kLanes);
-    }
-    for (int64_t g = 0; g < p.groups; ++g) {
-      typename V::I sum = V::zero();
-      for (int64_t i = g * in_group; i < (g + 1) * in_group; ++i) {
-        sum = V::dot_bytes(sum, ones, V::load(out + 4 * i * kLanes));
-      }
-      V::store(p.sums + (number * p.groups + g) * kLanes, sum);
+    const int8_t* q = integers + j * panel;
+    deal_panel<V>(q, filled, static_cast<char*>(p.packed) + number * p.panel_bytes());
+    for (int64_t i = 0; i < rows * p.groups; ++i) {
+      const int64_t r = i % rows, g = i / rows;
+      p.sums[(number * p.groups + g) * rows + r] =
+          V::sum_bytes(q + r * filled + g * in_group, in_group);
     }
   }
 }

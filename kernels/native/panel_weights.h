@@ -43,30 +43,44 @@ void unpack_plainly(const uint8_t* __restrict from, int64_t count,
 }
 
 template <class V, int kBits>
-void unpack_bits(const uint8_t* from, int64_t count, uint8_t* out) {
+inline void unpack_bits(const uint8_t* from, int64_t count, uint8_t* out) {
   if constexpr (V::kIntegerPanels) {
-    const int64_t bytes = (count * kBits + 7) / 8;
-    for (int64_t done = 0; done < bytes; done += 8 * kBits) {
-      V::store(out, V::template unpack<kBits>(from + done, bytes - done));
+    constexpr int64_t kWhole = 8 * kBits;
+    int64_t bytes = (count * kBits + 7) / 8;
+    for (; bytes >= kWhole; bytes -= kWhole) {
+      V::store(out, V::template unpack<kBits>(from, kWhole));
+      from += kWhole;
       out += 64;
     }
+    if (bytes > 0) V::store(out, V::template unpack<kBits>(from, bytes));
   } else {
     unpack_plainly<kBits>(from, count, out);
   }
 }
 
+// The same inputs of some outputs, each `stride` from the one before.
+template <class V, int kBits>
+void unpack_outputs(const Weight& w, int64_t first, int64_t outputs, int64_t start,
+                    int64_t count, uint8_t* out, int64_t stride) {
+  const int64_t row_bytes = w.row_bytes();
+  const uint8_t* from = w.values + first * row_bytes + start * kBits / 8;
+  for (int64_t n = 0; n < outputs; ++n) {
+    unpack_bits<V, kBits>(from + n * row_bytes, count, out + n * stride);
+  }
+}
+
 template <class V>
-void unpack(const Weight& w, int64_t output, int64_t start, int64_t count, uint8_t* out) {
-  const uint8_t* from = w.values + output * w.row_bytes() + start * w.bits / 8;
+void unpack(const Weight& w, int64_t first, int64_t outputs, int64_t start,
+            int64_t count, uint8_t* out, int64_t stride) {
   switch (w.bits) {
     case 2:
-      return unpack_bits<V, 2>(from, count, out);
+      return unpack_outputs<V, 2>(w, first, outputs, start, count, out, stride);
     case 3:
-      return unpack_bits<V, 3>(from, count, out);
+      return unpack_outputs<V, 3>(w, first, outputs, start, count, out, stride);
     case 4:
-      return unpack_bits<V, 4>(from, count, out);
+      return unpack_outputs<V, 4>(w, first, outputs, start, count, out, stride);
     default:
-      return unpack_bits<V, 8>(from, count, out);
+      return unpack_outputs<V, 8>(w, first, outputs, start, count, out, stride);
   }
 }
 
@@ -87,7 +101,7 @@ template <class V>
 void unpack_floats(const Weight& w, int64_t output, int64_t start, int64_t count,
                    float* out) {
   alignas(64) uint8_t q[kFloatBlock];
-  unpack<V>(w, output, start, count, q);
+  unpack<V>(w, output, 1, start, count, q, kFloatBlock);
   const int64_t size = w.group_size();
   for (int64_t k = start; k < start + count;) {
     const int64_t group = k / size;

@@ -140,6 +140,8 @@ struct Panels {
 };
 
 constexpr int64_t kChunk = 96;  // most outputs that are multiplied with panels at once
+// The same for few panels, so that a block stays in the first-level cache.
+constexpr int64_t kFewPanels = 4, kFewOutputs = 32;
 
 // Products with panels. What is multiplied is a block of inputs, unpacked.
 struct ManyRows {
@@ -152,7 +154,7 @@ struct ManyRows {
   int64_t floats, grouped_floats;
   // `scratch` holds `Panels::panel_bytes`, or nothing for floats, and `inputs` floats.
   void (*pack)(const Activations&, const Panels&, int64_t band, float* scratch);
-  // Write y[band0 * lanes : band1 * lanes, first : last], at most `kChunk` outputs.
+  // Write y[band0 * lanes : band1 * lanes, first : last].
   void (*multiply)(const Panels&, const Weight&, const Result&, int64_t first,
                    int64_t last, int64_t band0, int64_t band1);
 };

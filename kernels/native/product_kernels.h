@@ -56,7 +56,7 @@ Cut cut_of(int bits) {
 }
 
 // Where the rows of a tile begin, how many there are, and how many the kernels multiply:
-// they exist for 1, 2, 3 and 6; rows of zeros fill up.
+// they exist for 1, 2, 3, 4 and 6; rows of zeros fill up.
 struct Tile {
   int8_t* x;
   int64_t first;
@@ -68,7 +68,7 @@ inline Tile tile_of(const Rows& rows, int64_t index) {
   const int64_t first = index * Rows::kTile;
   const int here = static_cast<int>(std::min(Rows::kTile, rows.count - first));
   return {rows.packed + index * rows.tile_bytes(), first, here,
-          here <= 3 ? here : static_cast<int>(Rows::kTile)};
+          here <= 4 ? here : static_cast<int>(Rows::kTile)};
 }
 
 // ---- Activations ----
@@ -408,6 +408,8 @@ void tile_rows(int rows, const Span& span, const Groups& g, void* out) {
       return tile_outputs<V, kBits, kGrouping, 2>(span, g, out);
     case 3:
       return tile_outputs<V, kBits, kGrouping, 3>(span, g, out);
+    case 4:
+      return tile_outputs<V, kBits, kGrouping, 4>(span, g, out);
     default:
       return tile_outputs<V, kBits, kGrouping, 6>(span, g, out);
   }

@@ -20,7 +20,7 @@ constexpr int kTileRows = 16;
 
 class TileProducts {
  public:
-  static constexpr int kOutputs = 2 * kTileRows;
+  static constexpr int kOutputs = 2 * kTileRows, kExactOutputs = kOutputs;
 
   TileProducts(const Panels& p, const Weight& w) {
     // The most inputs that a register holds and that divide a group.
@@ -42,11 +42,16 @@ class TileProducts {
 
   // As those of `VectorProducts`.
   template <int kPanels>
-  void add(const uint8_t* w, const int8_t* x, int64_t panel, int64_t quads,
-           int32_t* totals, int64_t stride) {
-    load_sums<kPanels>(totals, stride);
-    multiply<kPanels>(w, x, panel, quads);
-    store_sums<kPanels>(totals, stride);
+  void add(const ExactPiece& piece) {
+    constexpr int kSquare = kTileRows * kTileRows;
+    const Places places{kTileRows, piece.next, kSquare};
+    if (piece.fresh) {
+      zero_sums<kPanels>();
+    } else {
+      load_sums<kPanels>(piece.sums, places);
+    }
+    multiply<kPanels>(piece.w, piece.x, piece.panel, piece.quads);
+    store_sums<kPanels>(piece.sums, places);
   }
 
   template <int kPanels>
@@ -57,7 +62,8 @@ class TileProducts {
     for (int64_t i = 0; i < g.groups; ++i) {
       zero_sums<kPanels>();
       multiply<kPanels>(w + 4 * size * i, x + size * Avx512::kBytes * i, panel, size);
-      store_sums<kPanels>(&sums[0][0][0], kPanels * kTileRows);
+      constexpr int kRow = kPanels * kTileRows;
+      store_sums<kPanels>(&sums[0][0][0], {kRow, kTileRows * kRow, kTileRows});
       const float* scales = g.scales + i * kChunk;
       const int32_t* shifts = g.shifts + i * kChunk;
       for (int v = 0; v < kPanels; ++v) {
@@ -90,23 +96,28 @@ class TileProducts {
     }
   }
 
+  // Where sums are: from one output to the next, to that sixteen on, to the next panel.
+  struct Places {
+    int64_t output, sixteen, panel;
+  };
+
   template <int kPanels>
-  static void load_sums(const int32_t* sums, int64_t stride) {
-    load_tile<0>(sums, 4 * stride);
-    load_tile<2>(sums + kTileRows * stride, 4 * stride);
+  static void load_sums(const int32_t* sums, const Places& at) {
+    load_tile<0>(sums, 4 * at.output);
+    load_tile<2>(sums + at.sixteen, 4 * at.output);
     if constexpr (kPanels == 2) {
-      load_tile<1>(sums + kTileRows, 4 * stride);
-      load_tile<3>(sums + kTileRows * stride + kTileRows, 4 * stride);
+      load_tile<1>(sums + at.panel, 4 * at.output);
+      load_tile<3>(sums + at.sixteen + at.panel, 4 * at.output);
     }
   }
 
   template <int kPanels>
-  static void store_sums(int32_t* sums, int64_t stride) {
-    store_tile<0>(sums, 4 * stride);
-    store_tile<2>(sums + kTileRows * stride, 4 * stride);
+  static void store_sums(int32_t* sums, const Places& at) {
+    store_tile<0>(sums, 4 * at.output);
+    store_tile<2>(sums + at.sixteen, 4 * at.output);
     if constexpr (kPanels == 2) {
-      store_tile<1>(sums + kTileRows, 4 * stride);
-      store_tile<3>(sums + kTileRows * stride + kTileRows, 4 * stride);
+      store_tile<1>(sums + at.panel, 4 * at.output);
+      store_tile<3>(sums + at.sixteen + at.panel, 4 * at.output);
     }
   }
 

@@ -42,8 +42,20 @@ struct Avx512 {
     std::memcpy(&word, p, 4);
     return _mm512_set1_epi32(word);
   }
+  // The sum of signed bytes.
+  static int32_t sum_bytes(const int8_t* q, int64_t count) {
+    I sum = zero();
+    const I ones = broadcast_word(0x01010101);
+    for (int64_t i = 0; i < count; i += 64) {
+      const int64_t left = count - i;
+      const uint64_t some = left < 64 ? (uint64_t{1} << left) - 1 : ~uint64_t{0};
+      sum = dot_bytes(sum, ones, _mm512_maskz_loadu_epi8(some, q + i));
+    }
+    return _mm512_reduce_add_epi32(sum);
+  }
   static void store(void* p, I x) { _mm512_storeu_si512(p, x); }
   static I multiply(I a, I b) { return _mm512_mullo_epi32(a, b); }
+  static I plus(I a, I b) { return _mm512_add_epi32(a, b); }
   static I subtract(I a, I b) { return _mm512_sub_epi32(a, b); }
   static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
   static F load_float(const float* p) { return _mm512_loadu_ps(p); }

@@ -5,8 +5,9 @@ operations for eight weights; to convert them to floats takes more. So, as on th
 the activations are written as int8 digits (`split_digits`; one digit if they are to
 be quantized anyway), and the integers of the weight are multiplied as they are: a
 shift and a mask for four bytes of nibbles at once. The sums of each group of inputs
-are scaled. Where a group is smaller than what a register holds of a row, the digits
-come in several copies, each zero outside of one group.
+are scaled; those of two digits become one integer first, where int32 holds it. Where a
+group is smaller than what a register holds of a row, the digits come in several copies,
+each zero outside of one group.
 
 Generation 7 has no integer products, but converts eight-bit integers to bfloat16 in one
 operation. There the activations are one bfloat16 number, or three for a float32, and
@@ -16,6 +17,7 @@ as fast, needs three digits where bfloat16 needs one, and was slower.
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -44,6 +46,10 @@ _UNROLLED = 2048
 """Lanes whose products are added to the sum at a time."""
 _BLOCK_BYTES = 8 * 2**20
 """Of a block of the weight, of which the core holds two."""
+_PAIR_BITS = 8
+"""Bits of the lower of two digits."""
+_PAIRED = 256
+"""Inputs of a group, at most, of which int32 holds the sum of both digits' products."""
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -109,6 +115,11 @@ class _Number:
     base: int
     count: int
     limit: int
+
+    @property
+    def pair(self) -> bool:
+        """Whether it has two digits, of which the lower takes all values of int8."""
+        return self.base == 1 << _PAIR_BITS
 
 
 def few_rows(
@@ -179,8 +190,8 @@ def _number(dtype: Any, x_bits: int | None, *, integers: bool) -> _Number:
         limit = 2 ** (x_bits - 1) - 1
         return _Number(integers=integers, rounded=True, base=1, count=1, limit=limit)
     if integers:
-        count = 2 if short else 3
-        return _Number(integers=True, rounded=False, base=DIGIT, count=count, limit=127)
+        count, base = (2, 1 << _PAIR_BITS) if short else (3, DIGIT)
+        return _Number(integers=True, rounded=False, base=base, count=count, limit=127)
     count = 1 if short else 3
     return _Number(integers=False, rounded=False, base=1, count=count, limit=0)
 
@@ -203,25 +214,37 @@ def _few_kernel(
             x_ref, wide_ref, step_ref, digits_ref, sums_ref, layout, number, corrected
         )
 
-    total = jnp.zeros((layout.rows, values_ref.shape[0]), jnp.float32)
+    paired = number.pair and layout.size <= _PAIRED
+    height = layout.padded if paired else layout.rows
+    total = jnp.zeros((height, values_ref.shape[0]), jnp.float32)
     for start in range(0, layout.units, layout.unrolled):
         total = _add_units(
             total, start, values_ref, scales_ref, digits_ref, layout, number, bits
         )
     total = total * np.float32(2.0 ** (bits - 8))
+    if paired:
+        total = total * np.float32(1 / number.base)
+    else:
+        total = _joined(total, layout, number)
     if corrected:
-        total = total - jnp.dot(
+        moved = jnp.dot(
             sums_ref[...],
             moved_ref[0][...],
             precision=jax.lax.Precision.HIGHEST,
             preferred_element_type=jnp.float32,
         )
+        total = total - _joined(moved, layout, number)
+    out_ref[...] = (total * step_ref[...])[: out_ref.shape[0]].astype(out_ref.dtype)
+
+
+def _joined(places: jax.Array, layout: _Layout, number: _Number) -> jax.Array:
+    """The numbers of which there are rows for each digit."""
     padded = layout.padded
-    product = total[(number.count - 1) * padded :]
+    product = places[(number.count - 1) * padded :]
     for place in range(number.count - 2, -1, -1):
-        upper = total[place * padded : (place + 1) * padded]
+        upper = places[place * padded : (place + 1) * padded]
         product = upper + product * np.float32(1 / number.base)
-    out_ref[...] = (product * step_ref[...])[: out_ref.shape[0]].astype(out_ref.dtype)
+    return product
 
 
 def _add_units(
@@ -242,11 +265,14 @@ def _add_units(
             part = _dot(values_ref, digits_ref, slice(lane, end), number, bits)
             sums = part if sums is None else sums + part
         assert sums is not None
-        sums = sums.astype(jnp.float32)
         for copy in range(layout.copies):
             group = unit * layout.copies + copy
-            rows = slice(copy * layout.rows, (copy + 1) * layout.rows)
-            total = total + sums[rows] * scales_ref[group : group + 1, :]
+            part = sums[copy * layout.rows : (copy + 1) * layout.rows]
+            if total.shape[0] < layout.rows:
+                upper, lower = part[: layout.padded], part[layout.padded :]
+                part = (upper << _PAIR_BITS) + lower
+            scaled = part.astype(jnp.float32) * scales_ref[group : group + 1, :]
+            total = total + scaled
     return total
 
 
@@ -331,12 +357,17 @@ def _write_digits(
             lanes = pl.ds(pl.multiple_of(c * LANES, LANES), LANES)
             digits_ref[place, :, lanes] = copies.astype(digits_ref.dtype)
 
-    jax.lax.fori_loop(0, layout.per * digits_ref.shape[2] // span, chunk, None)
+    chunks = layout.per * digits_ref.shape[2] // span
+    jax.lax.fori_loop(0, chunks, chunk, None, unroll=math.gcd(chunks, 4))
 
 
 def _split(steps: jax.Array, number: _Number) -> list[jax.Array]:
     """Numbers up to `limit` in magnitude as digits, the largest place first."""
     top = np.float32(number.limit)
+    if number.pair:
+        whole = jnp.round(jnp.clip(steps, -top, top) * np.float32(number.base))
+        upper = jnp.floor(whole * np.float32(1 / number.base) + np.float32(0.5))
+        return [upper, whole - upper * np.float32(number.base)]
     digits: list[jax.Array] = []
     for _ in range(number.count):
         if number.limit:

@@ -73,6 +73,8 @@ WEIGHT_ONLY = {
     "w6a4_bfloat16": (2, 32, 128, 6, 128, True, jnp.float32, 4, False),
     "two_bits": (2, 36, 512, 2, 64, True, jnp.bfloat16, None, True),
     "many_rows": (40, 140, 256, 4, 128, False, jnp.bfloat16, None, True),
+    "large_groups": (3, 40, 512, 4, 512, False, jnp.bfloat16, None, True),
+    "many_rows_in_parts": (40, 140, 2048, 4, 128, False, jnp.bfloat16, None, True),
     "many_rows_of_bytes": (300, 20, 128, 8, 32, True, jnp.bfloat16, None, True),
 }
 

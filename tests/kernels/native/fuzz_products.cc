@@ -31,7 +31,8 @@ Case draw_case(Draw& draw) {
   c.x_dtype = draw.one_of({Float::kF32, Float::kBF16, Float::kF16, Float::kS8});
   c.y_dtype = c.x_dtype == Float::kS8 ? Float::kF32 : c.x_dtype;
   c.rows = draw.one_of<int64_t>({1, 1, 2, draw.integer(1, 8), draw.integer(1, 40)});
-  c.outputs = draw.integer(1, draw.coin() ? 5 : 37);
+  c.outputs = draw.one_of<int64_t>(
+      {draw.integer(1, 5), draw.integer(1, 37), draw.integer(1, 100)});
   c.chunk = draw.one_of<int64_t>({4, 8, 128});
   // Few groups of sizes that instructions like, and any.
   const int64_t size = draw.one_of<int64_t>({16, 32, 64, 128, 256, draw.integer(1, 300)});
@@ -263,10 +264,9 @@ void multiply_panels(const ManyRows& many, const Case& c, Arrays& all, int digit
     many.pack(all.a, p, band, scratch.data());
   }
   const Result result = all.result(c);
-  const int64_t chunk = std::min(c.chunk, kChunk);
-  for (int64_t n = 0; n < c.outputs; n += chunk) {
+  for (int64_t n = 0; n < c.outputs; n += c.chunk) {
     for (int64_t band = 0; band < p.bands(); band += block) {
-      many.multiply(p, all.w, result, n, std::min(c.outputs, n + chunk), band,
+      many.multiply(p, all.w, result, n, std::min(c.outputs, n + c.chunk), band,
                     std::min(p.bands(), band + block));
     }
   }
