@@ -1,4 +1,4 @@
-"""Everything on one model: shrink, then 2:4 sparsity, then 8 bits, always distilled.
+"""Everything on one model: shrink, drop blocks, then 8 bits, always distilled.
 
 A perceptron 784-1024-1024-10 in plain JAX. After each stage: bytes stored, accuracy,
 and the latency beside the dense model, all of them timed in one run.
@@ -19,7 +19,7 @@ from jcompress import report
 from jcompress.distillation import soft_targets
 from jcompress.execution import compressed
 from jcompress.pruning import (
-    NM,
+    Block,
     Pattern,
     Prune,
     prune,
@@ -130,20 +130,22 @@ def main() -> None:
     small = shrunk(perceptron, plan)
     stages["shrunk"] = small, params
 
-    # Of every four inputs of a hidden layer two stay.
+    # Of the blocks of 8 outputs by 8 inputs in a hidden layer half stay.
     sites = find_sites(small, params, image)
-    pattern: Rules[Prune] = [("last/w", None), (..., Prune(pattern=NM(2, 4)))]
+    blocks = Block((8, 8))
+    half = Prune(pattern=blocks, sparsity=0.5)
+    pattern: Rules[Prune] = [("last/w", None), (..., half)]
     masked = functools.partial(prune, rules=pattern, sites=sites)
     params = train(small, params, seed=3, teacher=dense, wrap=masked)
-    sparse: Rules[Pattern] = [("last/w", None), (..., NM(2, 4))]
-    stages["2:4"] = compressed(small), to_sparse(params, sparse, sites=sites)
+    sparse: Rules[Pattern] = [("last/w", None), (..., blocks)]
+    stages["blocks"] = compressed(small), to_sparse(params, sparse, sites=sites)
 
     # What is left becomes 8-bit integers, one scale a unit.
     bits = [(..., Quantize(weights=Weights(bits=8)))]
     simulated = fake_quant(small, bits)
     params = train(simulated, params, seed=4, teacher=dense, wrap=masked)
     tree = to_sparse(quantize(params, bits, sites=sites), sparse, sites=sites)
-    stages["2:4, 8 bits"] = compressed(small), tree
+    stages["blocks, 8 bits"] = compressed(small), tree
 
     runs = {
         name: functools.partial(jax.jit(fn), tree)

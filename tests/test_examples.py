@@ -73,10 +73,10 @@ def test_whole_chain() -> None:
     )
     assert done.returncode == 0, done.stderr
     rows = [re.split(r" {2,}", line) for line in done.stdout.splitlines()[2:]]
-    assert [row[0] for row in rows] == ["dense", "shrunk", "2:4", "2:4, 8 bits"]
+    assert [row[0] for row in rows] == ["dense", "shrunk", "blocks", "blocks, 8 bits"]
     stored = [int(row[1].replace(",", "")) for row in rows]
     assert stored[1] < 0.42 * stored[0]
-    assert stored[2] < 0.6 * stored[1]
+    assert stored[2] < 0.55 * stored[1]
     assert stored[3] < 0.35 * stored[2]
     assert min(float(row[2].rstrip("%")) for row in rows) > 50
 
