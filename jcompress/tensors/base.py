@@ -1,9 +1,12 @@
 """What every compressed leaf can do: stand in a tree for a dense array."""
 
 import abc
+import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, Self, TypeGuard
 
 import jax
 import numpy as np
@@ -22,6 +25,9 @@ class CompressedTensor(abc.ABC):
         shape: shape of the dense array it stands for.
         dtype: dtype of that array.
     """
+
+    arrays: ClassVar[tuple[str, ...]]
+    """The names of the fields that are arrays, or trees of them, or None."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -57,6 +63,54 @@ class CompressedTensor(abc.ABC):
             that makes, from one slice of each, the tensor that stands for
             `dense()[i]`. None if axis 0 does not lead the storage.
         """
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """The arrays, and everything that is not an array.
+
+        A jitted function does this to each of its arguments, on every call.
+        """
+        arrays, static = _readers(type(self))
+        return arrays(self), static(self)
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+        """The arrays with their names, and everything that is not an array."""
+        arrays, static = self.tree_flatten()
+        keys = map(jax.tree_util.GetAttrKey, self.arrays)
+        return list(zip(keys, arrays, strict=True)), static
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple[Any, ...], arrays: Sequence[Any]) -> Self:
+        """Put the parts back together.
+
+        Nothing is checked: JAX puts shardings, axes of `vmap` and other placeholders
+        through here, and arrays with a leading axis when it leaves a `vmap`.
+        """
+        tensor = object.__new__(cls)
+        for name, value in zip(_static(cls), static, strict=True):
+            object.__setattr__(tensor, name, value)
+        for name, value in zip(cls.arrays, arrays, strict=True):
+            object.__setattr__(tensor, name, value)
+        return tensor
+
+
+@functools.cache
+def _static(cls: type[CompressedTensor]) -> tuple[str, ...]:
+    """The names of the fields that are not arrays; every class has several."""
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    return tuple(field.name for field in fields if field.name not in cls.arrays)
+
+
+@functools.cache
+def _readers(
+    cls: type[CompressedTensor],
+) -> tuple[Callable[[Any], tuple[Any, ...]], Callable[[Any], tuple[Any, ...]]]:
+    """Functions that read all arrays, and all that is none, of a tensor."""
+    return _reader(cls.arrays), _reader(_static(cls))
+
+
+def _reader(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
+    read = operator.attrgetter(*names)
+    return read if len(names) > 1 else lambda tensor: (read(tensor),)
 
 
 def is_compressed(x: object) -> TypeGuard[CompressedTensor]:

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,9 +36,6 @@ class MatrixTensor(CompressedTensor):
     Raises:
         ValueError: an invariant does not hold.
     """
-
-    arrays: ClassVar[tuple[str, ...]]
-    """The names of the fields that are arrays, or None."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -99,31 +96,6 @@ class MatrixTensor(CompressedTensor):
             )
 
         return [getattr(self, name) for name in present], rebuild
-
-    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
-        """The arrays with their names, and everything that is not an array."""
-        key = jax.tree_util.GetAttrKey
-        children = [(key(name), getattr(self, name)) for name in self.arrays]
-        return children, tuple(getattr(self, name) for name in self._static())
-
-    @classmethod
-    def tree_unflatten(cls, static: tuple[Any, ...], arrays: Sequence[Any]) -> Self:
-        """Put the parts back together.
-
-        Nothing is checked: JAX puts shardings, axes of `vmap` and other placeholders
-        through here, and arrays with a leading axis when it leaves a `vmap`.
-        """
-        tensor = object.__new__(cls)
-        for name, value in zip(cls._static(), static, strict=True):
-            object.__setattr__(tensor, name, value)
-        for name, value in zip(cls.arrays, arrays, strict=True):
-            object.__setattr__(tensor, name, value)
-        return tensor
-
-    @classmethod
-    def _static(cls) -> list[str]:
-        names = [field.name for field in dataclasses.fields(cls)]
-        return [name for name in names if name not in cls.arrays]
 
     def check_array(self, name: str, shape: tuple[int, ...], *dtypes: Any) -> None:
         """Raise ValueError unless an array has this shape and one of these dtypes."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,6 @@ from jcompress.tensors.packing import packed_size, stored_dtype, unpack_bits
 if TYPE_CHECKING:
     from jcompress.quantization.arithmetic import Range
     from jcompress.quantization.formats import Activation
-
-_ARRAYS = ("values", "scales", "zeros", "input_ranges")
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -60,6 +58,8 @@ class QTensor(CompressedTensor):
     Raises:
         ValueError: an invariant does not hold.
     """
+
+    arrays: ClassVar[tuple[str, ...]] = ("values", "scales", "zeros", "input_ranges")
 
     values: jax.Array
     scales: jax.Array
@@ -170,33 +170,6 @@ class QTensor(CompressedTensor):
             )
 
         return leaves, rebuild
-
-    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
-        """The arrays with their names, and everything that is not an array."""
-        key = jax.tree_util.GetAttrKey
-        children = [(key(name), getattr(self, name)) for name in _ARRAYS]
-        return children, tuple(getattr(self, name) for name in _static())
-
-    @classmethod
-    def tree_unflatten(
-        cls, static: tuple[Any, ...], arrays: Sequence[Any]
-    ) -> "QTensor":
-        """Put the parts back together.
-
-        Nothing is checked: JAX puts shardings, axes of `vmap` and other placeholders
-        through here, and arrays with a leading axis when it leaves a `vmap`.
-        """
-        tensor = object.__new__(cls)
-        for name, value in zip(_static(), static, strict=True):
-            object.__setattr__(tensor, name, value)
-        for name, value in zip(_ARRAYS, arrays, strict=True):
-            object.__setattr__(tensor, name, value)
-        return tensor
-
-
-def _static() -> list[str]:
-    names = [field.name for field in dataclasses.fields(QTensor)]
-    return [name for name in names if name not in _ARRAYS]
 
 
 def _check(
