@@ -26,9 +26,12 @@ def below(name: str, block: str) -> bool:
 
 
 def check_blocks(blocks: Sequence[str], names: Sequence[str], transform: str) -> None:
-    """Raise ShrinkError unless every block has a leaf."""
+    """Raise ShrinkError unless every block has a leaf and is named once."""
     if isinstance(blocks, str) or not blocks:
         raise ShrinkError(f"{transform}: blocks are a list of names, not {blocks!r}")
+    twice = [block for block in blocks if blocks.count(block) > 1]
+    if twice:
+        raise ShrinkError(f"{transform}: the block {twice[0]!r} is named twice")
     for block in blocks:
         if not any(below(name, block) for name in names):
             tops = sorted({"/".join(name.split("/")[:2]) for name in names})

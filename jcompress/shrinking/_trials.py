@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jcompress.shrinking.choosing import Width
+from jcompress.shrinking.choosing import Width, check_scores
 from jcompress.shrinking.groups import Groups, find_groups
 from jcompress.shrinking.plan import Plan, ShrinkError, shrink, shrunk
 from jcompress.shrinking.scoring import Scores, score_units
@@ -89,6 +90,11 @@ class Trial(NamedTuple):
     sizes: dict[str, int]
     made: tuple[Plan, Any] | None
 
+    @property
+    def rank(self) -> float:
+        """The metric; a tree that diverged, with none, is behind all others."""
+        return -math.inf if math.isnan(self.metric) else self.metric
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
@@ -132,7 +138,10 @@ class Task:
     def start(self, plan: Plan | None, variables: Any) -> Start:
         """Score the units that are left."""
         now = self.fn if plan is None else shrunk(self.fn, plan)
-        scores = score_units(self._now(plan, variables), self.score(now, variables))
+        groups = self._now(plan, variables)
+        scores = score_units(groups, self.score(now, variables))
+        for name in self.widths.keys() & scores.keys():
+            check_scores(groups[name], scores[name], "adjust")
         return Start(plan, variables, scores)
 
     def _now(self, plan: Plan | None, variables: Any) -> Groups:

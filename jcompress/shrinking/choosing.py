@@ -108,7 +108,8 @@ def choose(
 
     Raises:
         RuleError: a rule takes no group.
-        ShrinkError: the target cannot be met; says what can.
+        ShrinkError: the target cannot be met, with what can; or a group has no scores,
+            not one for each unit, or scores that are not numbers.
         ValueError: `target` is not between 0 and 1.
     """
     if not 0 < target < 1:
@@ -117,6 +118,8 @@ def choose(
     missing = [name for name in widths if name not in scores]
     if missing:
         raise ShrinkError(f"choose: the group {missing[0]!r} has no scores")
+    for name in widths:
+        check_scores(groups[name], scores[name], "choose")
     ranked = _ranked(groups, scores, widths, ranking)
     measure = static_cost(groups, cost) if isinstance(cost, Cost) else cost
 
@@ -172,6 +175,23 @@ def static_cost(groups: Groups, cost: Cost) -> Callable[[Plan | None], float]:
         )
 
     return count
+
+
+def check_scores(group: Group, given: Any, transform: str) -> None:
+    """Raise ShrinkError unless there is one number for each unit of a group."""
+    scores = np.asarray(given)
+    if scores.shape != (group.size,):
+        raise ShrinkError(
+            f"{transform}: the scores of the group {group.name!r} have the shape "
+            f"{list(scores.shape)}, and it has {group.size} units"
+        )
+    unordered = np.flatnonzero(np.isnan(scores))
+    if unordered.size:
+        raise ShrinkError(
+            f"{transform}: the scores of {unordered.size} units of the group "
+            f"{group.name!r}, the first of them {unordered[0]}, are not numbers (NaN), "
+            "so that no unit is the lowest"
+        )
 
 
 def _named(cost: Any) -> str:

@@ -30,6 +30,7 @@ class Free:
             but one. Axes may be counted from the end.
 
     Raises:
+        TypeError: `inputs` or `outputs` does not give a sequence of axes for each name.
         ValueError: no axis is named.
 
     Example:
@@ -52,6 +53,17 @@ class Free:
     outputs: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for kind in ("inputs", "outputs"):
+            given = getattr(self, kind)
+            named = isinstance(given, Mapping) and all(
+                isinstance(axes, Sequence) and not isinstance(axes, str)
+                for axes in given.values()
+            )
+            if not named:
+                raise TypeError(
+                    f"Free: {kind} gives axes by name, as in {{'0': [-1]}}, not "
+                    f"{given!r}"
+                )
         if not any([*self.inputs.values(), *self.outputs.values()]):
             raise ValueError(
                 "Free: name an axis, as in Free(fn, outputs={'': [-1]}); without one "

@@ -240,8 +240,18 @@ def _lost(
     """
     if isinstance(by, MetricDrop):
         metric = by.metric
-        best = float(metric(whole))
-        return lambda _, without: best - float(metric(without))
+
+        def measured(result: Any) -> float:
+            value = metric(result)
+            if np.ndim(value):
+                raise ShrinkError(
+                    f"{transform}: MetricDrop's metric gives an array of the shape "
+                    f"{list(np.shape(value))}, not one number"
+                )
+            return float(value)
+
+        best = measured(whole)
+        return lambda _, without: best - measured(without)
     if not _floats(whole):
         raise ShrinkError(
             f"{transform}: the result has no array of floats to compare; "

@@ -38,11 +38,12 @@ def merge_blocks(
         least; other arrays are its own.
 
     Raises:
-        ShrinkError: a name has no leaf below it, the blocks differ, a leaf is
-            compressed, or the weights are not one number a block, none negative and
-            not all zero.
+        ShrinkError: there are no others, a name has no leaf below it or is given
+            twice, the blocks differ, a leaf is compressed, or the weights are not one
+            number a block, none negative and not all zero.
     """
     leaves = dict(named(variables))
+    check_blocks(others, list(leaves), "merge_blocks")
     blocks = [into, *others]
     check_blocks(blocks, list(leaves), "merge_blocks")
     share = np.ones(len(blocks)) if weights is None else np.asarray(weights, float)

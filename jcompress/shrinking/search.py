@@ -111,7 +111,7 @@ def adjust(
         folder: where the log and the state are kept; made if absent.
         budget: the fraction of the cost that may be left, in (0, 1).
         evaluate: `evaluate(fn, variables)`: the metric on held-out data; more is
-            better.
+            better, and NaN worse than anything.
         recover: `recover(plan, variables)`: a short fine-tuning of the tree that the
             plan leaves, by `shrunk(f, plan)`, where f is `fn` or its training mode; the
             same for equal arguments, or a resumed search may end otherwise.
@@ -125,7 +125,8 @@ def adjust(
         The best plan, its tree and the log.
 
     Raises:
-        RuleError, ShrinkError: as `choose`; or the folder's log is of another search.
+        RuleError, ShrinkError: as `choose`; or the folder's log is of another search,
+            or no candidate has a metric.
     """
     if not 0 < budget < 1:
         raise ValueError(f"adjust: the budget is in (0, 1), not {budget!r}")
@@ -191,7 +192,8 @@ def _greedy(
                 f"adjust: no group alone can bring the cost to {wanted:.3f}; take a "
                 "larger step or fewer multiples"
             )
-        best = max(trials, key=lambda trial: trial.metric)
+        best = max(trials, key=lambda trial: trial.rank)
+        _check_best(best, f"of step {step} ")
         sizes = best.sizes
         plan, variables = task.made(best, start)
         step += 1
@@ -238,12 +240,21 @@ def _evolve(
                 genes = np.zeros(len(names))
             sizes = _within(task, names, genes, budget)
             trial = task.tried(generation, sizes, start)
-            ranked.append((trial.metric, tuple(genes)))
-            if best is None or trial.metric > best.metric:
+            ranked.append((trial.rank, tuple(genes)))
+            if best is None or trial.rank > best.rank:
                 best = trial
         ranked = sorted(ranked, key=lambda one: -one[0])[: search.parents]
     assert best is not None
+    _check_best(best, "")
     return task.made(best, start)
+
+
+def _check_best(best: Trial, which: str) -> None:
+    if math.isnan(best.metric):
+        raise ShrinkError(
+            f"adjust: `evaluate` gave no number (NaN) for any candidate {which}in the "
+            "log; a recovery that diverges needs a smaller learning rate"
+        )
 
 
 def _bred(

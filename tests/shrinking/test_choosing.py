@@ -212,6 +212,12 @@ def test_wrong_input() -> None:
         choose(GROUPS, SCORES, [(..., 3)], target=0.5)  # type: ignore[list-item]
     with pytest.raises(ShrinkError, match="the group 'a:1' has no scores"):
         choose(GROUPS, {}, target=0.5)
+    broken = {name: np.array(units, np.float32) for name, units in SCORES.items()}
+    broken["a:1"][2] = np.nan
+    with pytest.raises(ShrinkError, match=r"1 units of the group 'a:1', the first.* 2"):
+        choose(GROUPS, broken, target=0.5)
+    with pytest.raises(ShrinkError, match=r"'a:1' have the shape \[2\], and it has"):
+        choose(GROUPS, {**SCORES, "a:1": np.ones(2)}, target=0.5)
     with pytest.raises(ShrinkError, match="no leaf of the group 'a:1' has scores"):
         score_units(GROUPS, {"c": jnp.ones((12, 3))})
     with pytest.raises(ShrinkError, match=r"scores of 'c' have the shape \[2\]"):

@@ -191,7 +191,10 @@ def test_axes_that_are_not_there(free: Any, words: str) -> None:
         find_groups(Free(mlp, **free), TREE, X)
 
 
-def test_free_of_nothing_is_refused() -> None:
+def test_free_of_nothing_or_in_another_form_is_refused() -> None:
+    for wrong in ([(1,)], {"0": 1}, {"0": "1"}):
+        with pytest.raises(TypeError, match="Free: inputs gives axes by name"):
+            Free(mlp, inputs=wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Free: name an axis"):
         Free(mlp, outputs={"": []})
 

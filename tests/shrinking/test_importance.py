@@ -390,6 +390,8 @@ def test_wrong_input() -> None:
         ShrinkError, match="score_layers: the result has no array of fl"
     ):
         score(stacks=["w:0"], by=OutputSimilarity())
+    with pytest.raises(ShrinkError, match=r"MetricDrop's metric gives an array .* \["):
+        score(stacks=["w:0"], by=MetricDrop(lambda result: result))
     with pytest.raises(ShrinkError, match=r"w:0 has 4 positions .* is \[3, 3, 3\]"):
         score_layers(
             wide, {**params, "w": WEIGHTS[:3]}, X, groups=found, stacks=["w:0"]

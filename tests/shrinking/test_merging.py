@@ -123,6 +123,11 @@ def test_blocks(weights: Any) -> None:
 
 
 def test_wrong_input() -> None:
+    twins = {"a": {"w": jnp.ones(2)}, "b": {"w": jnp.ones(2)}}
+    with pytest.raises(ShrinkError, match=r"blocks are a list of names, not \[\]"):
+        merge_blocks(twins, "a", [])
+    with pytest.raises(ShrinkError, match="merge_blocks: the block 'a' is named twice"):
+        merge_blocks(twins, "a", ["b", "a"])
     plan = GROUPS.keep({STACK: [0, 3]})
     with pytest.raises(ShrinkError, match=r"no layers of a stack, only units of \['la"):
         merge_layers(PARAMS, GROUPS, GROUPS.keep({WIDTH: [0]}))

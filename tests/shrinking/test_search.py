@@ -54,8 +54,12 @@ def run(folder: pathlib.Path, calls: Calls, search: Any, **others: Any) -> Found
         search=search,
         evaluate=calls,
         recover=lambda plan, params: jax.tree.map(lambda leaf: leaf * 1.5, params),
-        score=lambda fn, params: score_by_magnitude(params),
-        **{"budget": 0.5, "cost": Cost.PARAMETERS, **others},
+        **{
+            "score": lambda fn, params: score_by_magnitude(params),
+            "budget": 0.5,
+            "cost": Cost.PARAMETERS,
+            **others,
+        },
     )
 
 
@@ -95,6 +99,29 @@ def test_it_resumes(tmp_path: Any, search: Any, stop: int) -> None:
     jax.tree.map(np.testing.assert_array_equal, got.plan, want.plan)
 
 
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_tree_that_diverged_is_never_the_best(tmp_path: Any, search: Any) -> None:
+    class Diverging(Calls):
+        def __call__(self, fn: Any, params: Any) -> float:
+            value = super().__call__(fn, params)
+            return value if self.count % 2 else float("nan")
+
+    found = run(tmp_path / "a", Diverging(), search)
+    reached = [one for one in found.log if not np.isnan(one.metric)]
+    assert 0 < len(reached) < len(found.log)
+    last = [one for one in reached if one.step == reached[-1].step]
+    kept = {name: len(units) for name, units in found.plan.kept.items()}
+    best = max(last if isinstance(search, Greedy) else reached, key=lambda a: a.metric)
+    assert kept.items() <= dict(best.sizes).items()
+
+    class Lost(Calls):
+        def __call__(self, fn: Any, params: Any) -> float:
+            return float("nan")
+
+    with pytest.raises(ShrinkError, match=r"gave no number \(NaN\) for any candidate"):
+        run(tmp_path / "b", Lost(), search)
+
+
 def test_wrong_input(tmp_path: Any) -> None:
     with pytest.raises(ShrinkError, match=r"0\.01 of parameters cannot be met"):
         run(tmp_path, Calls(), Greedy(), budget=0.01)
@@ -109,6 +136,9 @@ def test_wrong_input(tmp_path: Any) -> None:
             rules=[(..., Width(minimum=6))],
             budget=0.47,
         )
+    lost = jax.tree.map(lambda leaf: leaf * np.float32("nan"), PARAMS)
+    with pytest.raises(ShrinkError, match=r"adjust: the scores of 12 units .*NaN"):
+        run(tmp_path / "d", Calls(), Greedy(), score=lambda fn, params: lost)
     with pytest.raises(ValueError, match=r"step is in \(0, 1\)"):
         Greedy(step=1.0)
     with pytest.raises(ValueError, match="breeds nothing"):
