@@ -140,8 +140,9 @@ class Task:
         now = self.fn if plan is None else shrunk(self.fn, plan)
         groups = self._now(plan, variables)
         scores = score_units(groups, self.score(now, variables))
-        for name in self.widths.keys() & scores.keys():
-            check_scores(groups[name], scores[name], "adjust")
+        for name in self.widths:
+            if name in scores:
+                check_scores(groups[name], scores[name], "adjust")
         return Start(plan, variables, scores)
 
     def _now(self, plan: Plan | None, variables: Any) -> Groups:
