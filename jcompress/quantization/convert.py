@@ -1,5 +1,6 @@
 """`quantize`: replace the weights of a parameter tree by packed integers."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress._matrix import leaf_axes, matrix_shape, to_matrix
+from jcompress._matrix import Axes, leaf_axes, matrix_shape, to_matrix
 from jcompress._paths import named_leaves, path_name
 from jcompress.quantization.arithmetic import (
     Range,
@@ -169,19 +170,18 @@ def _convert(
             f"{list(uses[0].shape)} at its sites; trace the sites with this tree"
         )
     leaf = jnp.asarray(leaf)
-    if not isinstance(leaf, jax.core.Tracer) and not bool(jnp.isfinite(leaf).all()):
-        bad = int(leaf.size - jnp.isfinite(leaf).sum())
-        raise ValueError(
-            f"quantize: {path} holds {bad} of {leaf.size} numbers that are not finite; "
-            "a scale taken from them would spoil the whole leaf"
-        )
     assert spec.weights is not None
     axes = leaf_axes(uses)
-    values, scales, zeros = quantize_matrix(to_matrix(leaf, axes), spec.weights)
+    values, scales, zeros, broken = _packed(leaf, axes, spec.weights)
+    if not isinstance(broken, jax.core.Tracer) and int(broken):
+        raise ValueError(
+            f"quantize: {path} holds {int(broken)} of {leaf.size} numbers that are not "
+            "finite; a scale taken from them would spoil the whole leaf"
+        )
     products = _products(uses)
     activation = spec.activation if products else None
     return QTensor(
-        values=pack_bits(values, spec.weights.bits),
+        values=values,
         scales=scales,
         zeros=zeros,
         input_ranges=_input_ranges(path, activation, len(products), ranges),
@@ -193,6 +193,19 @@ def _convert(
         output_axes=axes.output,
         input_axes=axes.input,
     )
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _packed(
+    leaf: jax.Array, axes: Axes, spec: Weights
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array]:
+    """The stored arrays of a leaf, and how many of its numbers are not finite.
+
+    One program a shape and format, where step by step there would be a dozen.
+    """
+    values, scales, zeros = quantize_matrix(to_matrix(leaf, axes), spec)
+    broken = jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32)
+    return pack_bits(values, spec.bits), scales, zeros, broken
 
 
 def _input_ranges(
