@@ -65,16 +65,21 @@ def limits(bits: int, symmetric: bool) -> tuple[int, int]:
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
+def invertible(scale: np.float32) -> np.float32:
+    """The scale, or 1 for one that float32 cannot invert."""
+    return scale if scale >= np.finfo(np.float32).tiny else np.float32(1)
+
+
 def scale_zero(
     low: np.float32, high: np.float32, bits: int, symmetric: bool
 ) -> tuple[np.float32, np.float32]:
     first, last = limits(bits, symmetric)
     if symmetric:
         scale = max(abs(low), abs(high)) * np.float32(1 / last)
-        return (scale if scale else np.float32(1)), np.float32(0)
+        return invertible(scale), np.float32(0)
     low, high = min(low, np.float32(0)), max(high, np.float32(0))
     scale = (high - low) * np.float32(1 / (2**bits - 1))
-    scale = scale if scale else np.float32(1)
+    scale = invertible(scale)
     zero = np.rint(np.float32(first) - low * (np.float32(1) / scale))
     return scale, np.clip(zero, np.float32(first), np.float32(last))
 
