@@ -59,7 +59,7 @@ def make_masks(
     plan = make_plan(rules, sites, sparsity, "make_masks")
     found = plan.find(scores)
     for path, leaf in found.items():
-        if not isinstance(leaf, jax.core.Tracer) and bool(jnp.isnan(leaf).any()):
+        if not isinstance(leaf, jax.core.Tracer) and bool(_has_nan(leaf)):
             raise RuleError(f"make_masks: the scores of {path!r} hold a NaN")
     if step is None and any(map(callable, plan.sparsity.values())):
         raise RuleError("make_masks: a sparsity is a schedule; say at which step=")
@@ -160,6 +160,12 @@ def choose(
 _SMALL_ROW = 16
 
 
+@jax.jit
+def _has_nan(x: jax.Array) -> jax.Array:
+    return jnp.isnan(x).any()
+
+
+@jax.jit
 def _keep_highest(rows: jax.Array, removed: int | jax.Array) -> jax.Array:
     """Keep all but the lowest `removed` of each row, `[R, G] -> bool[R, G]`.
 
