@@ -80,11 +80,13 @@ class CompressedSite:
         if scaling is None:
             return inputs
         assert self.activation is not None
-        bits, symmetric = self.activation.bits, self.activation.symmetric
+        given = {
+            "bits": self.activation.bits,
+            "symmetric": self.activation.symmetric,
+            "floating": self.activation.floating,
+        }
         return [
-            fake_quantize(value, *scaling, bits=bits, symmetric=symmetric)
-            if number == use.data
-            else value
+            fake_quantize(value, *scaling, **given) if number == use.data else value
             for number, value in enumerate(inputs)
         ]
 

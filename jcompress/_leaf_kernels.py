@@ -201,7 +201,7 @@ def _integer(
 ) -> jax.Array:
     return int8_matmul(
         x,
-        leaf.integers,
+        leaf.numbers,
         leaf.scales,
         leaf.zeros,
         x_scale=x_scale,

@@ -182,7 +182,7 @@ def _check_weight(
     if not fits:
         raise ValueError(
             f"{_NAME}: for {inputs} inputs, values is int8 [N, {inputs}], not "
-            f"{_said(values)}; unpack 4-bit values first (QTensor.integers)"
+            f"{_said(values)}; unpack 4-bit values first (QTensor.numbers)"
         )
     outputs = values.shape[0]
     if scales.shape not in ((1, 1), (outputs, 1)) or scales.dtype != jnp.float32:
