@@ -296,8 +296,8 @@ def quantize_matrix(
         spec: the format.
 
     Returns:
-        Values, int8 or float8_e4m3fn [*S, N, K]; scales, float32 [*S, N or 1, G]; zero points, int8 of
-        the shape of the scales, or None.
+        Values, int8 or float8_e4m3fn [*S, N, K]; scales, float32 [*S, N or 1, G]; zero
+        points, int8 of the shape of the scales, or None.
 
     Raises:
         ValueError: the group size does not divide K.
@@ -338,7 +338,7 @@ def dequantize_matrix(
 
 
 def fake_quantize_weight(leaf: jax.Array, axes: Axes, spec: Weights) -> jax.Array:
-    """The leaf after a trip through its stored numbers, with a straight-through gradient.
+    """The leaf as its stored numbers give it back, with a straight-through gradient.
 
     Bit for bit what `quantize` stores and `QTensor.dense` gives back.
 

@@ -32,7 +32,7 @@ from jcompress.kernels._integers import (
 )
 from jcompress.kernels._partition import vary, varying
 from jcompress.kernels.weight_only_matmul.reference import dense_weight
-from jcompress.tensors.packing import unpack_bits
+from jcompress.tensors.packing import FLOAT8, unpack_bits
 
 SPLIT_ROWS = 96
 """Up to so many rows of digits they are used on a CPU, with one group of scales."""
@@ -56,6 +56,8 @@ def xla(
     converted = functools.partial(by_conversion, bits=bits, x_bits=x_bits)
     rows, inputs = x.shape
     groups = scales.shape[1]
+    if values.dtype == FLOAT8:
+        return converted(x, values, scales, zeros)
     if x_bits is not None and groups == 1 and inputs <= LONGEST:
         return digits(x, values, scales, zeros)
     if not splits(rows, inputs, groups, digit_count(x.dtype, x_bits)):
