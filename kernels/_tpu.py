@@ -73,11 +73,13 @@ def planes(stored: jax.Array, bits: int) -> list[jax.Array]:
     """The integers in each place of a byte, times the power of 2 of the top place.
 
     Args:
-        stored: uint8 [n, lanes] of `8 // bits` integers a byte, or int8 for 8 bits.
+        stored: uint8 [n, lanes] of `8 // bits` integers a byte, or int8 or float8 for
+            8 bits.
         bits: 2, 4 or 8.
 
     Returns:
-        int8 [n, lanes] for each place; each is the integer times `2^(8 - bits)`.
+        int8 [n, lanes] for each place; each is the integer times `2^(8 - bits)`. For
+        8 bits, what is stored.
     """
     if bits == 8:
         return [stored]

@@ -103,6 +103,25 @@ def test_weight_only_numbers(name: str) -> None:
     assert (error <= tolerance * size_of).all(), (error / size_of).max()
 
 
+@pytest.mark.parametrize(
+    ("rows", "size", "dtype"),
+    [(3, 0, jnp.bfloat16), (2, 128, jnp.float32), (40, 0, jnp.bfloat16)],
+)
+def test_weights_of_float8(rows: int, size: int, dtype: Any) -> None:
+    kind = PerGroup(size) if size else PerChannel()
+    spec = Weights(floating=True, granularity=kind)
+    values, scales, _ = quantize_matrix(normal(1, (140, 256)), spec)
+    x = normal(0, (rows, 256), dtype)
+    run = functools.partial(weight_only.tpu, bits=8, x_bits=None, integers=True)
+    out = interpreted(run, x, values, scales, None)
+    wide = x.astype(jnp.float32)
+    expected = reference(wide, values, scales, None, bits=8, x_bits=None)
+    dense = dense_weight(values, scales, None, bits=8, inputs=256)
+    tolerance = 2e-6 if dtype == jnp.float32 else 2**-8
+    size_of = np.abs(np.asarray(wide)) @ np.abs(np.asarray(dense)).T
+    assert (np.abs(out - np.asarray(expected)) <= tolerance * size_of).all()
+
+
 def test_a_row_that_is_not_finite_spoils_itself_only() -> None:
     x = normal(0, (4, 256)).at[1, 2].set(jnp.nan).at[2, 0].set(jnp.inf)
     stored = quantized(32, 256, 8, 0)
