@@ -26,10 +26,12 @@ from jcompress.tensors.packing import FLOAT8
 _TINY = np.finfo(np.float32).tiny
 _FLOAT8_TOP = 448
 """The largest number of float8_e4m3fn, which has no infinities."""
+_FLOAT8_LAST = 464
+"""The largest that rounds to it."""
 _FLOAT8_NORMAL = 2.0**-6
 """Its smallest number with a full significand of 4 bits."""
-_FLOAT8_STEP = 2.0**-9
-"""The distance of the numbers below."""
+_EXPONENT = 0x7F800000
+"""The exponent's bits in a float32."""
 
 
 class Range(NamedTuple):
@@ -102,19 +104,25 @@ def _invertible(scale: jax.Array) -> jax.Array:
     return jnp.where(scale < _TINY, np.float32(1), scale)
 
 
-def _numbers(
-    x: jax.Array, scale: jax.Array, zero: jax.Array | None, floating: bool
-) -> jax.Array:
-    steps = x.astype(jnp.float32) * (np.float32(1) / scale)
-    steps = _to_float8(steps) if floating else jnp.round(steps)
+def _steps(x: jax.Array, scale: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32) * (np.float32(1) / scale)
+
+
+def _integers(x: jax.Array, scale: jax.Array, zero: jax.Array | None) -> jax.Array:
+    steps = jnp.round(_steps(x, scale))
     return steps if zero is None else steps + zero
 
 
 def _to_float8(x: jax.Array) -> jax.Array:
-    """The nearest numbers with the significand of float8_e4m3fn, without its limit."""
-    below = jnp.abs(x) < np.float32(_FLOAT8_NORMAL)
-    steps = jnp.round(x * np.float32(1 / _FLOAT8_STEP)) * np.float32(_FLOAT8_STEP)
-    return jnp.where(below, steps, jax.lax.reduce_precision(x, 8, 3))
+    """The nearest numbers of float8_e4m3fn, which has no zero below 0."""
+    x = jnp.clip(x, np.float32(-_FLOAT8_TOP), np.float32(_FLOAT8_TOP))
+    # A sum with 3 / 2 2^20 times the power of 2 below x has 3 bits of x after it. The
+    # clipping stands between it and the product before: one rounding for both would
+    # be another one.
+    word = jax.lax.bitcast_convert_type(x, jnp.int32) & np.int32(_EXPONENT)
+    power = jax.lax.bitcast_convert_type(word, jnp.float32)
+    large = jnp.maximum(power, np.float32(_FLOAT8_NORMAL)) * np.float32(1.5 * 2**20)
+    return (x + large) - large
 
 
 def quantize_values(
@@ -128,7 +136,8 @@ def quantize_values(
 ) -> jax.Array:
     """`clip(round(x * (1 / scale)) + zero, qmin, qmax)`, rounding halves to even.
 
-    Floating: the numbers are those of float8_e4m3fn.
+    Floating: the nearest numbers of float8_e4m3fn, with 0 for -0; clipped first, since
+    it has no infinities.
 
     Args:
         x: floats of any shape.
@@ -141,9 +150,10 @@ def quantize_values(
     Returns:
         Integers, or numbers of float8_e4m3fn, in float32, of the shape of `x`.
     """
-    qmin, qmax = number_range(bits, symmetric=symmetric, floating=floating)
-    numbers = _numbers(x, scale, zero, floating)
-    return jnp.clip(numbers, np.float32(qmin), np.float32(qmax))
+    if floating:
+        return _to_float8(_steps(x, scale))
+    qmin, qmax = number_range(bits, symmetric=symmetric)
+    return jnp.clip(_integers(x, scale, zero), np.float32(qmin), np.float32(qmax))
 
 
 def unclipped(
@@ -155,13 +165,15 @@ def unclipped(
     symmetric: bool,
     floating: bool = False,
 ) -> jax.Array:
-    """Where the numbers of `quantize_values` were in range before the clipping.
+    """Where the numbers of `quantize_values` would be the same without clipping.
 
     There, and only there, a gradient passes. Arguments as for `quantize_values`.
     """
-    numbers = _numbers(x, scale, zero, floating)
-    qmin, qmax = number_range(bits, symmetric=symmetric, floating=floating)
-    return (numbers >= np.float32(qmin)) & (numbers <= np.float32(qmax))
+    if floating:
+        return jnp.abs(_steps(x, scale)) <= np.float32(_FLOAT8_LAST)
+    integers = _integers(x, scale, zero)
+    qmin, qmax = number_range(bits, symmetric=symmetric)
+    return (integers >= np.float32(qmin)) & (integers <= np.float32(qmax))
 
 
 def dequantize_values(
