@@ -1,15 +1,18 @@
-"""The forms of `float8_matmul` that XLA compiles."""
+"""The forms of `float8_matmul` that XLA compiles.
 
-from collections.abc import Callable
+One product of float8 matrices where there are instructions for it, or where XLA's
+compiler does the conversion best itself; on a CPU one of bfloat16. A TPU of generation
+7 gets to within 1.07 of the rooflines of `benchmarks/tpu_compiled.py` so, which leaves
+nothing for a kernel of our own. XLA multiplies a single row without matrix units, or
+by slow loops, so one row is followed by rows of zeros.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from jcompress.kernels._float8 import float8_rows, result_dtype
-
-_CONTRACT_LAST = (((1,), (1,)), ((), ()))
-_ON_TPU = 8
-"""Rows that fill a vector register; a product of one is made of vectors, slower."""
 
 
 def xla(
@@ -22,37 +25,28 @@ def xla(
     """[M, K] -> [M, N], by the form that suits the platform."""
     q, scale = float8_rows(x, x_scale)
     sums: jax.Array = jax.lax.platform_dependent(
-        q, values, tpu=on_tpu, cuda=in_float8, default=in_floats
+        q,
+        values,
+        tpu=functools.partial(product, least=8),
+        cuda=functools.partial(product, least=16),
+        default=in_bfloat16,
     )
-    product = sums * scale * scales.T
+    total = sums * scale * scales.T
     if bias is not None:
-        product = product + bias[None]
-    return product.astype(result_dtype(x))
+        total = total + bias[None]
+    return total.astype(result_dtype(x))
 
 
-def in_float8(q: jax.Array, values: jax.Array) -> jax.Array:
-    """One product of float8 matrices: [M, K] x [N, K] -> float32 [M, N]."""
-    return jax.lax.dot_general(
-        q, values, _CONTRACT_LAST, preferred_element_type=jnp.float32
-    )
-
-
-def on_tpu(q: jax.Array, values: jax.Array) -> jax.Array:
-    """The same, with several rows for one."""
-    return _for_one_row(in_float8, q, values, _ON_TPU)
-
-
-def in_floats(q: jax.Array, values: jax.Array) -> jax.Array:
-    """The same of matrices in bfloat16, in which every number of float8 is exact."""
-    q, values = q.astype(jnp.bfloat16), values.astype(jnp.bfloat16)
-    return _for_one_row(in_float8, q, values, 2)
-
-
-def _for_one_row(
-    dot: Callable[..., jax.Array], q: jax.Array, values: jax.Array, filled: int
-) -> jax.Array:
-    """A product in which one row is followed by zeros up to so many rows."""
+def product(q: jax.Array, values: jax.Array, *, least: int) -> jax.Array:
+    """[M, K] x [N, K] -> float32 [M, N]; one row is filled up to `least` rows."""
     rows = q.shape[0]
     if rows == 1:
-        q = jnp.pad(q, ((0, filled - 1), (0, 0)))
-    return dot(q, values)[:rows]
+        q = jnp.pad(q, ((0, least - 1), (0, 0)))
+    contract = (((1,), (1,)), ((), ()))
+    sums = jax.lax.dot_general(q, values, contract, preferred_element_type=jnp.float32)
+    return sums[:rows]
+
+
+def in_bfloat16(q: jax.Array, values: jax.Array) -> jax.Array:
+    """The product in bfloat16, in which every number of float8 is exact."""
+    return product(q.astype(jnp.bfloat16), values.astype(jnp.bfloat16), least=2)

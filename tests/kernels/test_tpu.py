@@ -361,6 +361,7 @@ from jax.sharding import SingleDeviceSharding
 
 from jcompress.kernels.block_sparse_matmul import tpu as block_sparse
 from jcompress.kernels.codebook_matmul import tpu as codebook
+from jcompress.kernels.float8_matmul.xla import xla as float8
 from jcompress.kernels.int8_matmul import tpu as int8
 from jcompress.kernels.int8_matmul.reference import reference as int8_reference
 from jcompress.kernels.nm_sparse_matmul import tpu as nm_sparse
@@ -370,18 +371,18 @@ topology = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1
 place = SingleDeviceSharding(topology.devices[0])
 
 
-def temporary(function, *arrays):
+def temporary(function, *arrays, ours=True):
     arguments = [
         jax.ShapeDtypeStruct(shape, dtype, sharding=place) for shape, dtype in arrays
     ]
     traced = jax.jit(function).trace(*arguments)
     compiled = traced.lower(lowering_platforms=("tpu",)).compile()
-    assert "custom-call" in compiled.as_text()
+    assert ours == ("custom-call" in compiled.as_text())
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-def weights(rows, bits, x_bits=None):
-    kind = jnp.uint8 if bits == 4 else jnp.int8
+def weights(rows, bits, x_bits=None, kind=jnp.int8):
+    kind = jnp.uint8 if bits == 4 else kind
     return temporary(
         lambda x, v, s: weight_only.tpu(
             x, v, s, None, bits=bits, x_bits=x_bits, integers="7x" not in sys.argv[1]
@@ -412,6 +413,15 @@ print(json.dumps({
     ),
     "w4a16": weights(3, 4),
     "w8a16": weights(3, 8),
+    "w8a16 float8": weights(3, 8, kind=jnp.float8_e4m3fn),
+    "many of float8": weights(64, 8, kind=jnp.float8_e4m3fn),
+    "w8a8 float8": temporary(
+        lambda x, v, s: float8(x, None, v, s, None),
+        ((1, 512), jnp.bfloat16),
+        ((384, 512), jnp.float8_e4m3fn),
+        ((384, 1), jnp.float32),
+        ours=False,
+    ),
     "w4a8": weights(3, 4, 8),
     "many": weights(64, 4),
     "block_sparse": temporary(
@@ -518,7 +528,7 @@ def in_a_process(program: str, *arguments: str) -> Any:
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2", "tpu7x:2x2x1"])
 def test_programs_compile_and_write_no_weight(topology: str) -> None:
     temporary = in_a_process(COMPILED, topology)
-    assert len(temporary) == 8
+    assert len(temporary) == 11
     assert max(temporary.values()) < 384 * 512 // 4, temporary
 
 
