@@ -80,7 +80,7 @@ class CompressedSite:
         if scaling is None:
             return inputs
         assert self.activation is not None
-        given = {
+        given: dict[str, Any] = {
             "bits": self.activation.bits,
             "symmetric": self.activation.symmetric,
             "floating": self.activation.floating,

@@ -65,11 +65,15 @@ def xla(
     if values.dtype == FLOAT8:
         parts = _BFLOAT16_PARTS.get(x.dtype.name, 0)
         if groups > 1 or not 1 < parts * rows <= BFLOAT16_ROWS:
-            return converted(x, values, scales, zeros)
-        split = functools.partial(by_bfloat16, parts=parts)
-        return jax.lax.platform_dependent(
-            x, values, scales, cpu=split, default=lambda *a: converted(*a, None)
+            return converted(x, values, scales, None)
+        product: jax.Array = jax.lax.platform_dependent(
+            x,
+            values,
+            scales,
+            cpu=functools.partial(by_bfloat16, parts=parts),
+            default=lambda x, values, scales: converted(x, values, scales, None),
         )
+        return product
     if x_bits is not None and groups == 1 and inputs <= LONGEST:
         return digits(x, values, scales, zeros)
     if not splits(rows, inputs, groups, digit_count(x.dtype, x_bits)):
@@ -155,8 +159,8 @@ def by_bfloat16(
         preferred_element_type=jnp.float32,
     ).reshape(parts, rows, values.shape[0])
     total = sums[-1]
-    for part in range(parts - 2, -1, -1):
-        total = sums[part] + total
+    for place in range(parts - 2, -1, -1):
+        total = sums[place] + total
     return (total * scales[:, 0][None]).astype(x.dtype)
 
 
