@@ -144,8 +144,8 @@ class WeightOnlyMatmul:
             out = self.run(x, stored(w[0], bits), *w[1:], bits=bits)
             self.check(x, w, bits, out)
 
-    @pytest.mark.parametrize("granularity", GRANULARITIES)
-    @pytest.mark.parametrize("rows", [1, 3, 40])
+    @pytest.mark.parametrize("granularity", ["channel", "group"])
+    @pytest.mark.parametrize("rows", [1, 70])
     def test_weights_of_float8(self, rows: int, granularity: str) -> None:
         spec = Weights(floating=True, granularity=GRANULARITIES[granularity])
         w = weight(10, 48, spec)
