@@ -1,7 +1,7 @@
 """The forms of `float8_matmul` that XLA compiles.
 
 One product of float8 matrices where there are instructions for it, or where XLA's
-compiler does the conversion best itself; on a CPU one of bfloat16. A TPU of generation
+compiler does the conversion best itself; elsewhere one of bfloat16. A TPU of generation
 7 gets to within 1.07 of the rooflines of `benchmarks/tpu_compiled.py` so, which leaves
 nothing for a kernel of our own. XLA multiplies a single row without matrix units, or
 by slow loops, so one row is followed by rows of zeros.
@@ -12,7 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jcompress.kernels._float8 import float8_rows, result_dtype
+from jcompress.kernels._float8 import dot_by_blocks, float8_rows, result_dtype
 
 
 def xla(
@@ -29,6 +29,7 @@ def xla(
         values,
         tpu=functools.partial(product, least=8),
         cuda=functools.partial(product, least=16),
+        cpu=lambda q, values: dot_by_blocks(q.astype(jnp.bfloat16), values),
         default=in_bfloat16,
     )
     total = sums * scale * scales.T

@@ -15,8 +15,7 @@ limits below are between. Against float weights they are faster for one or two r
 a par for eight, and slower beyond. On other platforms, whose compilers fuse
 conversions, the weight is always converted; none was timed.
 
-Weights of float8 are always converted: on a CPU, for few rows, to bfloat16, half the
-bytes to write, and the activations with them, exactly, as sums of two or three.
+Weights of float8 are converted everywhere, on a CPU as `xla_float8.py` says.
 """
 
 import functools
@@ -35,15 +34,13 @@ from jcompress.kernels._integers import (
 )
 from jcompress.kernels._partition import vary, varying
 from jcompress.kernels.weight_only_matmul.reference import dense_weight
-from jcompress.quantization.arithmetic import round_to
+from jcompress.kernels.weight_only_matmul.xla_float8 import PARTS, by_parts
 from jcompress.tensors.packing import FLOAT8, unpack_bits
 
 SPLIT_ROWS = 96
 """Up to so many rows of digits they are used on a CPU, with one group of scales."""
 SPLIT_ROWS_GROUPED = 48
 """The same with several groups, each of which is a product of its own."""
-BFLOAT16_ROWS = 192
-"""Up to so many rows of bfloat16 they are used on a CPU for weights of float8."""
 SPLIT_GROUPS = 64
 """Beyond so many groups the program of one product a group becomes too long."""
 
@@ -63,14 +60,13 @@ def xla(
     rows, inputs = x.shape
     groups = scales.shape[1]
     if values.dtype == FLOAT8:
-        parts = _BFLOAT16_PARTS.get(x.dtype.name, 0)
-        if groups > 1 or not 1 < parts * rows <= BFLOAT16_ROWS:
+        if groups > 1 or x.dtype.name not in PARTS:
             return converted(x, values, scales, None)
         product: jax.Array = jax.lax.platform_dependent(
             x,
             values,
             scales,
-            cpu=functools.partial(by_bfloat16, parts=parts),
+            cpu=by_parts,
             default=lambda x, values, scales: converted(x, values, scales, None),
         )
         return product
@@ -82,10 +78,6 @@ def xla(
         x, values, scales, zeros, cpu=digits, default=converted
     )
     return chosen
-
-
-_BFLOAT16_PARTS = {"float32": 3, "float16": 2}
-"""How many numbers of bfloat16 have such a number as their sum."""
 
 
 def digit_count(dtype: Any, x_bits: int | None) -> int:
@@ -139,29 +131,6 @@ def by_conversion(
     if scales.shape[1] == 1:
         product = product * scales[:, 0][None]
     return (product if row_scale is None else product * row_scale).astype(dtype)
-
-
-def by_bfloat16(
-    x: jax.Array, values: jax.Array, scales: jax.Array, *, parts: int
-) -> jax.Array:
-    """Multiply a weight of float8 in bfloat16, with activations in several parts."""
-    rows = x.shape[0]
-    rest = x.astype(jnp.float32)
-    found = []
-    for _ in range(parts):
-        part = round_to(rest, jnp.bfloat16)
-        found.append(part)
-        rest = rest - part.astype(jnp.float32)
-    sums = jax.lax.dot_general(
-        jnp.concatenate(found),
-        values.astype(jnp.bfloat16),
-        (((1,), (1,)), ((), ())),
-        preferred_element_type=jnp.float32,
-    ).reshape(parts, rows, values.shape[0])
-    total = sums[-1]
-    for place in range(parts - 2, -1, -1):
-        total = sums[place] + total
-    return (total * scales[:, 0][None]).astype(x.dtype)
 
 
 def by_digits(

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from conformance import Float8Matmul
+from conformance import Float8Matmul, normal, weight
 
-from jcompress.kernels import Implementation, float8_matmul
+from jcompress.kernels import Implementation, _float8, float8_matmul
+from jcompress.quantization import Weights
 
 
 class TestReference(Float8Matmul):
@@ -41,6 +44,25 @@ X, Q, V, S = (
 def test_errors(args: Any, given: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         float8_matmul(*args, **given)
+
+
+def test_blocks_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same memory, one after the other, whatever is left over; and mapped."""
+    monkeypatch.setattr(_float8, "_BLOCK_BYTES", 2 * 64 * 9)
+    values, _, _ = weight(40, 64, Weights(floating=True))
+    both = jnp.stack([values, values[::-1]])
+    for rows in (1, 3):
+        x = normal((2, rows, 64), jnp.bfloat16)
+        run = jax.jit(jax.vmap(_float8.dot_by_blocks))
+        wide = np.asarray(both, np.float64).swapaxes(1, 2)
+        expected = np.asarray(x, np.float64) @ wide
+        np.testing.assert_allclose(run(x, both), expected, rtol=1e-5, atol=1e-2)
+        one = jax.jit(_float8.dot_by_blocks).lower(x[0], values).compile()
+        np.testing.assert_allclose(one(x[0], values), expected[0], rtol=1e-5, atol=1e-2)
+        memory = one.memory_analysis()
+        assert memory is not None
+        # Two blocks of converted weights, and sums, but not five.
+        assert memory.temp_size_in_bytes < 2 * 64 * 9 * 3
 
 
 def test_there_is_no_kernel_of_our_own_for_a_cpu() -> None:
