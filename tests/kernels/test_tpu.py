@@ -105,7 +105,7 @@ def test_weight_only_numbers(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "size", "dtype"),
-    [(3, 0, jnp.bfloat16), (2, 128, jnp.float32), (40, 0, jnp.bfloat16)],
+    [(2, 128, jnp.float32), (40, 0, jnp.bfloat16)],
 )
 def test_weights_of_float8(rows: int, size: int, dtype: Any) -> None:
     kind = PerGroup(size) if size else PerChannel()

@@ -32,7 +32,6 @@ from jcompress.quantization.arithmetic import (
 from jcompress.tensors import QTensor
 
 FLOATING: dict[str, Any] = {"bits": 8, "symmetric": True, "floating": True}
-GRANULARITIES = [PerTensor(), PerChannel(), PerGroup(4)]
 ONE = jnp.ones(())
 
 
@@ -99,8 +98,14 @@ def test_gradient_is_straight_through() -> None:
     np.testing.assert_array_equal(gradient, [1, 1, 0, 0, 1])
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize(
+    ("granularity", "dtype"),
+    [
+        (PerTensor(), jnp.float32),
+        (PerChannel(), jnp.bfloat16),
+        (PerGroup(4), jnp.float32),
+    ],
+)
 def test_the_same_bits_everywhere(granularity: Any, dtype: Any) -> None:
     spec = Weights(floating=True, granularity=granularity)
     leaf = jnp.asarray(normal(3, 8, 6) * np.exp2(normal(1, 8, 1))).astype(dtype)
@@ -170,16 +175,16 @@ def test_tensor() -> None:
         QTensor(**{**given, "values": values.astype(jnp.float8_e5m2)})
 
 
-@pytest.mark.parametrize("granularity", [PerTensor(), PerRow()])
-def test_training(granularity: Any) -> None:
+def test_training() -> None:
     """Gradients of what was rounded, as if it had not been."""
     spec = Quantize(
         weights=Weights(floating=True),
-        activation=Activation(symmetric=True, floating=True, granularity=granularity),
+        activation=Activation(symmetric=True, floating=True, granularity=PerRow()),
     )
     x, w = jnp.asarray(normal(5, 8)), jnp.asarray(normal(8, 4))
     layer = fake_quant(lambda p, x: x @ p["w"], [("w", spec)])
-    dw, dx = jax.grad(lambda p, x: layer(p, x).sum(), argnums=(0, 1))({"w": w}, x)
+    gradient = jax.jit(jax.grad(lambda p, x: layer(p, x).sum(), argnums=(0, 1)))
+    dw, dx = gradient({"w": w}, x)
     near = {"rtol": 0.1, "atol": 0.1}
     np.testing.assert_allclose(dx, jnp.broadcast_to(w.sum(1), x.shape), **near)
     np.testing.assert_allclose(
