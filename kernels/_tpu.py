@@ -57,6 +57,12 @@ def gather_places(span: int, per: int) -> jax.Array:
     return moved.astype(jnp.float32).astype(jnp.bfloat16)
 
 
+def device_kind() -> str:
+    """The kind of the device that is compiled for, in small letters; "" if unknown."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return "" if device is None else str(device.device_kind).lower()
+
+
 def multiplies_integers() -> bool:
     """Whether int8 products have instructions on the device that is compiled for.
 
@@ -64,8 +70,7 @@ def multiplies_integers() -> bool:
     under `jax.set_mesh` or `jax.sharding.use_abstract_mesh`; nothing asks for hardware.
     Where it is unknown the answer is yes, which is right or slower, never wrong.
     """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    kind = "" if device is None else device.device_kind.lower()
+    kind = device_kind()
     return not ("tpu7" in kind or "tpu v7" in kind or "tpu 7" in kind)
 
 

@@ -10,7 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.kernels import _tiles
-from jcompress.kernels._tpu import LANES, multiplies_integers, per_byte, tuned
+from jcompress.kernels._tpu import (
+    LANES,
+    device_kind,
+    multiplies_integers,
+    per_byte,
+    tuned,
+)
 from jcompress.kernels.weight_only_matmul.tpu_few_rows import few_rows
 from jcompress.kernels.weight_only_matmul.tpu_many_rows import many_rows
 from jcompress.tensors.packing import FLOAT8
@@ -112,9 +118,11 @@ def prefers(
     x_bits: int | None,
 ) -> bool:
     """Whether the kernels are the better choice (benchmarks/README.md)."""
-    if values.dtype == FLOAT8 and x.shape[0] > FEW and scales.shape[1] == 1:
-        # XLA's compiler converts as it multiplies: the same time without a kernel.
-        return False
+    if values.dtype == FLOAT8 and scales.shape[1] == 1:
+        # XLA's compiler converts as it multiplies: the same time without a kernel, but
+        # for few rows on generation 7.
+        others = device_kind() and multiplies_integers()
+        return x.shape[0] <= FEW and not others
     key = _key(x, values, scales, bits, x_bits)
     return _tiles.suits("weight_only_matmul", "tpu", key, x.shape[0])
 

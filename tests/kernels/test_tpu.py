@@ -122,6 +122,15 @@ def test_weights_of_float8(rows: int, size: int, dtype: Any) -> None:
     assert (np.abs(out - np.asarray(expected)) <= tolerance * size_of).all()
 
 
+def test_where_xla_is_left_to_convert_float8() -> None:
+    values = jax.ShapeDtypeStruct((128, 256), jnp.float8_e4m3fn)
+    for rows, groups, ours in ((3, 1, True), (40, 1, False), (40, 2, True)):
+        x = jax.ShapeDtypeStruct((rows, 256), jnp.bfloat16)
+        scales = jax.ShapeDtypeStruct((128, groups), jnp.float32)
+        found = weight_only.prefers(x, values, scales, None, bits=8, x_bits=None)
+        assert found == ours
+
+
 def test_a_row_that_is_not_finite_spoils_itself_only() -> None:
     x = normal(0, (4, 256)).at[1, 2].set(jnp.nan).at[2, 0].set(jnp.inf)
     stored = quantized(32, 256, 8, 0)
