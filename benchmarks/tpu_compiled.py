@@ -39,7 +39,8 @@ class Target:
     Attributes:
         topology: the name that the compiler knows.
         gigahertz: of the clock.
-        floats, integers: peak operations a second on bfloat16 and int8 operands.
+        floats, integers, float8: peak operations a second on bfloat16, int8 and
+            float8 operands; what is not multiplied as such becomes bfloat16.
         bandwidth: bytes a second of the memory.
     """
 
@@ -47,6 +48,7 @@ class Target:
     gigahertz: float
     floats: float
     integers: float
+    float8: float
     bandwidth: float
 
 
@@ -56,6 +58,7 @@ TARGETS = {
         gigahertz=1.5,
         floats=197e12,
         integers=394e12,
+        float8=197e12,
         bandwidth=0.82e12,
     ),
     "v6e": Target(
@@ -63,6 +66,7 @@ TARGETS = {
         gigahertz=1.75,
         floats=920e12,
         integers=1840e12,
+        float8=920e12,
         bandwidth=1.64e12,
     ),
     "7x": Target(
@@ -70,6 +74,7 @@ TARGETS = {
         gigahertz=2.2,
         floats=1155e12,
         integers=1155e12,
+        float8=2300e12,
         bandwidth=3.7e12,
     ),
 }
@@ -93,6 +98,7 @@ class Case:
         bits: of a weight.
         group: inputs that share a scale; 0 for one scale an output.
         x_bits: of the activations; 0 for bfloat16.
+        floating: whether numbers of 8 bits are float8.
         block: side of a stored block.
         density: fraction of the blocks stored.
         pattern: n and m, where n of every m inputs are stored.
@@ -106,6 +112,7 @@ class Case:
     bits: int = 16
     group: int = 0
     x_bits: int = 0
+    floating: bool = False
     block: int = 0
     density: float = 1.0
     pattern: tuple[int, int] = (1, 1)
@@ -155,6 +162,16 @@ def _decode(name: str, **given: Any) -> dict[str, Case]:
     return cases
 
 
+def _float8(x_bits: int) -> dict[str, Case]:
+    operation = "float8_matmul" if x_bits else "weight_only_matmul"
+    return {
+        f"w8a{x_bits or 16} float8 {rows} x 4096 x 4096": Case(
+            operation=operation, rows=rows, bits=8, x_bits=x_bits, floating=True
+        )
+        for rows in (1, 8, 512, 4096)
+    }
+
+
 def _sparse(rows: int, block: int) -> dict[str, Case]:
     name = f"block-sparse 10 % of {block} {rows} x 4096 x 4096"
     case = Case(operation="block_sparse_matmul", rows=rows, block=block, density=0.1)
@@ -186,6 +203,8 @@ CASES: dict[str, Case] = {
     "w8a8 4096 x 4096 x 4096": Case(
         operation="int8_matmul", rows=4096, bits=8, x_bits=8
     ),
+    **_float8(8),
+    **_float8(0),
     **_sparse(256, 256),
     **_sparse(1024, 256),
     **_sparse(4096, 256),
@@ -233,7 +252,8 @@ def _forms(case: Case, target: str) -> tuple[str, ...]:
     """What is compiled: XLA's form where it is kept, and not where it does not end."""
     if case.operation == "int8_matmul":
         return ("tpu",) if target == "7x" else ("xla",)
-    return ("xla",) if case.operation == "dense" else ("tpu", "xla")
+    only_xla = case.operation in ("dense", "float8_matmul")
+    return ("xla",) if only_xla else ("tpu", "xla")
 
 
 def _apart(name: str, target: str, form: str, given: Any) -> dict[str, Any]:
@@ -320,19 +340,21 @@ def program(
         indices = jax.ShapeDtypeStruct((n, k * case.bits // 8), jnp.uint8)
         table = jax.ShapeDtypeStruct((1, case.table), jnp.float32)
         return run, [x, indices, table]
+    kind = jnp.float8_e4m3fn if case.floating else jnp.int8
     stored = jax.ShapeDtypeStruct(
-        (n, k * case.bits // 8), jnp.uint8 if case.bits < 8 else jnp.int8
+        (n, k * case.bits // 8), jnp.uint8 if case.bits < 8 else kind
     )
     scales = jax.ShapeDtypeStruct(
         (n, k // case.group if case.group else 1), jnp.float32
     )
     if case.operation == "int8_matmul":
-        return functools.partial(run, x_bits=8), [x, None, None, stored, scales] + [
-            None
-        ] * 2
+        nothing = [None] * 2
+        return functools.partial(run, x_bits=8), [x, *nothing, stored, scales, *nothing]
+    if case.operation == "float8_matmul":
+        return run, [x, None, stored, scales, None]
     chosen: dict[str, Any] = {"bits": case.bits, "x_bits": case.x_bits or None}
     if form == "tpu":
-        chosen["integers"] = integers
+        chosen["integers"] = integers and not case.floating
     return functools.partial(run, **chosen), [x, stored, scales, None]
 
 
@@ -354,7 +376,9 @@ def bounds(
                 runs = next(products) if multiplies else across
                 cycles -= added * (1 - runs / (case.blocks + across))
         copied = case.needed
-    peak = target.integers if case.x_bits else target.floats
+    peak = target.floats
+    if case.x_bits:
+        peak = target.float8 if case.floating else target.integers
     work = case.work / peak
     least = max(case.needed / target.bandwidth, work)
     seconds = max(

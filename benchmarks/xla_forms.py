@@ -2,6 +2,7 @@
 
     python benchmarks/xla_forms.py
     python benchmarks/xla_forms.py --sizes 1024 --rows 1 8 --rounds 5
+    python benchmarks/xla_forms.py --forms float8
 
 Every form of one line is timed in turn within each round, so that what slows the
 machine slows them all, and each call takes the next of several weights that together
@@ -20,7 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.kernels import Implementation, int8_matmul, weight_only_matmul
+from jcompress.kernels import (
+    Implementation,
+    float8_matmul,
+    int8_matmul,
+    weight_only_matmul,
+)
 from jcompress.kernels.weight_only_matmul.shapes import ROWS
 from jcompress.kernels.weight_only_matmul.xla import by_conversion, by_digits
 from jcompress.quantization.arithmetic import quantize_matrix
@@ -56,11 +62,23 @@ def forms(size: int, group: int, cache_bytes: int) -> dict[str, Form]:
     four = weights(size, half, Weights(bits=4, granularity=PerChannel()))
     eight_grouped = weights(size, count, Weights(bits=8, granularity=grouped))
     four_grouped = weights(size, half, Weights(bits=4, granularity=grouped))
+    float8 = weights(size, count, Weights(floating=True))
     integers = functools.partial(int8_matmul, implementation=Implementation.XLA)
+
+    def floats(x: jax.Array, values: Any, scales: Any, _: None) -> jax.Array:
+        return float8_matmul(x, values, scales, implementation=Implementation.XLA)
+
     result: dict[str, Form] = {
         "float32": (jax.jit(jnp.matmul), dense),
         "int8_matmul": (jax.jit(integers), eight),
+        "float8_matmul": (jax.jit(floats), float8),
     }
+    chosen = functools.partial(
+        weight_only_matmul, bits=8, implementation=Implementation.XLA
+    )
+    result["w float8 chosen"] = (jax.jit(chosen), float8)
+    converted = functools.partial(by_conversion, bits=8)
+    result["w float8 converted"] = (jax.jit(converted), float8)
     for label, bits, arrays in (
         ("w8", 8, eight),
         ("w4", 4, four),
@@ -107,12 +125,19 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 4096])
     parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS))
     parser.add_argument("--group", type=int, default=128)
+    parser.add_argument("--forms", default="", help="a part of the names")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--cache-mib", type=int, default=64)
     args = parser.parse_args()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
     for size in args.sizes:
-        candidates = forms(size, args.group, args.cache_mib << 20)
+        every = forms(size, args.group, args.cache_mib << 20)
+        kept = ("float32", args.forms)
+        candidates = {
+            name: form
+            for name, form in every.items()
+            if any(part in name for part in kept)
+        }
         calls = max(1, (2048 // size) ** 2)
         for rows in args.rows:
             x = jax.random.normal(jax.random.key(99), (rows, size))

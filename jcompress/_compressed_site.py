@@ -80,11 +80,13 @@ class CompressedSite:
         if scaling is None:
             return inputs
         assert self.activation is not None
-        bits, symmetric = self.activation.bits, self.activation.symmetric
+        given: dict[str, Any] = {
+            "bits": self.activation.bits,
+            "symmetric": self.activation.symmetric,
+            "floating": self.activation.floating,
+        }
         return [
-            fake_quantize(value, *scaling, bits=bits, symmetric=symmetric)
-            if number == use.data
-            else value
+            fake_quantize(value, *scaling, **given) if number == use.data else value
             for number, value in enumerate(inputs)
         ]
 
@@ -172,6 +174,8 @@ class CompressedSite:
         if isinstance(tensor, QTensor):
             plan = Windowed.of(use, operand, tensor)
             if isinstance(plan, Windowed):
+                if self.activation is not None and self.activation.floating:
+                    inputs, scaling = self._faked(use, inputs, scaling), None
                 return self._windowed(use, plan, tensor, inputs, scaling)
             point = plan if isinstance(point, str) else point
         if isinstance(tensor, LowRank) and (tensor.windows or isinstance(point, str)):
@@ -203,9 +207,10 @@ class CompressedSite:
         inputs: list[Any],
         scaling: Scaling,
     ) -> list[jax.Array]:
-        how = How.WEIGHT_ONLY if scaling is None else How.INTEGER
-        self._note(use, inputs, how, plan.why(inputs[0], tensor, self.activation))
-        return [plan.run(inputs[0], scaling, tensor, self.activation)]
+        activation = None if scaling is None else self.activation
+        how = How.WEIGHT_ONLY if activation is None else How.INTEGER
+        self._note(use, inputs, how, plan.why(inputs[0], tensor, activation))
+        return [plan.run(inputs[0], scaling, tensor, activation)]
 
     def _ragged(
         self, use: Use, operand: int, inputs: list[Any], scaling: Scaling, bind: Bind

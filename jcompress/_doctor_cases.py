@@ -11,11 +11,13 @@ import numpy as np
 from jcompress.kernels._dispatch import Forms
 from jcompress.kernels.block_sparse_matmul.api import FORMS as BLOCK_SPARSE
 from jcompress.kernels.codebook_matmul.api import FORMS as CODEBOOK
+from jcompress.kernels.float8_matmul.api import FORMS as FLOAT8
 from jcompress.kernels.int8_matmul.api import FORMS as INT8
 from jcompress.kernels.nm_sparse_matmul.api import FORMS as NM_SPARSE
 from jcompress.kernels.quantized_conv.api import FORMS as CONV
 from jcompress.kernels.quantized_conv.window import Window
 from jcompress.kernels.weight_only_matmul.api import FORMS as WEIGHT_ONLY
+from jcompress.tensors.packing import FLOAT8 as F8
 from jcompress.tensors.packing import pack_bits
 
 ROWS, OUTPUTS, INPUTS, GROUPS = 4, 128, 512, 8
@@ -62,7 +64,13 @@ def cases() -> list[Case]:
             forms=INT8,
             args=(x, None, None, integers(*weight), scales(*per_channel), None, None),
             static={"x_bits": 8},
-        )
+        ),
+        Case(
+            name="weight_only_matmul float8, bfloat16",
+            forms=WEIGHT_ONLY,
+            args=(short, floats(*weight, dtype=F8), scales(*per_channel), None),
+            static={"bits": 8, "x_bits": None},
+        ),
     ]
     for bits, activations, x_bits, shape in (
         (8, short, None, per_channel),
@@ -103,6 +111,14 @@ def cases() -> list[Case]:
                 static={"bits": 4, "x_bits": x_bits, "window": window},
             )
         )
+    found.append(
+        Case(
+            name="float8_matmul",
+            forms=FLOAT8,
+            args=(x, None, floats(*weight, dtype=F8), scales(*per_channel), None),
+            static={},
+        )
+    )
     return [*found, *_sparse_cases(x, short, floats, draw)]
 
 

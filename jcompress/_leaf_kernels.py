@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jcompress.kernels.block_sparse_matmul import block_sparse_matmul
 from jcompress.kernels.codebook_matmul import codebook_matmul
+from jcompress.kernels.float8_matmul import float8_matmul
 from jcompress.kernels.int8_matmul import int8_matmul
 from jcompress.kernels.nm_sparse_matmul import nm_sparse_matmul
 from jcompress.kernels.weight_only_matmul import weight_only_matmul
@@ -31,8 +32,10 @@ class How(enum.Enum):
 
     INTEGER = "integer product"
     """Integers times integers, scaled afterwards."""
+    FLOAT8 = "float8 product"
+    """8-bit floats times 8-bit floats, scaled afterwards."""
     WEIGHT_ONLY = "weight-only product"
-    """Floats times stored integers; the dense weight is the kernel's business."""
+    """Floats times stored small numbers; the dense weight is the kernel's business."""
     SPARSE = "sparse product"
     """Floats times the stored blocks, or the n of every m, that are not zero."""
     CODEBOOK = "codebook product"
@@ -102,13 +105,13 @@ class LeafKernel:
             case Codebook():
                 return cls(How.CODEBOOK, _codebook)
             case QTensor():
-                if activation is None:
+                if activation is None or activation.floating != tensor.floating:
                     return cls(How.WEIGHT_ONLY, _weight_only)
-                return cls._integers(tensor, activation, eqn.primitive.name)
+                return cls._quantized(tensor, activation, eqn.primitive.name)
         return f"there is no kernel for a {type(tensor).__name__}"
 
     @classmethod
-    def _integers(
+    def _quantized(
         cls, tensor: QTensor, activation: Activation, primitive: str
     ) -> "LeafKernel":
         bits = activation.bits
@@ -119,6 +122,10 @@ class LeafKernel:
             and primitive != "conv_general_dilated"
         )
         one_group = tensor.scales.shape[-1] == 1
+        if one_group and tensor.floating:
+            return cls(How.FLOAT8, _float8, quantizes=True, own_range=by_row)
+        if tensor.floating:
+            return cls(How.WEIGHT_ONLY, _weight_only)
         if by_row and (tensor.bits <= 4 or not one_group):
             multiply = functools.partial(_weight_only, x_bits=bits)
             return cls(How.INTEGER, multiply, quantizes=True, own_range=True)
@@ -201,10 +208,16 @@ def _integer(
 ) -> jax.Array:
     return int8_matmul(
         x,
-        leaf.integers,
+        leaf.numbers,
         leaf.scales,
         leaf.zeros,
         x_scale=x_scale,
         x_zero=x_zero,
         x_bits=x_bits,
     )
+
+
+def _float8(
+    x: jax.Array, x_scale: jax.Array | None, _: None, leaf: QTensor
+) -> jax.Array:
+    return float8_matmul(x, leaf.values, leaf.scales, x_scale=x_scale)

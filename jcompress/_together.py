@@ -68,6 +68,7 @@ def _place(traced: Traced, name: str, tensor: CompressedTensor) -> Location | No
         or sites[0].derived
         or tensor.size > LARGEST[sites[0].operation]
         or tensor.activation is not None
+        or tensor.floating
         or tensor.stack_axes
         or tensor.dtype != jnp.float32
         or 0 in tensor.shape

@@ -56,6 +56,8 @@ class Windowed:
             return f"there is no kernel for {len(x_shape) - 2} spatial axes"
         if not jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.floating):
             return "there is no kernel for a convolution of integers"
+        if tensor.floating:
+            return "there is no kernel for a convolution with float8 weights"
         if tensor.scales.shape[-1] != 1:
             return "there is no kernel for a convolution with several groups of scales"
         if tensor.stack_axes:
@@ -145,7 +147,7 @@ class Windowed:
         outputs, inputs = self.outputs.from_leaf(0), self.inputs.from_leaf(0)
         if _sorted(outputs) and _sorted(inputs):
             return tensor.values, tensor.bits
-        matrix = tensor.integers
+        matrix = tensor.numbers
         split = matrix.reshape(*self.outputs.in_leaf, *self.inputs.in_leaf)
         order = (*outputs, *self.inputs.from_leaf(len(outputs)))
         return jnp.transpose(split, order).reshape(matrix.shape), 8

@@ -11,6 +11,7 @@ from jcompress.kernels.block_sparse_matmul import (
     block_sparse_matmul as block_sparse_matmul,
 )
 from jcompress.kernels.codebook_matmul import codebook_matmul as codebook_matmul
+from jcompress.kernels.float8_matmul import float8_matmul as float8_matmul
 from jcompress.kernels.int8_matmul import int8_matmul as int8_matmul
 from jcompress.kernels.nm_sparse_matmul import nm_sparse_matmul as nm_sparse_matmul
 from jcompress.kernels.quantized_conv import quantized_conv as quantized_conv

@@ -25,20 +25,24 @@ def result_dtype(x: jax.Array) -> np.dtype[Any]:
     return np.dtype(x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32)
 
 
-def row_scale(x: jax.Array, bits: int, over: tuple[str, ...] = ()) -> jax.Array:
+def row_scale(
+    x: jax.Array, bits: int, over: tuple[str, ...] = (), *, floating: bool = False
+) -> jax.Array:
     """The symmetric scale of each row, [..., M, K] -> float32 [..., M, 1].
 
     Args:
         x: floats.
-        bits: bits of the integers.
+        bits: bits of the numbers.
         over: mesh axes along which the rows are cut.
+        floating: whether the numbers are 8-bit floats rather than integers.
     """
-    span = range_of(x, -1)
+    # One pass over the rows; the range's two ends would take two.
+    size = jnp.abs(x.astype(jnp.float32))
+    width = jnp.max(size, axis=-1, keepdims=True, initial=0)
     if over:
-        width = jnp.maximum(jnp.abs(span.low), jnp.abs(span.high))
         width = jax.lax.pmax(width, over)
-        span = Range(-width, width)
-    scale, _ = scale_and_zero(span, bits=bits, symmetric=True)
+    span = Range(-width, width)
+    scale, _ = scale_and_zero(span, bits=bits, symmetric=True, floating=floating)
     return scale
 
 

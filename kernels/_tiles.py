@@ -79,16 +79,18 @@ def suits(operation: str, platform: str, key: str, rows: int) -> bool:
     return most is None or rows <= most
 
 
-def weight_key(bits: int, x: Any, groups: int) -> str:
-    """The key of a product with a weight of integers.
+def weight_key(bits: int, x: Any, groups: int, *, floating: bool = False) -> str:
+    """The key of a product with a weight of small numbers.
 
     Args:
-        bits: of a stored integer; those above 4 lie in bytes.
+        bits: of a stored number; those above 4 lie in bytes.
         x: what is multiplied: a dtype, or "int8" if floats become integers.
         groups: of scales.
+        floating: whether the stored numbers are float8.
     """
     grouped = " grouped" if groups > 1 else ""
-    return f"W{bits if bits <= 4 else 8} {x}{grouped}"
+    letter = "F" if floating else "W"
+    return f"{letter}{bits if bits <= 4 else 8} {x}{grouped}"
 
 
 def device_kind(platform: str) -> str:

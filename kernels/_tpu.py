@@ -57,6 +57,12 @@ def gather_places(span: int, per: int) -> jax.Array:
     return moved.astype(jnp.float32).astype(jnp.bfloat16)
 
 
+def device_kind() -> str:
+    """The kind of the device that is compiled for, in small letters; "" if unknown."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return "" if device is None else str(device.device_kind).lower()
+
+
 def multiplies_integers() -> bool:
     """Whether int8 products have instructions on the device that is compiled for.
 
@@ -64,8 +70,7 @@ def multiplies_integers() -> bool:
     under `jax.set_mesh` or `jax.sharding.use_abstract_mesh`; nothing asks for hardware.
     Where it is unknown the answer is yes, which is right or slower, never wrong.
     """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    kind = "" if device is None else device.device_kind.lower()
+    kind = device_kind()
     return not ("tpu7" in kind or "tpu v7" in kind or "tpu 7" in kind)
 
 
@@ -73,11 +78,13 @@ def planes(stored: jax.Array, bits: int) -> list[jax.Array]:
     """The integers in each place of a byte, times the power of 2 of the top place.
 
     Args:
-        stored: uint8 [n, lanes] of `8 // bits` integers a byte, or int8 for 8 bits.
+        stored: uint8 [n, lanes] of `8 // bits` integers a byte, or int8 or float8 for
+            8 bits.
         bits: 2, 4 or 8.
 
     Returns:
-        int8 [n, lanes] for each place; each is the integer times `2^(8 - bits)`.
+        int8 [n, lanes] for each place; each is the integer times `2^(8 - bits)`. For
+        8 bits, what is stored.
     """
     if bits == 8:
         return [stored]

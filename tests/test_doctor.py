@@ -39,7 +39,14 @@ def test_all_that_is_installed_works(capsys):
     assert said.endswith("everything that can work on this machine works\n")
     assert "differs" not in said
     assert f"{jax.__version__} (supported: 0.10.2 to 0.12)" in said
-    products = ("int8", "weight_only", "block_sparse", "nm_sparse", "codebook")
+    products = (
+        "int8",
+        "float8",
+        "weight_only",
+        "block_sparse",
+        "nm_sparse",
+        "codebook",
+    )
     for operation in (*(f"{name}_matmul" for name in products), "quantized_conv"):
         line = next(l for l in said.splitlines() if l.startswith(operation))
         assert "on cpu takes" in line

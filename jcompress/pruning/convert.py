@@ -160,6 +160,11 @@ def _matrix(path: str, leaf: Any, axes: Axes) -> tuple[Host, jax.Array | None]:
             f"to_sparse: {path!r} is already a {type(leaf).__name__}; exclude it by a "
             f"rule ({path!r}, None)"
         )
+    if leaf.floating:
+        raise RuleError(
+            f"to_sparse: {path!r} is stored as float8; sparse leaves take symmetric "
+            "integers of 5 to 8 bits: Quantize(weights=Weights(bits=8))"
+        )
     plain = leaf.bits > 4 and leaf.zeros is None and leaf.scales.shape[-1] == 1
     if not plain or leaf.activation is not None or leaf.axes != axes:
         raise RuleError(

@@ -68,7 +68,6 @@ def input_scale(
         activation: how the input is quantized.
         stored: the range to use; None, or a range without data, takes that of `x`.
     """
-    bits, symmetric = activation.bits, activation.symmetric
     given = jax.lax.stop_gradient(x)
     axes = None
     if isinstance(activation.granularity, PerRow):
@@ -80,7 +79,12 @@ def input_scale(
             jnp.where(known, stored.low, now.low),
             jnp.where(known, stored.high, now.high),
         )
-    return scale_and_zero(now, bits=bits, symmetric=symmetric)
+    return scale_and_zero(
+        now,
+        bits=activation.bits,
+        symmetric=activation.symmetric,
+        floating=activation.floating,
+    )
 
 
 def contracted(use: Use) -> tuple[int, ...]:
@@ -123,5 +127,6 @@ class QuantizeInput:
                 zero,
                 bits=self.activation.bits,
                 symmetric=self.activation.symmetric,
+                floating=self.activation.floating,
             )
         return bind(inputs), seen

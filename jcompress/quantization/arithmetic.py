@@ -6,7 +6,8 @@ that the compiler has nothing to rearrange: the same bits come out of eager call
 division by a broadcast number into a product with its reciprocal, but not in every
 program, so the reciprocal is written out here. And a cast to a 16-bit float is
 preceded by an explicit rounding, since XLA may otherwise drop the cast when the next
-operation goes back to float32.
+operation goes back to float32. Numbers of float8 are rounded in float32 as well: how a
+platform casts to them, and by way of which other dtype, then does not matter.
 """
 
 import functools
@@ -20,8 +21,17 @@ import numpy as np
 
 from jcompress._matrix import Axes, from_matrix, to_matrix
 from jcompress.quantization.formats import PerChannel, PerGroup, PerTensor, Weights
+from jcompress.tensors.packing import FLOAT8
 
 _TINY = np.finfo(np.float32).tiny
+_FLOAT8_TOP = 448
+"""The largest number of float8_e4m3fn, which has no infinities."""
+_FLOAT8_LAST = 464
+"""The largest that rounds to it."""
+_FLOAT8_NORMAL = 2.0**-6
+"""Its smallest number with a full significand of 4 bits."""
+_EXPONENT = 0x7F800000
+"""The exponent's bits in a float32."""
 
 
 class Range(NamedTuple):
@@ -36,8 +46,12 @@ class Range(NamedTuple):
     high: jax.Array
 
 
-def integer_range(bits: int, *, symmetric: bool) -> tuple[int, int]:
-    """The smallest and the largest integer of a format."""
+def number_range(
+    bits: int, *, symmetric: bool, floating: bool = False
+) -> tuple[int, int]:
+    """The smallest and the largest number of a format."""
+    if floating:
+        return -_FLOAT8_TOP, _FLOAT8_TOP
     high = 2 ** (bits - 1) - 1
     return (-high if symmetric else -high - 1), high
 
@@ -60,11 +74,12 @@ def range_of(x: jax.Array, axes: int | Sequence[int] | None) -> Range:
 
 
 def scale_and_zero(
-    range: Range, *, bits: int, symmetric: bool
+    range: Range, *, bits: int, symmetric: bool, floating: bool = False
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The step between two integers, and the integer that stands for 0.
+    """What the number 1 stands for, and the integer that stands for 0.
 
-    Symmetric: `scale = max(|low|, |high|) / qmax`. Asymmetric, after widening the range
+    Symmetric: `scale = max(|low|, |high|) / qmax`, where `qmax` is 448 for float8.
+    Asymmetric, after widening the range
     to contain 0: `scale = (high - low) / (2^bits - 1)` and
     `zero = clip(round(qmin - low / scale), qmin, qmax)` (Jacob et al. 2018, section 3).
     A scale that float32 cannot invert (an all-zero range) becomes 1.
@@ -74,7 +89,7 @@ def scale_and_zero(
         float32 of that shape; None if symmetric.
     """
     low, high = range.low.astype(jnp.float32), range.high.astype(jnp.float32)
-    qmin, qmax = integer_range(bits, symmetric=symmetric)
+    qmin, qmax = number_range(bits, symmetric=symmetric, floating=floating)
     if symmetric:
         width = jnp.maximum(jnp.abs(low), jnp.abs(high))
         return _invertible(width * np.float32(1 / qmax)), None
@@ -89,9 +104,25 @@ def _invertible(scale: jax.Array) -> jax.Array:
     return jnp.where(scale < _TINY, np.float32(1), scale)
 
 
+def _steps(x: jax.Array, scale: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32) * (np.float32(1) / scale)
+
+
 def _integers(x: jax.Array, scale: jax.Array, zero: jax.Array | None) -> jax.Array:
-    steps = jnp.round(x.astype(jnp.float32) * (np.float32(1) / scale))
+    steps = jnp.round(_steps(x, scale))
     return steps if zero is None else steps + zero
+
+
+def _to_float8(x: jax.Array) -> jax.Array:
+    """The nearest numbers of float8_e4m3fn, which has no zero below 0."""
+    x = jnp.clip(x, np.float32(-_FLOAT8_TOP), np.float32(_FLOAT8_TOP))
+    # A sum with 3 / 2 2^20 times the power of 2 below x has 3 bits of x after it. The
+    # clipping stands between it and the product before: one rounding for both would
+    # be another one.
+    word = jax.lax.bitcast_convert_type(x, jnp.int32) & np.int32(_EXPONENT)
+    power = jax.lax.bitcast_convert_type(word, jnp.float32)
+    large = jnp.maximum(power, np.float32(_FLOAT8_NORMAL)) * np.float32(1.5 * 2**20)
+    return (x + large) - large
 
 
 def quantize_values(
@@ -101,20 +132,27 @@ def quantize_values(
     *,
     bits: int,
     symmetric: bool,
+    floating: bool = False,
 ) -> jax.Array:
     """`clip(round(x * (1 / scale)) + zero, qmin, qmax)`, rounding halves to even.
+
+    Floating: the nearest numbers of float8_e4m3fn, with 0 for -0; clipped first, since
+    it has no infinities.
 
     Args:
         x: floats of any shape.
         scale: float32, broadcasts against `x`.
         zero: integers in float32, of the shape of `scale`; None if symmetric.
-        bits: bits of an integer.
-        symmetric: whether the integers are centred at 0.
+        bits: bits of a number.
+        symmetric: whether the numbers are centred at 0.
+        floating: whether they are 8-bit floats rather than integers.
 
     Returns:
-        Integers in float32, of the shape of `x`.
+        Integers, or numbers of float8_e4m3fn, in float32, of the shape of `x`.
     """
-    qmin, qmax = integer_range(bits, symmetric=symmetric)
+    if floating:
+        return _to_float8(_steps(x, scale))
+    qmin, qmax = number_range(bits, symmetric=symmetric)
     return jnp.clip(_integers(x, scale, zero), np.float32(qmin), np.float32(qmax))
 
 
@@ -125,20 +163,23 @@ def unclipped(
     *,
     bits: int,
     symmetric: bool,
+    floating: bool = False,
 ) -> jax.Array:
-    """Where the integers of `quantize_values` were in range before the clipping.
+    """Where the numbers of `quantize_values` would be the same without clipping.
 
     There, and only there, a gradient passes. Arguments as for `quantize_values`.
     """
+    if floating:
+        return jnp.abs(_steps(x, scale)) <= np.float32(_FLOAT8_LAST)
     integers = _integers(x, scale, zero)
-    qmin, qmax = integer_range(bits, symmetric=symmetric)
+    qmin, qmax = number_range(bits, symmetric=symmetric)
     return (integers >= np.float32(qmin)) & (integers <= np.float32(qmax))
 
 
 def dequantize_values(
     values: jax.Array, scale: jax.Array, zero: jax.Array | None
 ) -> jax.Array:
-    """`(values - zero) * scale` in float32; integers of any dtype."""
+    """`(values - zero) * scale` in float32; integers or float8 of any dtype."""
     values = values.astype(jnp.float32)
     if zero is not None:
         values = values - zero.astype(jnp.float32)
@@ -160,11 +201,12 @@ def fake_quantize(
     *,
     bits: int,
     symmetric: bool,
+    floating: bool = False,
 ) -> jax.Array:
     """The numbers that quantized `x` stands for, with a straight-through gradient.
 
     The value is exactly `dequantize_values(quantize_values(x))` in the dtype of `x`.
-    The derivative with respect to `x` is 1 where the integer was not clipped and 0
+    The derivative with respect to `x` is 1 where the number was not clipped and 0
     where it was (Bengio et al. 2013, "Estimating or Propagating Gradients Through
     Stochastic Neurons for Conditional Computation"; Jacob et al. 2018, section 3). It
     is 0 with respect to `scale` and `zero`.
@@ -173,32 +215,40 @@ def fake_quantize(
         x: floats of any shape.
         scale: float32, broadcasts against `x`.
         zero: integers in float32, of the shape of `scale`; None if symmetric.
-        bits: bits of an integer.
-        symmetric: whether the integers are centred at 0.
+        bits: bits of a number.
+        symmetric: whether the numbers are centred at 0.
+        floating: whether they are 8-bit floats rather than integers.
     """
-    return _fake_quantize(x, scale, zero, bits, symmetric)
+    return _fake_quantize(x, scale, zero, bits, symmetric, floating)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
 def _fake_quantize(
     x: jax.Array,
     scale: jax.Array,
     zero: jax.Array | None,
     bits: int,
     symmetric: bool,
+    floating: bool,
 ) -> jax.Array:
-    values = quantize_values(x, scale, zero, bits=bits, symmetric=symmetric)
+    values = quantize_values(
+        x, scale, zero, bits=bits, symmetric=symmetric, floating=floating
+    )
     return round_to(dequantize_values(values, scale, zero), x.dtype)
 
 
 @_fake_quantize.defjvp
 def _fake_quantize_jvp(
-    bits: int, symmetric: bool, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+    bits: int,
+    symmetric: bool,
+    floating: bool,
+    primals: tuple[Any, ...],
+    tangents: tuple[Any, ...],
 ) -> tuple[jax.Array, jax.Array]:
     x, scale, zero = primals
-    kept = unclipped(x, scale, zero, bits=bits, symmetric=symmetric)
+    kept = unclipped(x, scale, zero, bits=bits, symmetric=symmetric, floating=floating)
     tangent = jnp.where(kept, tangents[0], jnp.zeros_like(tangents[0]))
-    return _fake_quantize(x, scale, zero, bits, symmetric), tangent
+    return _fake_quantize(x, scale, zero, bits, symmetric, floating), tangent
 
 
 def _grouped(matrix: jax.Array, spec: Weights) -> jax.Array:
@@ -243,21 +293,23 @@ def weight_scales(
         case PerChannel() | PerGroup():
             span = range_of(grouped, -1)
     span = Range(span.low[..., 0], span.high[..., 0])
-    return scale_and_zero(span, bits=spec.bits, symmetric=spec.symmetric)
+    return scale_and_zero(
+        span, bits=spec.bits, symmetric=spec.symmetric, floating=spec.floating
+    )
 
 
 def quantize_matrix(
     matrix: jax.Array, spec: Weights
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Round a weight matrix to the nearest integers of a format.
+    """Round a weight matrix to the nearest numbers of a format.
 
     Args:
         matrix: floats [*S, N, K].
         spec: the format.
 
     Returns:
-        Values, int8 [*S, N, K]; scales, float32 [*S, N or 1, G]; zero points, int8 of
-        the shape of the scales, or None.
+        Values, int8 or float8_e4m3fn [*S, N, K]; scales, float32 [*S, N or 1, G]; zero
+        points, int8 of the shape of the scales, or None.
 
     Raises:
         ValueError: the group size does not divide K.
@@ -269,9 +321,11 @@ def quantize_matrix(
         None if zeros is None else zeros[..., None],
         bits=spec.bits,
         symmetric=spec.symmetric,
+        floating=spec.floating,
     )
     stored = None if zeros is None else zeros.astype(jnp.int8)
-    return values.astype(jnp.int8).reshape(matrix.shape), scales, stored
+    kind = FLOAT8 if spec.floating else jnp.int8
+    return values.astype(kind).reshape(matrix.shape), scales, stored
 
 
 def dequantize_matrix(
@@ -280,7 +334,7 @@ def dequantize_matrix(
     """The weight matrix that `quantize_matrix` describes.
 
     Args:
-        values: int8 [*S, N, K].
+        values: int8 or float8_e4m3fn [*S, N, K].
         scales: float32 [*S, N or 1, G].
         zeros: int8 of the shape of the scales, or None.
         dtype: float dtype of the result.
@@ -296,7 +350,7 @@ def dequantize_matrix(
 
 
 def fake_quantize_weight(leaf: jax.Array, axes: Axes, spec: Weights) -> jax.Array:
-    """The leaf after a trip through its integers, with a straight-through gradient.
+    """The leaf as its stored numbers give it back, with a straight-through gradient.
 
     Bit for bit what `quantize` stores and `QTensor.dense` gives back.
 
@@ -319,5 +373,6 @@ def fake_quantize_weight(leaf: jax.Array, axes: Axes, spec: Weights) -> jax.Arra
         None if zeros is None else zeros[..., None],
         bits=spec.bits,
         symmetric=spec.symmetric,
+        floating=spec.floating,
     )
     return from_matrix(faked.reshape(matrix.shape), axes, leaf.shape)

@@ -1,4 +1,4 @@
-"""`quantize`: replace the weights of a parameter tree by packed integers."""
+"""`quantize`: replace the weights of a parameter tree by small stored numbers."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -89,7 +89,7 @@ def quantize(
     sites: Sites,
     ranges: Mapping[str, Sequence[Range]] | None = None,
 ) -> Any:
-    """Store the weights of a parameter tree as packed integers.
+    """Store the weights of a parameter tree as packed integers or 8-bit floats.
 
     Each matched leaf becomes the `QTensor` whose `dense()` is, bit for bit, what
     `fake_quant` computed for it; everything else is handed on as it is. Works under

@@ -4,9 +4,16 @@ import dataclasses
 import math
 
 
-def _check_bits(bits: object, what: str) -> None:
+def _check_numbers(spec: "Weights | Activation") -> None:
+    what, bits = type(spec).__name__, spec.bits
     if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
         raise ValueError(f"{what}: bits is an int from 2 to 8, not {bits!r}")
+    if spec.floating and (bits != 8 or not spec.symmetric):
+        raise ValueError(
+            f"{what}: floating=True stores float8 numbers, which have 8 bits and no "
+            f"zero point; use {what}(bits=8, symmetric=True, floating=True), not "
+            f"bits={bits}, symmetric={spec.symmetric}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,23 +87,30 @@ class Weights:
     Symmetric: integers in `[-(2^(bits-1) - 1), 2^(bits-1) - 1]`, no zero point.
     Asymmetric: integers in `[-2^(bits-1), 2^(bits-1) - 1]` and an integer zero point,
     the range widened to contain 0 (Jacob et al. 2018, section 2.1).
+    Floating: numbers of float8_e4m3fn in `[-448, 448]` (Micikevicius et al. 2022,
+    "FP8 Formats for Deep Learning"), for devices that multiply these, and for weights
+    of very different sizes that share a scale.
 
     Attributes:
-        bits: bits of an integer, 2 to 8; up to 4 bits are stored two to a byte.
+        bits: bits of a number, 2 to 8; up to 4 bits are stored without gaps.
         symmetric: whether the range is centred at 0.
+        floating: whether the numbers are 8-bit floats rather than integers; with
+            `bits=8` and `symmetric=True` only.
         granularity: which weights share a scale.
 
     Raises:
-        ValueError: `bits` is out of range.
+        ValueError: `bits` is out of range, or `floating` does not go with it or with
+            `symmetric`.
         TypeError: `granularity` is of another kind.
     """
 
     bits: int = 8
     symmetric: bool = True
+    floating: bool = False
     granularity: PerTensor | PerChannel | PerGroup = PerChannel()
 
     def __post_init__(self) -> None:
-        _check_bits(self.bits, "Weights")
+        _check_numbers(self)
         if not isinstance(self.granularity, PerTensor | PerChannel | PerGroup):
             raise TypeError(
                 "Weights: granularity is PerTensor(), PerChannel() or PerGroup(size), "
@@ -109,24 +123,28 @@ class Activation:
     """How the data that a weight meets is quantized.
 
     Attributes:
-        bits: bits of an integer, 2 to 8.
+        bits: bits of a number, 2 to 8.
         symmetric: whether the range is centred at 0.
+        floating: whether the numbers are those of float8_e4m3fn rather than integers
+            (see `Weights`); with `bits=8` and `symmetric=True` only.
         granularity: `PerTensor()`, or `PerRow()` with a dynamic range.
         range: where the range comes from.
 
     Raises:
-        ValueError: `bits` is out of range, or `PerRow()` has a range that is not
-            dynamic: the rows of the next batch are others.
+        ValueError: `bits` is out of range, `floating` does not go with it or with
+            `symmetric`, or `PerRow()` has a range that is not dynamic: the rows of the
+            next batch are others.
         TypeError: `granularity` or `range` is of another kind.
     """
 
     bits: int = 8
     symmetric: bool = False
+    floating: bool = False
     granularity: PerTensor | PerRow = PerTensor()
     range: Dynamic | MovingAverage = Dynamic()
 
     def __post_init__(self) -> None:
-        _check_bits(self.bits, "Activation")
+        _check_numbers(self)
         if not isinstance(self.granularity, PerTensor | PerRow):
             raise TypeError(
                 "Activation: granularity is PerTensor() or PerRow(), not "
@@ -147,6 +165,10 @@ class Activation:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantize:
     """What a quantization rule says of a leaf and of the data that it meets.
+
+    A product multiplies integers with integers, or float8 with float8. Where only one
+    of the two is `floating`, the data is rounded first, and the product is one of
+    floats with a stored weight.
 
     Attributes:
         weights: how the leaf is quantized; None keeps it.

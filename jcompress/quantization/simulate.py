@@ -1,4 +1,4 @@
-"""Fake quantization: train and evaluate with the errors that integers will make."""
+"""Fake quantization: train and evaluate with the errors that small numbers make."""
 
 import functools
 from collections.abc import Callable

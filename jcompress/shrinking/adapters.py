@@ -346,7 +346,10 @@ def _requantized(dense: jax.Array, base: QTensor) -> QTensor:
     elif base.scales.shape[-2] == 1 and base.matrix_shape[-2] > 1:
         granularity = PerTensor()
     spec = Weights(
-        bits=base.bits, symmetric=base.zeros is None, granularity=granularity
+        bits=base.bits,
+        symmetric=base.zeros is None,
+        floating=base.floating,
+        granularity=granularity,
     )
     values, scales, zeros = quantize_matrix(to_matrix(dense, base.axes), spec)
     return dataclasses.replace(

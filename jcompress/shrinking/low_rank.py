@@ -106,7 +106,7 @@ def factorize(
 
 
 def quantize_factors(tree: Any, rules: Rules[Weights], *, sites: Sites) -> Any:
-    """Store the factors of `LowRank` leaves as packed integers.
+    """Store the factors of `LowRank` leaves as packed integers or 8-bit floats.
 
     Args:
         tree: a tree with `LowRank` leaves.

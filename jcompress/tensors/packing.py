@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+FLOAT8 = np.dtype(jnp.float8_e4m3fn)
+"""The dtype of stored 8-bit floats, which take a byte each like integers of 8 bits."""
+
 
 def is_packed(bits: int) -> bool:
     """Whether integers of so many bits are stored as a stream (else one a byte)."""

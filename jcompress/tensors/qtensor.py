@@ -1,4 +1,4 @@
-"""`QTensor`: a weight stored as small integers, scales and zero points."""
+"""`QTensor`: a weight stored as small integers or floats, with scales."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,7 +10,12 @@ import numpy as np
 
 from jcompress._matrix import Axes, from_matrix, matrix_shape
 from jcompress.tensors.base import CompressedTensor, Rebuild
-from jcompress.tensors.packing import packed_size, stored_dtype, unpack_bits
+from jcompress.tensors.packing import (
+    FLOAT8,
+    packed_size,
+    stored_dtype,
+    unpack_bits,
+)
 
 if TYPE_CHECKING:
     from jcompress.quantization.arithmetic import Range
@@ -35,19 +40,20 @@ class QTensor(CompressedTensor):
 
         sorted(stack_axes + output_axes + input_axes) == range(len(shape))
         2 <= bits <= 8
-        values: bits > 4: int8 [*S, N, K]; else uint8 [*S, N, ceil(K bits / 8)]
+        values: bits > 4: int8 [*S, N, K]; else uint8 [*S, N, ceil(K bits / 8)];
+            or, with bits == 8 and zeros == None, float8_e4m3fn [*S, N, K]
         scales: float32 [*S, N or 1, G],  K % G == 0
         zeros: int8 of the shape of scales, or None
 
     Attributes:
-        values: the integers; up to 4 bits, each row a stream of bits without gaps
+        values: the numbers; up to 4 bits, each row a stream of bits without gaps
             (`packing.pack_bits`), its last byte filled up with 0.
         scales: the steps.
         zeros: the integers that stand for 0; None if the format is symmetric.
         input_ranges: ranges of the data that the leaf's products meet, one for each
             product site in their order; each a scalar, or led by the sizes of the
             stack axes that differ. Empty if there is nothing to remember.
-        bits: bits of an integer.
+        bits: bits of a number.
         shape: shape of the dense array.
         dtype: dtype of the dense array.
         stack_axes: its axes that number independent copies.
@@ -94,10 +100,15 @@ class QTensor(CompressedTensor):
     def _check_arrays(self) -> None:
         *stacks, outputs, inputs = self.matrix_shape
         stored = packed_size(inputs, self.bits)
+        if self.floating and (self.bits != 8 or self.zeros is not None):
+            raise ValueError(
+                "QTensor: float8 values have 8 bits and no zero points, not bits = "
+                f"{self.bits} and {'no ' if self.zeros is None else ''}zeros"
+            )
         _check(
             "values",
             self.values,
-            stored_dtype(self.bits),
+            FLOAT8 if self.floating else stored_dtype(self.bits),
             [(*stacks, outputs, stored)],
         )
         groups = self.scales.shape[-1] if np.ndim(self.scales) else 1
@@ -122,15 +133,20 @@ class QTensor(CompressedTensor):
         return (*stacks, outputs, inputs)
 
     @property
-    def integers(self) -> jax.Array:
-        """The integers unpacked, int8 [*S, N, K]."""
+    def floating(self) -> bool:
+        """Whether the numbers are 8-bit floats rather than integers."""
+        return bool(self.values.dtype == FLOAT8)
+
+    @property
+    def numbers(self) -> jax.Array:
+        """The stored numbers unpacked, int8 or float8_e4m3fn [*S, N, K]."""
         return unpack_bits(self.values, self.matrix_shape[-1], self.bits)
 
     def dense(self) -> jax.Array:
         """The dense array, of `shape` and `dtype`."""
         from jcompress.quantization.arithmetic import dequantize_matrix
 
-        matrix = dequantize_matrix(self.integers, self.scales, self.zeros, self.dtype)
+        matrix = dequantize_matrix(self.numbers, self.scales, self.zeros, self.dtype)
         return from_matrix(matrix, self.axes, self.shape)
 
     def unstack(self) -> tuple[list[jax.Array], Rebuild] | None:

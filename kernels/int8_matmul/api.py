@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jcompress.kernels._dispatch import Form, Implementation
 from jcompress.kernels._integers import quantize_rows, result_dtype, row_scale
 from jcompress.kernels._operation import Arrays, Operation
+from jcompress.kernels._rows import by_row, check_outputs, check_row_scale, said
 from jcompress.kernels.int8_matmul import cpu, gpu, tpu
 from jcompress.kernels.int8_matmul.reference import reference
 from jcompress.kernels.int8_matmul.xla import xla
@@ -77,8 +78,8 @@ def int8_matmul(
     wide = jnp.broadcast_to(scales, (outputs, 1))
     product = _OPERATION(
         x.reshape(count, x.shape[-1]),
-        _by_row(x_scale, x.shape[:-1]),
-        _by_row(x_zero, x.shape[:-1]),
+        by_row(x_scale, x.shape[:-1]),
+        by_row(x_zero, x.shape[:-1]),
         values,
         wide,
         None if zeros is None else jnp.broadcast_to(zeros, wide.shape),
@@ -87,14 +88,6 @@ def int8_matmul(
         x_bits=x_bits,
     )
     return product.reshape(*x.shape[:-1], outputs)
-
-
-def _by_row(number: jax.Array | None, batch: tuple[int, ...]) -> jax.Array | None:
-    if number is None:
-        return None
-    if number.ndim == 0:
-        return jnp.broadcast_to(number, (math.prod(batch), 1))
-    return jnp.broadcast_to(number, (*batch, 1)).reshape(math.prod(batch), 1)
 
 
 def _roles(*args: Any, x_bits: int) -> tuple[str, ...]:
@@ -176,27 +169,21 @@ def _check_weight(
 ) -> None:
     kind = jnp.issubdtype(x.dtype, jnp.floating) or x.dtype == jnp.int8
     if x.ndim < 1 or x.shape[-1] < 1 or not kind:
-        raise ValueError(f"{_NAME}: x is floats or int8 [..., K], not {_said(x)}")
+        raise ValueError(f"{_NAME}: x is floats or int8 [..., K], not {said(x)}")
     inputs = x.shape[-1]
     fits = values.ndim == 2 and values.shape[1] == inputs and values.dtype == jnp.int8
     if not fits:
         raise ValueError(
             f"{_NAME}: for {inputs} inputs, values is int8 [N, {inputs}], not "
-            f"{_said(values)}; unpack 4-bit values first (QTensor.integers)"
+            f"{said(values)}; unpack 4-bit values first (QTensor.numbers)"
         )
     outputs = values.shape[0]
-    if scales.shape not in ((1, 1), (outputs, 1)) or scales.dtype != jnp.float32:
-        raise ValueError(
-            f"{_NAME}: scales is float32 [{outputs} or 1, 1], not {_said(scales)}; "
-            "weights with several groups need weight_only_matmul"
-        )
+    check_outputs(_NAME, outputs, scales, bias)
     if zeros is not None and (zeros.shape != scales.shape or zeros.dtype != jnp.int8):
         raise ValueError(
             f"{_NAME}: zeros is int8 of the shape of scales {list(scales.shape)}, not "
-            f"{_said(zeros)}"
+            f"{said(zeros)}"
         )
-    if bias is not None and (bias.shape != (outputs,) or bias.dtype != jnp.float32):
-        raise ValueError(f"{_NAME}: bias is float32 [{outputs}], not {_said(bias)}")
 
 
 def _check_input(
@@ -210,22 +197,9 @@ def _check_input(
                 f"{_NAME}: x_scale is missing; only float x without x_zero gets one"
             )
         return
-    wanted = (*x.shape[:-1], 1)
-    broadcasts = scale.ndim == 0 or (
-        scale.ndim == len(wanted)
-        and all(a in (1, b) for a, b in zip(scale.shape, wanted, strict=True))
-    )
-    if not broadcasts or scale.dtype != jnp.float32:
-        raise ValueError(
-            f"{_NAME}: x_scale is a float32 scalar or {list(wanted)}, not "
-            f"{_said(scale)}"
-        )
+    check_row_scale(_NAME, x, scale)
     if zero is not None and (zero.shape != scale.shape or zero.dtype != jnp.float32):
         raise ValueError(
             f"{_NAME}: x_zero is float32 of the shape of x_scale "
-            f"{list(scale.shape)}, not {_said(zero)}"
+            f"{list(scale.shape)}, not {said(zero)}"
         )
-
-
-def _said(array: jax.Array) -> str:
-    return f"{array.dtype} {list(array.shape)}"

@@ -1,4 +1,4 @@
-"""`weight_only_matmul`: float activations, integer weights."""
+"""`weight_only_matmul`: float activations, weights of small numbers."""
 
 import math
 from collections.abc import Callable
@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jcompress.kernels._dispatch import Form, Implementation
 from jcompress.kernels._integers import quantize_rows, row_scale
 from jcompress.kernels._operation import Arrays, Operation
+from jcompress.kernels._rows import said
 from jcompress.kernels.weight_only_matmul import cpu, gpu, tpu
 from jcompress.kernels.weight_only_matmul.reference import dense_weight, reference
 from jcompress.kernels.weight_only_matmul.xla import xla
-from jcompress.tensors.packing import is_packed, packed_size, stored_dtype
+from jcompress.tensors.packing import FLOAT8, is_packed, packed_size, stored_dtype
 
 _NAME = "weight_only_matmul"
 FORMS = {
@@ -35,7 +36,7 @@ def weight_only_matmul(
     x_bits: int | None = None,
     implementation: Implementation | None = None,
 ) -> jax.Array:
-    """Multiply float activations by a weight stored as small integers.
+    """Multiply float activations by a weight stored as small integers or floats.
 
     `y[..., n] = sum_k x[..., k] * (values[n, k] - zeros[n, g]) * scales[n, g]` with
     `g = k // (K / G)`, accumulated in float32 (int32 within a form) and cast to the
@@ -52,10 +53,11 @@ def weight_only_matmul(
     Args:
         x: floats [..., K].
         values: int8 [N, K]; for `bits <= 4`, uint8 [N, ceil(K bits / 8)], as
-            `jcompress.tensors.packing.pack_bits` packs them.
+            `jcompress.tensors.packing.pack_bits` packs them; or, for `bits == 8`
+            without `zeros` and `x_bits`, float8_e4m3fn [N, K].
         scales: float32 [N or 1, G], where G divides K.
         zeros: int8 of the shape of `scales`, or None.
-        bits: bits of an integer of the weight, 2 to 8.
+        bits: bits of a number of the weight, 2 to 8.
         x_bits: bits of an integer of the activations, 2 to 8; None for floats.
         implementation: None for the fastest (benchmarks/README.md).
 
@@ -157,15 +159,21 @@ def _check(
         if given is not None and not 2 <= given <= 8:
             raise ValueError(f"{name}: {label} is from 2 to 8, not {given!r}")
     if x.ndim < 1 or x.shape[-1] < 1 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"{name}: x is floats [..., K], not {_said(x)}")
+        raise ValueError(f"{name}: x is floats [..., K], not {said(x)}")
     inputs = x.shape[-1]
     stored = packed_size(inputs, bits)
-    dtype = stored_dtype(bits)
+    floating = values.dtype == FLOAT8
+    if floating and (bits != 8 or zeros is not None or x_bits is not None):
+        raise ValueError(
+            f"{name}: float8 values need bits=8, no zeros and no x_bits (float8 "
+            "activations: float8_matmul)"
+        )
+    dtype = FLOAT8 if floating else stored_dtype(bits)
     fits = values.ndim == 2 and values.shape[1] == stored and values.dtype == dtype
     if not fits:
         raise ValueError(
             f"{name}: for {inputs} inputs and {bits} bits, values is {dtype} "
-            f"[N, {stored}], not {_said(values)}"
+            f"[N, {stored}], not {said(values)}"
         )
     outputs = values.shape[0]
     rows = scales.ndim == 2 and scales.shape[0] in (1, outputs)
@@ -173,14 +181,10 @@ def _check(
     if not groups or scales.dtype != jnp.float32:
         raise ValueError(
             f"{name}: scales is float32 [{outputs} or 1, G] with G a divisor of "
-            f"{inputs}, not {_said(scales)}"
+            f"{inputs}, not {said(scales)}"
         )
     if zeros is not None and (zeros.shape != scales.shape or zeros.dtype != jnp.int8):
         raise ValueError(
             f"{name}: zeros is int8 of the shape of scales {list(scales.shape)}, not "
-            f"{_said(zeros)}"
+            f"{said(zeros)}"
         )
-
-
-def _said(array: jax.Array) -> str:
-    return f"{array.dtype} {list(array.shape)}"

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from jcompress.kernels import _native, _tiles
+from jcompress.tensors.packing import FLOAT8
 
 
 def cpu(
@@ -43,6 +44,8 @@ def refuses(
     """Why these arguments cannot be multiplied here; empty if they can."""
     if x.dtype.itemsize > 4:
         return f"takes no {x.dtype} activations"
+    if values.dtype == FLOAT8:
+        return "takes no float8 weights"
     missing = _native.missing()
     if missing:
         return missing

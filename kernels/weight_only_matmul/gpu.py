@@ -33,6 +33,7 @@ from jcompress.kernels._gpu import (
 )
 from jcompress.kernels._gpu_tiles import Shape, choose_tiles, table_key
 from jcompress.kernels._integers import DIGIT, quantize_rows, split_digits
+from jcompress.tensors.packing import FLOAT8
 
 
 def gpu(
@@ -73,6 +74,8 @@ def refuses(
         return "there is nothing to compute"
     if bits not in (4, 5, 6, 7, 8):
         return f"{bits}-bit integers are not taken apart"
+    if values.dtype == FLOAT8:
+        return "float8 weights are not converted"
     if outputs % WARPGROUP_ROWS:
         return f"N = {outputs} is no multiple of {WARPGROUP_ROWS}"
     if not step_inputs(inputs, groups):

@@ -10,9 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.kernels import _tiles
-from jcompress.kernels._tpu import LANES, multiplies_integers, per_byte, tuned
+from jcompress.kernels._tpu import (
+    LANES,
+    device_kind,
+    multiplies_integers,
+    per_byte,
+    tuned,
+)
 from jcompress.kernels.weight_only_matmul.tpu_few_rows import few_rows
 from jcompress.kernels.weight_only_matmul.tpu_many_rows import many_rows
+from jcompress.tensors.packing import FLOAT8
 
 FEW = 32
 """Up to so many rows the activations are written as digits."""
@@ -36,6 +43,7 @@ def tpu(
     Args:
         x, values, scales, zeros, bits, x_bits: see `reference`.
         integers: whether to multiply in int8, or in bfloat16; None: `_tpu` decides.
+            Weights of float8 are multiplied in bfloat16.
         block: outputs in a block; None: by the tables (`few_block` and `many_block`),
             else by the shape.
 
@@ -49,11 +57,14 @@ def tpu(
     few = x.shape[0] <= FEW
     if block is None:
         name = "few_block" if few else "many_block"
-        block = tuned("weight_only_matmul", _key(x, scales, bits, x_bits), name, 0)
+        block = tuned(
+            "weight_only_matmul", _key(x, values, scales, bits, x_bits), name, 0
+        )
     if not few:
         return many_rows(x, values, scales, zeros, bits=width, block=block)
     if integers is None:
         integers = multiplies_integers()
+    integers = integers and values.dtype != FLOAT8
     return few_rows(
         x,
         values,
@@ -107,10 +118,18 @@ def prefers(
     x_bits: int | None,
 ) -> bool:
     """Whether the kernels are the better choice (benchmarks/README.md)."""
-    key = _key(x, scales, bits, x_bits)
+    if values.dtype == FLOAT8 and scales.shape[1] == 1:
+        # XLA's compiler converts as it multiplies: the same time without a kernel, but
+        # for few rows on generation 7.
+        others = device_kind() and multiplies_integers()
+        return x.shape[0] <= FEW and not others
+    key = _key(x, values, scales, bits, x_bits)
     return _tiles.suits("weight_only_matmul", "tpu", key, x.shape[0])
 
 
-def _key(x: jax.Array, scales: jax.Array, bits: int, x_bits: int | None) -> str:
+def _key(
+    x: jax.Array, values: jax.Array, scales: jax.Array, bits: int, x_bits: int | None
+) -> str:
     kind = x.dtype if x_bits is None else "int8"
-    return _tiles.weight_key(bits, kind, scales.shape[1])
+    floating = values.dtype == FLOAT8
+    return _tiles.weight_key(bits, kind, scales.shape[1], floating=floating)

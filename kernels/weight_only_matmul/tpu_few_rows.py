@@ -11,8 +11,9 @@ each zero outside of one group.
 
 Generation 7 has no integer products, but converts eight-bit integers to bfloat16 in one
 operation. There the activations are one bfloat16 number, or three for a float32, and
-what limits is to load the weights into the matrix units. Float8, which these load twice
-as fast, needs three digits where bfloat16 needs one, and was slower.
+what limits is to load the weights into the matrix units. Float8 activations, which load
+twice as fast, need three digits where bfloat16 needs one, and were slower. Stored
+float8 becomes bfloat16 in the same way, on every generation.
 """
 
 import dataclasses

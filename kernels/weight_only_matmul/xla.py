@@ -14,6 +14,8 @@ the conversion 2 to 11 times for one or two rows, and lose from some dozen rows 
 limits below are between. Against float weights they are faster for one or two rows, on
 a par for eight, and slower beyond. On other platforms, whose compilers fuse
 conversions, the weight is always converted; none was timed.
+
+Weights of float8 are converted everywhere, on a CPU as `xla_float8.py` says.
 """
 
 import functools
@@ -32,7 +34,8 @@ from jcompress.kernels._integers import (
 )
 from jcompress.kernels._partition import vary, varying
 from jcompress.kernels.weight_only_matmul.reference import dense_weight
-from jcompress.tensors.packing import unpack_bits
+from jcompress.kernels.weight_only_matmul.xla_float8 import PARTS, by_parts
+from jcompress.tensors.packing import FLOAT8, unpack_bits
 
 SPLIT_ROWS = 96
 """Up to so many rows of digits they are used on a CPU, with one group of scales."""
@@ -56,6 +59,17 @@ def xla(
     converted = functools.partial(by_conversion, bits=bits, x_bits=x_bits)
     rows, inputs = x.shape
     groups = scales.shape[1]
+    if values.dtype == FLOAT8:
+        if groups > 1 or x.dtype.name not in PARTS:
+            return converted(x, values, scales, None)
+        product: jax.Array = jax.lax.platform_dependent(
+            x,
+            values,
+            scales,
+            cpu=by_parts,
+            default=lambda x, values, scales: converted(x, values, scales, None),
+        )
+        return product
     if x_bits is not None and groups == 1 and inputs <= LONGEST:
         return digits(x, values, scales, zeros)
     if not splits(rows, inputs, groups, digit_count(x.dtype, x_bits)):

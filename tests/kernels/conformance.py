@@ -15,7 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jcompress.kernels import Implementation, int8_matmul, weight_only_matmul
+from jcompress.kernels import (
+    Implementation,
+    float8_matmul,
+    int8_matmul,
+    weight_only_matmul,
+)
 from jcompress.quantization import PerChannel, PerGroup, PerTensor, Weights
 from jcompress.quantization.arithmetic import (
     dequantize_matrix,
@@ -65,6 +70,8 @@ _weight_only_matmul = jax.jit(
     weight_only_matmul, static_argnames=("bits", "x_bits", "implementation")
 )
 _int8_matmul = jax.jit(int8_matmul, static_argnames=("x_bits", "implementation"))
+_float8_matmul = jax.jit(float8_matmul, static_argnames="implementation")
+FLOATING: dict[str, Any] = {"bits": 8, "symmetric": True, "floating": True}
 
 
 def stored(values: jax.Array, bits: int) -> jax.Array:
@@ -136,6 +143,16 @@ class WeightOnlyMatmul:
             x = normal((3, 48), dtype)
             out = self.run(x, stored(w[0], bits), *w[1:], bits=bits)
             self.check(x, w, bits, out)
+
+    @pytest.mark.parametrize(
+        ("rows", "granularity"), [(1, "channel"), (70, "tensor"), (3, "group")]
+    )
+    def test_weights_of_float8(self, rows: int, granularity: str) -> None:
+        spec = Weights(floating=True, granularity=GRANULARITIES[granularity])
+        w = weight(10, 48, spec)
+        for dtype in self.dtypes:
+            x = normal((rows, 48), dtype)
+            self.check(x, w, 8, self.run(x, *w, bits=8))
 
     @pytest.mark.parametrize("bits", [4, 8])
     @pytest.mark.parametrize("shape", SHAPES)
@@ -435,3 +452,99 @@ class Int8Matmul:
         assert 0 < inside.mean() < 1
         expected = np.where(inside, np.asarray(cotangent @ dense), 0)
         np.testing.assert_allclose(dx, expected, rtol=1e-5, atol=1e-5)
+
+
+class Float8Matmul:
+    """Conformance of an implementation of `float8_matmul`: float32 sums."""
+
+    implementation: ClassVar[Implementation | None]
+    dtypes: ClassVar[tuple[Any, ...]] = (jnp.float32, jnp.bfloat16)
+
+    def run(self, x: jax.Array, *weight: Any, **given: Any) -> jax.Array:
+        return _float8_matmul(x, *weight, implementation=self.implementation, **given)
+
+    def check(
+        self, q: Any, x_scale: Any, weight: Any, out: jax.Array, bias: Any = 0.0
+    ) -> None:
+        """Compare with a product in float64."""
+        values, scales, _ = weight
+        left = np.asarray(q).astype(np.float64) * np.asarray(x_scale, np.float64)
+        right = np.asarray(values).astype(np.float64)
+        right = right * np.asarray(scales, np.float64)
+        error = np.abs(np.asarray(out, np.float64) - (left @ right.T + bias))
+        size = np.abs(left) @ np.abs(right).T + np.abs(bias)
+        tolerance = 2e-6 if out.dtype == jnp.float32 else 2**-8
+        assert (error <= tolerance * size).all(), error.max()
+
+    @pytest.mark.parametrize(
+        "shape", ["one_row", "batches", "no_batch_axis", "nothing", "odd_inputs"]
+    )
+    def test_stored_numbers(self, shape: str) -> None:
+        batch, inputs, outputs = SHAPES[shape]
+        q = (normal((*batch, inputs)) * np.float32(50)).astype(jnp.float8_e4m3fn)
+        drawn = np.random.default_rng(2).uniform(0.01, 0.1, (*batch, 1))
+        x_scale = jnp.asarray(drawn, jnp.float32)
+        kind = PerTensor() if shape == "batches" else PerChannel()
+        w = weight(outputs, inputs, Weights(floating=True, granularity=kind))
+        out = self.run(q, *w[:2], x_scale=x_scale)
+        assert out.dtype == jnp.float32
+        assert out.shape == (*batch, outputs)
+        self.check(q, x_scale, w, out)
+
+    def test_floats_are_rounded(self) -> None:
+        w = weight(10, 48, Weights(floating=True))
+        bias = normal((10,), seed=4)
+        for dtype in self.dtypes:
+            x = normal((2, 3, 48), dtype)
+            wide = x.astype(jnp.float32)
+            scale, _ = scale_and_zero(range_of(wide, -1), **FLOATING)
+            q = quantize_values(wide, scale, None, **FLOATING)
+            out = self.run(x, *w[:2], x_scale=scale, bias=bias)
+            assert out.dtype == dtype
+            self.check(q, scale, w, out, np.asarray(bias, np.float64))
+            own = self.run(x, *w[:2], bias=bias)
+            np.testing.assert_array_equal(own, out)
+        plain = float8_matmul(x, *w[:2], bias=bias, implementation=self.implementation)
+        np.testing.assert_array_equal(plain, out)
+
+    def test_rows_are_apart(self) -> None:
+        """NaN spoils its row only, and no size is lost."""
+        w = weight(6, 24, Weights(floating=True))
+        x = normal((5, 24)) * jnp.asarray([[1e-20], [0.0], [1.0], [1e20], [1.0]])
+        out = self.run(x.at[4, 2].set(jnp.nan), *w[:2])
+        assert bool(jnp.isnan(out[4]).all())
+        scale, _ = scale_and_zero(range_of(x, -1), **FLOATING)
+        q = quantize_values(x, scale, None, **FLOATING)
+        self.check(q[:4], scale[:4], w, out[:4])
+
+    def test_vmap_and_gradient_of_stacks(self) -> None:
+        ws = [weight(6, 24, Weights(floating=True), seed=seed) for seed in range(3)]
+        values, scales = (jnp.stack([w[i] for w in ws]) for i in (0, 1))
+        x, bias = normal((3, 4, 24)), normal((3, 6), seed=4)
+
+        def f(x: jax.Array, bias: jax.Array) -> jax.Array:
+            run = jax.vmap(lambda x, v, s, b: self.run(x, v, s, bias=b))
+            return run(x, values, scales, bias)
+
+        out, pull = jax.vjp(f, x, bias)
+        cotangent = normal(out.shape, seed=5)
+        dx, by_bias = pull(cotangent)
+        np.testing.assert_allclose(by_bias, cotangent.sum(1), rtol=1e-5, atol=1e-5)
+        for i, w in enumerate(ws):
+            one = self.run(x[i], *w[:2], bias=bias[i])
+            np.testing.assert_allclose(out[i], one, rtol=1e-5, atol=1e-5)
+            dense = dequantize_matrix(*w, jnp.float32)
+            expected = cotangent[i] @ dense
+            np.testing.assert_allclose(dx[i], expected, rtol=1e-5, atol=1e-5)
+
+    def test_gradient_stops_where_x_is_clipped(self) -> None:
+        w = weight(6, 24, Weights(floating=True))
+        x, cotangent = normal((5, 24)), normal((5, 6), seed=3)
+        scale = jnp.float32(1 / 448)
+        run = jax.vjp(lambda x: self.run(x, *w[:2], x_scale=scale), x)[1]
+        # 464 / 448 still rounds to the largest number.
+        inside = np.abs(np.asarray(x)) * 448 <= 464
+        assert 0 < inside.mean() < 1
+        dense = dequantize_matrix(*w, jnp.float32)
+        expected = np.where(inside, np.asarray(cotangent @ dense), 0)
+        np.testing.assert_allclose(run(cotangent)[0], expected, rtol=1e-5, atol=1e-5)

@@ -10,7 +10,7 @@ import pytest
 from conformance import normal, stored, weight
 from jax import export
 
-from jcompress.kernels import int8_matmul, weight_only_matmul
+from jcompress.kernels import float8_matmul, int8_matmul, weight_only_matmul
 from jcompress.quantization import PerGroup, Weights
 
 UNCHECKED = [
@@ -23,8 +23,10 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     grouped = Weights(bits=3, symmetric=False, granularity=PerGroup(8))
     values, scales, zeros = weight(6, 24, grouped)
     eight = weight(6, 24, Weights())[:2]
+    floating = weight(6, 24, Weights(floating=True))[:2]
     x = normal((4, 24))
     return {
+        "float8": (float8_matmul, (x, *floating)),
         "int8": (int8_matmul, (x, *eight)),
         "w3": (
             functools.partial(weight_only_matmul, bits=3),
@@ -47,7 +49,7 @@ def test_written_and_read(name: str) -> None:
     np.testing.assert_array_equal(out, jitted(*args))
 
 
-@pytest.mark.parametrize("name", ["int8", "w8a8"])
+@pytest.mark.parametrize("name", ["float8", "int8", "w8a8"])
 def test_for_any_number_of_rows_and_several_platforms(name: str) -> None:
     run, (x, *weight) = cases()[name]
     (rows,) = export.symbolic_shape("rows")

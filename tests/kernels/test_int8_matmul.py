@@ -30,7 +30,7 @@ X, Q, V, S, Z = (
     ("args", "given", "message"),
     [
         ((X.astype(jnp.int32), V, S), {}, r"x is floats or int8 .* not int32"),
-        ((X, V.astype(jnp.uint8), S), {}, r"values is int8 \[N, 12\].*integers\)"),
+        ((X, V.astype(jnp.uint8), S), {}, r"values is int8 \[N, 12\].*numbers\)"),
         ((X, V, jnp.ones((5, 3))), {}, r"\[5 or 1, 1\], .*weight_only_matmul"),
         ((X, V, S, S), {}, r"zeros is int8 of the shape of scales"),
         ((X, V, S), {"bias": jnp.ones(4)}, r"bias is float32 \[5\], not float32 \[4\]"),

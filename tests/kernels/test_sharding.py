@@ -13,7 +13,12 @@ from conformance import normal, stored, weight
 from jax import P
 from jax.sharding import AxisType, NamedSharding
 
-from jcompress.kernels import Implementation, int8_matmul, weight_only_matmul
+from jcompress.kernels import (
+    Implementation,
+    float8_matmul,
+    int8_matmul,
+    weight_only_matmul,
+)
 from jcompress.kernels.block_sparse_matmul import block_sparse_matmul
 from jcompress.quantization import PerChannel, PerGroup, Weights
 
@@ -61,8 +66,20 @@ def integer_product() -> tuple[Any, Arrays]:
     )
 
 
+def float8_product() -> tuple[Any, Arrays]:
+    """A product of x, values, scales and bias, which are cut alike."""
+    values, scales, _ = weight(OUTPUTS, INPUTS, Weights(floating=True))
+
+    def run(x: Any, values: Any, scales: Any, bias: Any, **given: Any) -> jax.Array:
+        return float8_matmul(x, values, scales, bias=bias, **given)
+
+    x, bias = normal((ROWS, INPUTS)), normal((OUTPUTS,), seed=4)
+    return run, (x, values, scales, bias)
+
+
 PRODUCTS: dict[str, Callable[[], tuple[Any, Arrays]]] = {
     "int8": integer_product,
+    "float8": float8_product,
     "w8": functools.partial(product, 8, 1, None),
     "w3": functools.partial(product, 3, 1, None),
     "w4 in groups": functools.partial(product, 4, 4, None),
@@ -82,6 +99,8 @@ def placed(arrays: Arrays, cuts: Any, on: jax.sharding.Mesh) -> Arrays:
     ("name", "cut"),
     [
         *(("int8", cut) for cut in CUTS),
+        ("float8", "rows and outputs"),
+        ("float8", "inputs"),
         ("w8", "inputs"),
         ("w3", "inputs"),
         ("w4 in groups", "rows and outputs"),
@@ -135,7 +154,7 @@ def test_copies_stay_where_they_are() -> None:
     np.testing.assert_allclose(compiled(*given)[1], expected, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["int8", "w4 in groups"])
+@pytest.mark.parametrize("name", ["int8", "float8", "w4 in groups"])
 def test_gradient(name: str) -> None:
     run, arrays = PRODUCTS[name]()
     gradient = jax.jit(jax.grad(lambda *a: jnp.sum(run(*a) ** 2)))

@@ -103,6 +103,34 @@ def test_weight_only_numbers(name: str) -> None:
     assert (error <= tolerance * size_of).all(), (error / size_of).max()
 
 
+@pytest.mark.parametrize(
+    ("rows", "size", "dtype"),
+    [(2, 128, jnp.float32), (40, 0, jnp.bfloat16)],
+)
+def test_weights_of_float8(rows: int, size: int, dtype: Any) -> None:
+    kind = PerGroup(size) if size else PerChannel()
+    spec = Weights(floating=True, granularity=kind)
+    values, scales, _ = quantize_matrix(normal(1, (140, 256)), spec)
+    x = normal(0, (rows, 256), dtype)
+    run = functools.partial(weight_only.tpu, bits=8, x_bits=None, integers=True)
+    out = interpreted(run, x, values, scales, None)
+    wide = x.astype(jnp.float32)
+    expected = reference(wide, values, scales, None, bits=8, x_bits=None)
+    dense = dense_weight(values, scales, None, bits=8, inputs=256)
+    tolerance = 2e-6 if dtype == jnp.float32 else 2**-8
+    size_of = np.abs(np.asarray(wide)) @ np.abs(np.asarray(dense)).T
+    assert (np.abs(out - np.asarray(expected)) <= tolerance * size_of).all()
+
+
+def test_where_xla_is_left_to_convert_float8() -> None:
+    values = jax.ShapeDtypeStruct((128, 256), jnp.float8_e4m3fn)
+    for rows, groups, ours in ((3, 1, True), (40, 1, False), (40, 2, True)):
+        x = jax.ShapeDtypeStruct((rows, 256), jnp.bfloat16)
+        scales = jax.ShapeDtypeStruct((128, groups), jnp.float32)
+        found = weight_only.prefers(x, values, scales, None, bits=8, x_bits=None)
+        assert found == ours
+
+
 def test_a_row_that_is_not_finite_spoils_itself_only() -> None:
     x = normal(0, (4, 256)).at[1, 2].set(jnp.nan).at[2, 0].set(jnp.inf)
     stored = quantized(32, 256, 8, 0)
@@ -342,6 +370,7 @@ from jax.sharding import SingleDeviceSharding
 
 from jcompress.kernels.block_sparse_matmul import tpu as block_sparse
 from jcompress.kernels.codebook_matmul import tpu as codebook
+from jcompress.kernels.float8_matmul.xla import xla as float8
 from jcompress.kernels.int8_matmul import tpu as int8
 from jcompress.kernels.int8_matmul.reference import reference as int8_reference
 from jcompress.kernels.nm_sparse_matmul import tpu as nm_sparse
@@ -351,18 +380,18 @@ topology = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1
 place = SingleDeviceSharding(topology.devices[0])
 
 
-def temporary(function, *arrays):
+def temporary(function, *arrays, ours=True):
     arguments = [
         jax.ShapeDtypeStruct(shape, dtype, sharding=place) for shape, dtype in arrays
     ]
     traced = jax.jit(function).trace(*arguments)
     compiled = traced.lower(lowering_platforms=("tpu",)).compile()
-    assert "custom-call" in compiled.as_text()
+    assert ours == ("custom-call" in compiled.as_text())
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-def weights(rows, bits, x_bits=None):
-    kind = jnp.uint8 if bits == 4 else jnp.int8
+def weights(rows, bits, x_bits=None, kind=jnp.int8):
+    kind = jnp.uint8 if bits == 4 else kind
     return temporary(
         lambda x, v, s: weight_only.tpu(
             x, v, s, None, bits=bits, x_bits=x_bits, integers="7x" not in sys.argv[1]
@@ -393,6 +422,15 @@ print(json.dumps({
     ),
     "w4a16": weights(3, 4),
     "w8a16": weights(3, 8),
+    "w8a16 float8": weights(3, 8, kind=jnp.float8_e4m3fn),
+    "many of float8": weights(64, 8, kind=jnp.float8_e4m3fn),
+    "w8a8 float8": temporary(
+        lambda x, v, s: float8(x, None, v, s, None),
+        ((1, 512), jnp.bfloat16),
+        ((384, 512), jnp.float8_e4m3fn),
+        ((384, 1), jnp.float32),
+        ours=False,
+    ),
     "w4a8": weights(3, 4, 8),
     "many": weights(64, 4),
     "block_sparse": temporary(
@@ -499,7 +537,7 @@ def in_a_process(program: str, *arguments: str) -> Any:
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2", "tpu7x:2x2x1"])
 def test_programs_compile_and_write_no_weight(topology: str) -> None:
     temporary = in_a_process(COMPILED, topology)
-    assert len(temporary) == 8
+    assert len(temporary) == 11
     assert max(temporary.values()) < 384 * 512 // 4, temporary
 
 

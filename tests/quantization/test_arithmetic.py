@@ -28,7 +28,7 @@ from jcompress.quantization.arithmetic import (
     dequantize_values,
     fake_quantize,
     fake_quantize_weight,
-    integer_range,
+    number_range,
     quantize_matrix,
     quantize_values,
     range_of,
@@ -165,7 +165,7 @@ def test_scales(low: float, width: float, bits: int, symmetric: bool) -> None:
         assert zero is not None
         if expected >= tiny:
             assert zero == expected_zero
-        assert integer_range(bits, symmetric=False)[0] <= zero
+        assert number_range(bits, symmetric=False)[0] <= zero
 
 
 def test_zero_is_represented_exactly() -> None:
