@@ -23,14 +23,11 @@ from jcompress.kernels import (
 )
 from jcompress.quantization import PerChannel, PerGroup, PerTensor, Weights
 from jcompress.quantization.arithmetic import (
-    dequantize_matrix,
     fake_quantize,
-    quantize_matrix,
     quantize_values,
     range_of,
     scale_and_zero,
 )
-from jcompress.tensors.packing import pack_bits
 
 GRANULARITIES = {
     "tensor": PerTensor(),
@@ -53,18 +50,41 @@ SHAPES = {
 
 
 def normal(shape: tuple[int, ...], dtype: Any = jnp.float32, seed: int = 0) -> Any:
-    x = np.random.default_rng(seed).normal(size=shape)
-    return jnp.asarray(x, jnp.float32).astype(dtype)
+    x = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return jnp.asarray(x.astype(dtype))
 
 
 def weight(
     outputs: int, inputs: int, spec: Weights, seed: int = 1
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """The integers, not packed, with scales and zeros."""
-    return _quantize(normal((outputs, inputs), seed=seed) + np.float32(0.25), spec)
+    """The numbers, not packed, with scales and zeros: all in NumPy, compiling nothing.
+
+    `quantize_matrix` has tests of its own; here any stored weight will do.
+    """
+    matrix = np.random.default_rng(seed).normal(size=(outputs, inputs)) + 0.25
+    kind = spec.granularity
+    size = kind.size if isinstance(kind, PerGroup) else max(inputs, 1)
+    grouped = matrix.reshape(outputs, -1, size)
+    over = (0, 1, 2) if isinstance(kind, PerTensor) else (2,)
+    low = np.minimum(grouped.min(over, keepdims=True, initial=0), 0)
+    high = np.maximum(grouped.max(over, keepdims=True, initial=0), 0)
+    top = 448 if spec.floating else 2 ** (spec.bits - 1) - 1
+    least, zeros = -top, None
+    if spec.symmetric:
+        scales = np.maximum(-low, high) / top
+    else:
+        least, scales = -top - 1, (high - low) / (2 * top + 1)
+        zeros = np.rint(least - low / scales)
+    values = grouped / scales + (0 if zeros is None else zeros)
+    if not spec.floating:
+        values = np.clip(np.rint(values), least, top)
+    kept = values.reshape(outputs, inputs).astype(
+        jnp.float8_e4m3fn if spec.floating else np.int8
+    )
+    moved = None if zeros is None else jnp.asarray(zeros[..., 0].astype(np.int8))
+    return jnp.asarray(kept), jnp.asarray(scales[..., 0].astype(np.float32)), moved
 
 
-_quantize = jax.jit(quantize_matrix, static_argnums=1)
 # One program for each case rather than one for each operation in it:
 _weight_only_matmul = jax.jit(
     weight_only_matmul, static_argnames=("bits", "x_bits", "implementation")
@@ -75,7 +95,21 @@ FLOATING: dict[str, Any] = {"bits": 8, "symmetric": True, "floating": True}
 
 
 def stored(values: jax.Array, bits: int) -> jax.Array:
-    return pack_bits(values, bits)
+    """What `pack_bits` makes of integers, by NumPy."""
+    if bits > 4:
+        return values
+    each = (np.asarray(values)[..., None] >> np.arange(bits, dtype=np.int8)) & 1
+    stream = each.astype(np.uint8).reshape(*values.shape[:-1], -1)
+    return jnp.asarray(np.packbits(stream, axis=-1, bitorder="little"))
+
+
+def dense_of(values: Any, scales: Any, zeros: Any = None) -> Any:
+    """The float32 matrix that stored numbers stand for, in NumPy."""
+    numbers, scales = np.asarray(values), np.asarray(scales)
+    grouped = numbers.astype(np.float32).reshape(len(numbers), scales.shape[-1], -1)
+    if zeros is not None:
+        grouped = grouped - np.asarray(zeros, np.float32)[..., None]
+    return (grouped * scales[..., None]).reshape(numbers.shape)
 
 
 class WeightOnlyMatmul:
@@ -116,7 +150,7 @@ class WeightOnlyMatmul:
         the absolute weights, since a form may work in fixed point.
         """
         values, scales, zeros = weight
-        dense = np.asarray(dequantize_matrix(values, scales, zeros, jnp.float32))
+        dense = dense_of(values, scales, zeros)
         wide = np.asarray(x).astype(np.float64)
         if x_bits is not None:
             rows = x.astype(jnp.float32)
@@ -249,7 +283,7 @@ class WeightOnlyMatmul:
             bits=bits, symmetric=False, granularity=GRANULARITIES[granularity]
         )
         values, scales, zeros = weight(6, 33, spec)
-        dense = dequantize_matrix(values, scales, zeros, jnp.float32)
+        dense = dense_of(values, scales, zeros)
         cotangent = normal((2, 3, 6), seed=3)
         for dtype in self.dtypes:
             x = normal((2, 3, 33), dtype)
@@ -267,7 +301,7 @@ class WeightOnlyMatmul:
 
     def test_gradient_is_straight_through_the_rounding(self) -> None:
         values, scales, zeros = weight(6, 24, Weights(bits=4, symmetric=False))
-        dense = dequantize_matrix(values, scales, zeros, jnp.float32)
+        dense = dense_of(values, scales, zeros)
         x, cotangent = normal((5, 24)), normal((5, 6), seed=3)
 
         def f(x: jax.Array) -> jax.Array:
@@ -290,7 +324,7 @@ class WeightOnlyMatmul:
 
         def dense(x: jax.Array) -> jax.Array:
             for values, scale, _ in ws:
-                matrix = dequantize_matrix(values, scale, None, jnp.float32)
+                matrix = dense_of(values, scale)
                 x = jnp.tanh(x @ matrix.T)
             return jnp.sum(x)
 
@@ -369,7 +403,7 @@ class Int8Matmul:
     @pytest.mark.parametrize("symmetric", [True, False])
     def test_floats_are_fake_quantized(self, symmetric: bool, x_bits: int) -> None:
         w = weight(10, 48, Weights(symmetric=False))
-        dense = np.asarray(dequantize_matrix(*w, jnp.float32))
+        dense = dense_of(*w)
         for dtype in self.dtypes:
             x = normal((2, 3, 48), dtype)
             span = range_of(x, -1)
@@ -437,13 +471,13 @@ class Int8Matmul:
         dx, by_bias = pull(cotangent)
         np.testing.assert_allclose(by_bias, cotangent.sum(1), rtol=1e-5, atol=1e-5)
         for i, (values, scales) in enumerate(ws):
-            dense = dequantize_matrix(values, scales, None, jnp.float32)
+            dense = dense_of(values, scales)
             expected = cotangent[i] @ dense
             np.testing.assert_allclose(dx[i], expected, rtol=1e-5, atol=1e-5)
 
     def test_gradient_stops_where_x_is_clipped(self) -> None:
         w = weight(6, 24, Weights(symmetric=False))
-        dense = dequantize_matrix(*w, jnp.float32)
+        dense = dense_of(*w)
         x = normal((5, 24))
         scale = jnp.float32(1 / 127)
         cotangent = normal((5, 6), seed=3)
@@ -533,7 +567,7 @@ class Float8Matmul:
         for i, w in enumerate(ws):
             one = self.run(x[i], *w[:2], bias=bias[i])
             np.testing.assert_allclose(out[i], one, rtol=1e-5, atol=1e-5)
-            dense = dequantize_matrix(*w, jnp.float32)
+            dense = dense_of(*w)
             expected = cotangent[i] @ dense
             np.testing.assert_allclose(dx[i], expected, rtol=1e-5, atol=1e-5)
 
@@ -545,6 +579,6 @@ class Float8Matmul:
         # 464 / 448 still rounds to the largest number.
         inside = np.abs(np.asarray(x)) * 448 <= 464
         assert 0 < inside.mean() < 1
-        dense = dequantize_matrix(*w, jnp.float32)
+        dense = dense_of(*w)
         expected = np.where(inside, np.asarray(cotangent @ dense), 0)
         np.testing.assert_allclose(run(cotangent)[0], expected, rtol=1e-5, atol=1e-5)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conformance import normal, stored, weight
+from conformance import dense_of, normal, stored, weight
 
 from jcompress._together import WHY
 from jcompress.execution import How, compressed, inspect
@@ -26,7 +26,6 @@ from jcompress.quantization import (
     quantize,
 )
 from jcompress.quantization.arithmetic import (
-    dequantize_matrix,
     quantize_values,
     range_of,
     scale_and_zero,
@@ -111,7 +110,7 @@ class QuantizedConv:
 
     def check(self, x: Any, weight: Any, options: Any, out: Any) -> None:
         """Compare float activations with a convolution in float64."""
-        dense = np.asarray(dequantize_matrix(*weight, jnp.float32), np.float64)
+        dense = dense_of(*weight).astype(np.float64)
         wide = np.asarray(x).astype(np.float64)
         axes = tuple(range(1, x.ndim))
         top = np.abs(wide).max(axes, initial=0, keepdims=True)
@@ -197,7 +196,7 @@ class QuantizedConv:
     @pytest.mark.parametrize("name", ["strided", "cut", "volume"])
     def test_gradient(self, name: str) -> None:
         x, w, options = case(name, Weights(bits=4, symmetric=False))
-        dense = dequantize_matrix(*w, jnp.float32)
+        dense = dense_of(*w)
         scale = jnp.float32(0.02)
 
         def run(x: jax.Array, **given: Any) -> jax.Array:

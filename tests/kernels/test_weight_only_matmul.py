@@ -12,6 +12,7 @@ from conformance import WeightOnlyMatmul, normal, stored, weight
 from jcompress.kernels import Implementation, weight_only_matmul
 from jcompress.kernels.weight_only_matmul.xla import by_conversion, by_digits, splits
 from jcompress.quantization import PerGroup, PerTensor, Weights
+from jcompress.tensors.packing import pack_bits
 
 
 class TestReference(WeightOnlyMatmul):
@@ -20,6 +21,12 @@ class TestReference(WeightOnlyMatmul):
 
 class TestXla(WeightOnlyMatmul):
     implementation = Implementation.XLA
+
+
+def test_the_tests_store_as_the_library_does() -> None:
+    for bits in (2, 3, 4, 8):
+        values, _, _ = weight(5, 27, Weights(bits=bits))
+        np.testing.assert_array_equal(stored(values, bits), pack_bits(values, bits))
 
 
 @pytest.mark.parametrize("form", [by_digits, by_conversion])
