@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from jcompress.tensors.low_rank import (
     close_parts,
     dense_factor,
     open_part,
-    sliced_fields,
 )
 from jcompress.tensors.matrix import MatrixTensor
 
@@ -123,7 +122,8 @@ class Adapted(MatrixTensor):
 
         def rebuild(slices: Sequence[jax.Array]) -> CompressedTensor:
             base, down, up = close_parts(opened, slices)
-            changed: dict[str, Any] = sliced_fields(self)
-            return dataclasses.replace(self, base=base, down=down, up=up, **changed)
+            return dataclasses.replace(
+                self, base=base, down=down, up=up, **self.sliced()
+            )
 
         return [array for arrays, _ in opened for array in arrays], rebuild

@@ -182,7 +182,7 @@ class LowRank(MatrixTensor):
                 self,
                 factors=tuple(close_parts(opened, slices)),
                 windows=tuple(tuple(a - 1 for a in w) for w in self.windows),
-                **sliced_fields(self),
+                **self.sliced(),
             )
 
         return [array for arrays, _ in opened for array in arrays], rebuild
@@ -218,16 +218,6 @@ def close_parts(opened: Sequence[Opened], slices: Sequence[Any]) -> list[Any]:
         parts.append(mine[0] if rebuild is None else rebuild(list(mine)))
         start += len(arrays)
     return parts
-
-
-def sliced_fields(tensor: MatrixTensor) -> dict[str, Any]:
-    """The shape and the axes of one slice along axis 0, which is a stack axis."""
-    return {
-        "shape": tensor.shape[1:],
-        "stack_axes": tuple(axis - 1 for axis in tensor.stack_axes if axis),
-        "output_axes": tuple(axis - 1 for axis in tensor.output_axes),
-        "input_axes": tuple(axis - 1 for axis in tensor.input_axes),
-    }
 
 
 def _slid_apart(

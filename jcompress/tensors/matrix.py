@@ -73,6 +73,15 @@ class MatrixTensor(CompressedTensor):
         stacks, outputs, inputs = matrix_shape(self.shape, self.axes)
         return (*stacks, outputs, inputs)
 
+    def sliced(self) -> dict[str, Any]:
+        """The shape and the axes of one slice along axis 0, which is a stack axis."""
+        return {
+            "shape": self.shape[1:],
+            "stack_axes": tuple(axis - 1 for axis in self.stack_axes if axis),
+            "output_axes": tuple(axis - 1 for axis in self.output_axes),
+            "input_axes": tuple(axis - 1 for axis in self.input_axes),
+        }
+
     def unstack(self) -> tuple[list[jax.Array], Rebuild] | None:
         """Open the leaf for a loop over its axis 0.
 
@@ -86,14 +95,7 @@ class MatrixTensor(CompressedTensor):
 
         def rebuild(slices: Sequence[jax.Array]) -> CompressedTensor:
             changed: dict[str, Any] = dict(zip(present, slices, strict=True))
-            return dataclasses.replace(
-                self,
-                shape=self.shape[1:],
-                stack_axes=tuple(axis - 1 for axis in self.stack_axes if axis),
-                output_axes=tuple(axis - 1 for axis in self.output_axes),
-                input_axes=tuple(axis - 1 for axis in self.input_axes),
-                **changed,
-            )
+            return dataclasses.replace(self, **self.sliced(), **changed)
 
         return [getattr(self, name) for name in present], rebuild
 

@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jcompress._matrix import Axes, from_matrix, matrix_shape
-from jcompress.tensors.base import CompressedTensor, Rebuild
+from jcompress._matrix import from_matrix
+from jcompress.tensors.base import Rebuild
+from jcompress.tensors.matrix import MatrixTensor
 from jcompress.tensors.packing import (
     FLOAT8,
     packed_size,
@@ -24,21 +24,16 @@ if TYPE_CHECKING:
 
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class QTensor(CompressedTensor):
+class QTensor(MatrixTensor):
     """A quantized weight, stored as the matrix that its products need.
 
-    The axes of the dense array are stacks (layers of a scan, experts), outputs and
-    inputs (what is summed over). With S the sizes of the stack axes, N and K the
-    products of the sizes of the output and of the input axes (1 if there are none),
-    each taken in increasing order:
+    Of the matrix of `MatrixTensor`:
 
-        dense = transpose^-1(reshape^-1(matrix)),  matrix[*S, N, K]
         matrix[s, n, k] = (values[s, n, k] - zeros[s, n', g]) * scales[s, n', g]
         g = k // (K / G),  n' = n, or 0 if one scale serves all of N
 
     in float32, then cast to `dtype`. Invariants, checked on construction:
 
-        sorted(stack_axes + output_axes + input_axes) == range(len(shape))
         2 <= bits <= 8
         values: bits > 4: int8 [*S, N, K]; else uint8 [*S, N, ceil(K bits / 8)];
             or, with bits == 8 and zeros == None, float8_e4m3fn [*S, N, K]
@@ -54,11 +49,6 @@ class QTensor(CompressedTensor):
             product site in their order; each a scalar, or led by the sizes of the
             stack axes that differ. Empty if there is nothing to remember.
         bits: bits of a number.
-        shape: shape of the dense array.
-        dtype: dtype of the dense array.
-        stack_axes: its axes that number independent copies.
-        output_axes: its axes that appear in a product's result.
-        input_axes: its axes that products sum over.
         activation: how the data that its products meet is quantized, if at all.
 
     Raises:
@@ -72,32 +62,16 @@ class QTensor(CompressedTensor):
     zeros: jax.Array | None = None
     input_ranges: "tuple[Range, ...]" = ()
     bits: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    stack_axes: tuple[int, ...] = ()
-    output_axes: tuple[int, ...]
-    input_axes: tuple[int, ...]
     activation: "Activation | None" = None
 
     def __post_init__(self) -> None:
-        for name in ("shape", "stack_axes", "output_axes", "input_axes"):
-            object.__setattr__(self, name, tuple(int(i) for i in getattr(self, name)))
-        for name in ("stack_axes", "output_axes", "input_axes"):
-            object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
-        object.__setattr__(self, "dtype", np.dtype(self.dtype))
         object.__setattr__(self, "input_ranges", tuple(self.input_ranges))
         if not 2 <= self.bits <= 8:
             raise ValueError(f"QTensor: bits is from 2 to 8, not {self.bits}")
-        axes = self.stack_axes + self.output_axes + self.input_axes
-        if sorted(axes) != list(range(len(self.shape))):
-            raise ValueError(
-                f"QTensor: stack axes {self.stack_axes}, output axes "
-                f"{self.output_axes} and input axes {self.input_axes} do not "
-                f"partition the {len(self.shape)} axes of shape {self.shape}"
-            )
-        self._check_arrays()
+        super().__post_init__()
 
-    def _check_arrays(self) -> None:
+    def check_arrays(self) -> None:
+        """Raise ValueError if an array is not of the shape and dtype it should be."""
         *stacks, outputs, inputs = self.matrix_shape
         stored = packed_size(inputs, self.bits)
         if self.floating and (self.bits != 8 or self.zeros is not None):
@@ -105,32 +79,17 @@ class QTensor(CompressedTensor):
                 "QTensor: float8 values have 8 bits and no zero points, not bits = "
                 f"{self.bits} and {'no ' if self.zeros is None else ''}zeros"
             )
-        _check(
-            "values",
-            self.values,
-            FLOAT8 if self.floating else stored_dtype(self.bits),
-            [(*stacks, outputs, stored)],
-        )
-        groups = self.scales.shape[-1] if np.ndim(self.scales) else 1
+        kind = FLOAT8 if self.floating else stored_dtype(self.bits)
+        self.check_array("values", (*stacks, outputs, stored), kind)
+        groups = self.scales.shape[-1] if self.scales.ndim else 1
         if groups < 1 or inputs % groups:
             raise ValueError(
                 f"QTensor: {groups} groups of scales do not divide {inputs} inputs"
             )
-        rows = [(*stacks, n, groups) for n in dict.fromkeys((outputs, 1))]
-        _check("scales", self.scales, jnp.float32, rows)
+        rows = 1 if self.scales.shape[-2:-1] == (1,) else outputs
+        self.check_array("scales", (*stacks, rows, groups), jnp.float32)
         if self.zeros is not None:
-            _check("zeros", self.zeros, jnp.int8, [tuple(self.scales.shape)])
-
-    @property
-    def axes(self) -> Axes:
-        """The role of each axis of the dense array."""
-        return Axes(self.stack_axes, self.output_axes, self.input_axes)
-
-    @property
-    def matrix_shape(self) -> tuple[int, ...]:
-        """The shape [*S, N, K] of the stored matrix, unpacked."""
-        stacks, outputs, inputs = matrix_shape(self.shape, self.axes)
-        return (*stacks, outputs, inputs)
+            self.check_array("zeros", tuple(self.scales.shape), jnp.int8)
 
     @property
     def floating(self) -> bool:
@@ -171,30 +130,13 @@ class QTensor(CompressedTensor):
 
         def rebuild(slices: Sequence[jax.Array]) -> QTensor:
             values, scales, zeros, input_ranges = jax.tree.unflatten(treedef, slices)
-            return QTensor(
+            return dataclasses.replace(
+                self,
                 values=values,
                 scales=scales,
                 zeros=zeros,
                 input_ranges=input_ranges,
-                bits=self.bits,
-                shape=self.shape[1:],
-                dtype=self.dtype,
-                stack_axes=tuple(axis - 1 for axis in self.stack_axes if axis),
-                output_axes=tuple(axis - 1 for axis in self.output_axes),
-                input_axes=tuple(axis - 1 for axis in self.input_axes),
-                activation=self.activation,
+                **self.sliced(),
             )
 
         return leaves, rebuild
-
-
-def _check(
-    name: str, array: Any, dtype: Any, shapes: Sequence[tuple[int, ...]]
-) -> None:
-    if tuple(array.shape) in shapes and array.dtype == dtype:
-        return
-    wanted = " or ".join(str(list(shape)) for shape in shapes)
-    raise ValueError(
-        f"QTensor: {name} is {array.dtype} {list(array.shape)}, not "
-        f"{np.dtype(dtype)} {wanted}"
-    )
