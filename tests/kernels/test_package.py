@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import tomllib
 from typing import Any
 
 import jax
@@ -24,6 +25,19 @@ def test_loaded_by_its_folder_name_it_refuses() -> None:
         ImportError, match=r"'kernels'; import jcompress.kernels instead"
     ):
         spec.loader.exec_module(module)
+
+
+def test_every_package_is_installed() -> None:
+    """An editable installation would not miss one that is not listed."""
+    root = pathlib.Path(__file__).parents[2]
+    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]
+    sources = {"jcompress": root / "jcompress", "jcompress.kernels": root / "kernels"}
+    there = {
+        ".".join([name, *file.parent.relative_to(folder).parts])
+        for name, folder in sources.items()
+        for file in folder.rglob("__init__.py")
+    }
+    assert set(settings["setuptools"]["packages"]) == there
 
 
 def twice(x: jax.Array, *, more: int) -> jax.Array:
