@@ -18,6 +18,7 @@ from typing import Any
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
+from setuptools.modified import newer_group
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [
@@ -95,12 +96,17 @@ class BuildKernels(build_ext):
         return fullname.replace(".", os.sep) + ".so"
 
     def build_extension(self, ext: Extension) -> None:
-        """Build the library.
+        """Build the library, unless it is newer than all that it is made of.
 
         Raises:
             CompileError: there is no compiler, or a source does not compile; the
                 extension is optional, so that the installation goes on without it.
         """
+        library = self.get_ext_fullpath(ext.name)
+        if not self.force and not newer_group(
+            [*sources_of(ext), *map(os.fspath, ext.depends), __file__], library
+        ):
+            return
         includes = include_dirs(ext)
         chosen = [(source, flags_of(source)) for source in sources_of(ext)]
         compiler: Any = self.compiler
@@ -118,6 +124,4 @@ class BuildKernels(build_ext):
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             waiting = [pool.submit(compiled, s, f) for s, f in chosen if f is not None]
             objects = [name for job in waiting for name in job.result()]
-        compiler.link_shared_object(
-            objects, self.get_ext_fullpath(ext.name), target_lang="c++"
-        )
+        compiler.link_shared_object(objects, library, target_lang="c++")
