@@ -13,12 +13,12 @@ import os
 import pathlib
 import platform
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
-from setuptools.modified import newer_group
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [
@@ -88,6 +88,13 @@ def include_dirs(extension: Extension) -> list[str]:
     return [ours, os.path.join(jaxlib.submodule_search_locations[0], "include")]
 
 
+def is_newer(made: str, parts: Sequence[str]) -> bool:
+    """Whether a file is there, and changed last after all that it is made of."""
+    return os.path.exists(made) and all(
+        os.path.getmtime(made) > os.path.getmtime(part) for part in parts
+    )
+
+
 class BuildKernels(build_ext):
     """Compiles each source with flags of its own, and links without Python."""
 
@@ -103,9 +110,8 @@ class BuildKernels(build_ext):
                 extension is optional, so that the installation goes on without it.
         """
         library = self.get_ext_fullpath(ext.name)
-        if not self.force and not newer_group(
-            [*sources_of(ext), *map(os.fspath, ext.depends), __file__], library
-        ):
+        parts = [*sources_of(ext), *map(os.fspath, ext.depends), __file__]
+        if not self.force and is_newer(library, parts):
             return
         includes = include_dirs(ext)
         chosen = [(source, flags_of(source)) for source in sources_of(ext)]
