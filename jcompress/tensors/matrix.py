@@ -99,13 +99,21 @@ class MatrixTensor(CompressedTensor):
 
         return [getattr(self, name) for name in present], rebuild
 
-    def check_array(self, name: str, shape: tuple[int, ...], *dtypes: Any) -> None:
-        """Raise ValueError unless an array has this shape and one of these dtypes."""
+    def check_array(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        *dtypes: Any,
+        other: tuple[int, ...] | None = None,
+    ) -> None:
+        """Raise ValueError unless an array has such a shape and one of these dtypes."""
         array = getattr(self, name)
-        known = [np.dtype(dtype) for dtype in dtypes]
-        if tuple(array.shape) == shape and array.dtype in known:
+        kinds = [np.dtype(dtype) for dtype in dtypes]
+        shapes = [shape] if other in (None, shape) else [shape, other]
+        if tuple(array.shape) in shapes and array.dtype in kinds:
             return
         raise ValueError(
             f"{type(self).__name__}: {name} is {array.dtype} {list(array.shape)}, not "
-            f"{' or '.join(map(str, known))} {list(shape)}"
+            f"{' or '.join(map(str, kinds))} "
+            f"{' or '.join(str([*sizes]) for sizes in shapes)}"
         )

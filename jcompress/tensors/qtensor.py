@@ -86,8 +86,12 @@ class QTensor(MatrixTensor):
             raise ValueError(
                 f"QTensor: {groups} groups of scales do not divide {inputs} inputs"
             )
-        rows = 1 if self.scales.shape[-2:-1] == (1,) else outputs
-        self.check_array("scales", (*stacks, rows, groups), jnp.float32)
+        self.check_array(
+            "scales",
+            (*stacks, outputs, groups),
+            jnp.float32,
+            other=(*stacks, 1, groups),
+        )
         if self.zeros is not None:
             self.check_array("zeros", tuple(self.scales.shape), jnp.int8)
 
