@@ -156,15 +156,13 @@ def test_scales(low: float, width: float, bits: int, symmetric: bool) -> None:
     high32 = np.float32(low32 + np.float32(width))
     span = Range(jnp.asarray(low32), jnp.asarray(high32))
     scale, zero = scale_and_zero(span, bits=bits, symmetric=symmetric)
-    tiny = np.finfo(np.float32).tiny
     expected, expected_zero = scale_zero(low32, high32, bits, symmetric)
-    assert scale == (1 if expected < tiny else expected)
+    assert scale == expected
     if symmetric:
         assert zero is None
     else:
         assert zero is not None
-        if expected >= tiny:
-            assert zero == expected_zero
+        assert zero == expected_zero
         assert number_range(bits, symmetric=False)[0] <= zero
 
 
