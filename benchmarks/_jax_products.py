@@ -12,7 +12,7 @@ from _timing import Offer, offer, sets_of
 
 from jcompress.kernels import Implementation, int8_matmul, weight_only_matmul
 from jcompress.quantization import PerChannel, PerGroup, Weights
-from jcompress.quantization.arithmetic import dequantize_matrix, quantize_matrix
+from jcompress.tensors.numbers import dequantize_matrix, quantize_matrix
 from jcompress.tensors.packing import pack_bits
 
 _pack = jax.jit(pack_bits, static_argnums=1)

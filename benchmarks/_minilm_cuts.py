@@ -11,23 +11,25 @@ import jax.numpy as jnp
 import numpy as np
 from _minilm_texts import Batch, Part, embed
 
+from jcompress.depth import (
+    OutputSimilarity,
+    every,
+    remove_blocks,
+    score_blocks,
+    skipped,
+)
 from jcompress.shrinking import (
     Cost,
     Groups,
-    OutputSimilarity,
     Plan,
     Ranking,
     Width,
     choose,
-    every,
     find_groups,
-    remove_blocks,
-    score_blocks,
     score_by_taylor,
     score_units,
     shrink,
     shrunk,
-    skipped,
     static_cost,
 )
 from jcompress.shrinking.choosing import resolve_widths

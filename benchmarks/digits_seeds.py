@@ -10,8 +10,8 @@ import statistics
 import tempfile
 import time
 
-from jcompress._progress import for_stream
 from jcompress.recipes import open_folder, run_main_job
+from jcompress.recipes.progress import for_stream
 from jcompress.report import aligned
 
 

@@ -23,8 +23,7 @@ from _jax_products import JaxProduct
 from _timing import Times, check, machine, measure, pin
 
 from jcompress.execution import compressed
-from jcompress.quantization import Weights
-from jcompress.shrinking.low_rank import (
+from jcompress.low_rank.factorizing import (
     Cp,
     Factoring,
     Spatial,
@@ -33,6 +32,7 @@ from jcompress.shrinking.low_rank import (
     factorize,
     quantize_factors,
 )
+from jcompress.quantization import Weights
 from jcompress.sites import find_sites
 from jcompress.tensors import LowRank
 

@@ -24,15 +24,15 @@ import optax
 from low_rank import splits
 
 from jcompress.execution import compressed
-from jcompress.recipes import Part, load_digits
-from jcompress.rules import Rules
-from jcompress.shrinking.low_rank import (
+from jcompress.low_rank.factorizing import (
     Cp,
     Factoring,
     Tucker,
     factorize,
     summarize_factors,
 )
+from jcompress.recipes import Part, load_digits
+from jcompress.rules import Rules
 from jcompress.sites import find_sites
 
 Apply = Callable[[Any, jax.Array], jax.Array]

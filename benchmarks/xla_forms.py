@@ -29,8 +29,8 @@ from jcompress.kernels import (
 )
 from jcompress.kernels.weight_only_matmul.shapes import ROWS
 from jcompress.kernels.weight_only_matmul.xla import by_conversion, by_digits
-from jcompress.quantization.arithmetic import quantize_matrix
-from jcompress.quantization.formats import PerChannel, PerGroup, Weights
+from jcompress.tensors.formats import PerChannel, PerGroup, Weights
+from jcompress.tensors.numbers import quantize_matrix
 from jcompress.tensors.packing import pack_bits
 
 Form = tuple[Callable[..., jax.Array], Sequence[tuple[Any, ...]]]

@@ -5,7 +5,11 @@ The namespaces, each the one home of its names:
     sites         where parameters meet data in a function
     rules         which leaves a transform acts on
     pruning       masks, patterns, scores, schedules, the optax transformation
-    shrinking     narrower layers, fewer layers, low rank, shared weights, folding
+    shrinking     narrower layers: channels, heads and widths
+    depth         fewer blocks and layers
+    low_rank      weights as thin factors; adapters
+    sharing       weights that share values: codebooks, ties, hashing
+    rescaling     scales moved between neighbours: folding
     quantization  formats, fake quantization, calibration, conversion
     tensors       the compressed leaves that stand in a tree for arrays
     execution     run a function on a tree with compressed leaves
@@ -23,14 +27,18 @@ from typing import Any as _Any
 
 if _TYPE_CHECKING:
     from jcompress import checkpoint as checkpoint
+    from jcompress import depth as depth
     from jcompress import distillation as distillation
     from jcompress import execution as execution
     from jcompress import kernels as kernels
+    from jcompress import low_rank as low_rank
     from jcompress import pruning as pruning
     from jcompress import quantization as quantization
     from jcompress import recipes as recipes
     from jcompress import report as report
+    from jcompress import rescaling as rescaling
     from jcompress import rules as rules
+    from jcompress import sharing as sharing
     from jcompress import shrinking as shrinking
     from jcompress import sites as sites
     from jcompress import tensors as tensors
@@ -38,8 +46,9 @@ if _TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMESPACES = (
-    *("checkpoint", "distillation", "execution", "kernels", "pruning", "quantization"),
-    *("recipes", "report", "rules", "shrinking", "sites", "tensors"),
+    *("checkpoint", "depth", "distillation", "execution", "kernels", "low_rank"),
+    *("pruning", "quantization", "recipes", "report", "rescaling", "rules"),
+    *("sharing", "shrinking", "sites", "tensors"),
 )
 
 _here = _pathlib.Path(__file__).parent

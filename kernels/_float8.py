@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress.kernels._integers import row_scale
-from jcompress.quantization.arithmetic import quantize_values
+from jcompress.tensors.numbers import quantize_values
 from jcompress.tensors.packing import FLOAT8
 
 _BLOCK_BYTES = 4 * 2**20

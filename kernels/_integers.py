@@ -6,12 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.quantization.arithmetic import (
-    Range,
-    quantize_values,
-    range_of,
-    scale_and_zero,
-)
+from jcompress.tensors.numbers import Range, quantize_values, range_of, scale_and_zero
 
 DIGIT = 254
 """Base of the digits of `split_digits`: a rest of at most 1/2 becomes one of 127."""

@@ -11,7 +11,7 @@ import pytest
 import zoo
 from zoo import running
 
-from jcompress._interpreter import identity
+from jcompress.tracing.interpreter import identity
 
 pytestmark = pytest.mark.once
 

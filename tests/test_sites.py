@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zoo
 
-from jcompress._paths import named_leaves
+from jcompress.leaves import named_leaves
 from jcompress.quantization import Quantize, Weights, quantize
 from jcompress.sites import PRODUCTS, WEIGHTS, Operation, Site, Sites, find_sites
 from jcompress.tensors import QTensor

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress._matrix import Axes, leaf_axes, to_matrix
-from jcompress._paths import named_leaves, path_name
+from jcompress.leaves import named_leaves, path_name
 from jcompress.pruning.patterns import NM, Block, Pattern
 from jcompress.rules import RuleError, Rules, resolve
-from jcompress.sites import Sites
+from jcompress.sites import Sites, leaf_axes
 from jcompress.tensors import BlockSparse, NMSparse, QTensor, is_compressed
+from jcompress.tensors.axes import Axes, to_matrix
 from jcompress.tensors.block_sparse import take_blocks
 from jcompress.tensors.nm_sparse import take_kept
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcompress._paths import named_leaves
+from jcompress.leaves import named_leaves
 from jcompress.pruning.spec import Plan, Prune, Scope, Sparsity, make_plan
 from jcompress.rules import RuleError, Rules
 from jcompress.sites import Sites

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jcompress._paths import named_leaves
+from jcompress.leaves import named_leaves
 from jcompress.pruning.masks import apply_by_name, choose, place_masks
 from jcompress.pruning.scores import score_by_magnitude
 from jcompress.pruning.spec import Plan, Prune, Sparsity, make_plan

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcompress._matrix import Axes, from_matrix, matrix_shape, to_matrix
 from jcompress.rules import RuleError
+from jcompress.tensors.axes import Axes, from_matrix, matrix_shape, to_matrix
 
 
 class Pattern(abc.ABC):

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress._matrix import Axes, leaf_axes
-from jcompress._paths import named_leaves
+from jcompress.leaves import named_leaves
 from jcompress.pruning.patterns import NM, Pattern, Unstructured
 from jcompress.rules import RuleError, Rules, resolve
-from jcompress.sites import Sites
+from jcompress.sites import Sites, leaf_axes
 from jcompress.tensors import is_compressed
+from jcompress.tensors.axes import Axes
 
 Schedule = Callable[[Any], Any]
 """A function from the step to a value: any optax schedule."""

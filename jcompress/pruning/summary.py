@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jcompress._paths import named_leaves
+from jcompress.leaves import named_leaves
 from jcompress.pruning.masks import apply_masks
 from jcompress.pruning.spec import Prune
 from jcompress.rules import RuleError, Rules, resolve

@@ -6,16 +6,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcompress._handlers import Bind
-from jcompress._jaxprs import aval_shape
-from jcompress._values import Use
-from jcompress.quantization.arithmetic import (
+from jcompress.tensors.formats import Activation, MovingAverage
+from jcompress.tensors.numbers import (
     Range,
     fake_quantize,
+    input_scale,
     range_of,
-    scale_and_zero,
 )
-from jcompress.quantization.formats import Activation, MovingAverage, PerRow
+from jcompress.tracing.handlers import Bind
+from jcompress.tracing.products import contracted
+from jcompress.tracing.values import Use
 
 
 def empty_range(shape: tuple[int, ...]) -> Range:
@@ -57,51 +57,6 @@ class RangeStatistic:
         )
 
 
-def input_scale(
-    x: jax.Array, use: Use, activation: Activation, stored: Range | None
-) -> tuple[jax.Array, jax.Array | None]:
-    """Scale and zero point of a product's input, broadcasting against it.
-
-    Args:
-        x: the input.
-        use: the product.
-        activation: how the input is quantized.
-        stored: the range to use; None, or a range without data, takes that of `x`.
-    """
-    given = jax.lax.stop_gradient(x)
-    axes = None
-    if isinstance(activation.granularity, PerRow):
-        axes = contracted(use)
-    now = range_of(given, axes)
-    if stored is not None:
-        known = jnp.isfinite(stored.low) & jnp.isfinite(stored.high)
-        now = Range(
-            jnp.where(known, stored.low, now.low),
-            jnp.where(known, stored.high, now.high),
-        )
-    return scale_and_zero(
-        now,
-        bits=activation.bits,
-        symmetric=activation.symmetric,
-        floating=activation.floating,
-    )
-
-
-def contracted(use: Use) -> tuple[int, ...]:
-    """The axes of a product's data that it sums over; of a convolution, all but one."""
-    assert use.data is not None
-    eqn = use.eqn
-    match eqn.primitive.name:
-        case "dot_general":
-            return tuple(eqn.params["dimension_numbers"][0][use.data])
-        case "conv_general_dilated":
-            batch = eqn.params["dimension_numbers"].lhs_spec[0]
-            rank = len(aval_shape(eqn.invars[0]))
-            return tuple(axis for axis in range(rank) if axis != batch)
-    numbers = eqn.params["ragged_dot_dimension_numbers"]
-    return tuple(numbers.dot_dimension_numbers[0][use.data])
-
-
 @dataclasses.dataclass(frozen=True)
 class QuantizeInput:
     """Handler of a product whose input is quantized, or only looked at."""
@@ -120,7 +75,7 @@ class QuantizeInput:
             seen = range_of(jax.lax.stop_gradient(x), None)
             seen = Range(seen.low.reshape(()), seen.high.reshape(()))
         if self.simulate:
-            scale, zero = input_scale(x, use, self.activation, read)
+            scale, zero = input_scale(x, contracted(use), self.activation, read)
             inputs[use.data] = fake_quantize(
                 x,
                 scale,

@@ -6,22 +6,21 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jcompress._handlers import Handler
-from jcompress._interpreter import Program
-from jcompress._matrix import leaf_axes
-from jcompress._trace import Traced, trace
-from jcompress._values import Location, Use
 from jcompress.quantization._inputs import (
     QuantizeInput,
     RangeStatistic,
     moving_average,
 )
-from jcompress.quantization.arithmetic import Range, fake_quantize_weight
 from jcompress.quantization.convert import check
-from jcompress.quantization.formats import Activation, MovingAverage, Quantize
 from jcompress.rules import RuleError, Rules
-from jcompress.sites import PRODUCTS, Site
+from jcompress.sites import PRODUCTS, Site, leaf_axes
 from jcompress.tensors import is_compressed
+from jcompress.tensors.formats import Activation, MovingAverage, Quantize
+from jcompress.tensors.numbers import Range, fake_quantize_weight
+from jcompress.tracing.handlers import Handler
+from jcompress.tracing.interpreter import Program
+from jcompress.tracing.trace import Traced, trace
+from jcompress.tracing.values import Location, Use
 
 Ranges = Mapping[str, Sequence[Range]]
 """For each leaf with moving-average inputs, one range for each of its products.

@@ -8,23 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress._matrix import Axes, leaf_axes, matrix_shape, to_matrix
-from jcompress._paths import named_leaves, path_name
-from jcompress.quantization.arithmetic import (
-    Range,
-    divisors,
-    quantize_matrix,
-)
-from jcompress.quantization.formats import (
+from jcompress.leaves import named_leaves, path_name
+from jcompress.rules import Resolved, RuleError, Rules, resolve
+from jcompress.sites import PRODUCTS, Site, Sites, leaf_axes
+from jcompress.tensors import QTensor, is_compressed
+from jcompress.tensors.axes import Axes, matrix_shape, to_matrix
+from jcompress.tensors.formats import (
     Activation,
     MovingAverage,
     PerGroup,
     Quantize,
     Weights,
 )
-from jcompress.rules import Resolved, RuleError, Rules, resolve
-from jcompress.sites import PRODUCTS, Site, Sites
-from jcompress.tensors import QTensor, is_compressed
+from jcompress.tensors.numbers import Range, divisors, quantize_matrix
 from jcompress.tensors.packing import pack_bits
 
 

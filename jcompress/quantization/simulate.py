@@ -6,9 +6,9 @@ from typing import Any
 
 from jcompress.quantization._inputs import empty_range
 from jcompress.quantization._plan import Plan, Ranges
-from jcompress.quantization.arithmetic import Range
-from jcompress.quantization.formats import Quantize
 from jcompress.rules import RuleError, Rules
+from jcompress.tensors.formats import Quantize
+from jcompress.tensors.numbers import Range
 
 
 def fake_quant(

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 
 from jcompress import __version__, checkpoint, report
-from jcompress._progress import Progress
 from jcompress.execution import compressed
 from jcompress.quantization import quantize
 from jcompress.recipes.data import Digits, load_digits
+from jcompress.recipes.progress import Progress
 from jcompress.recipes.recipe import (
     Recipe,
     differences,

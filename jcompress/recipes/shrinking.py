@@ -18,6 +18,7 @@ from jcompress.recipes.training import (
     apply_of,
     distilled,
 )
+from jcompress.rescaling import fold, folded
 from jcompress.shrinking import (
     Cost,
     Plan,
@@ -25,8 +26,6 @@ from jcompress.shrinking import (
     Width,
     choose,
     find_groups,
-    fold,
-    folded,
     score_by_taylor,
     score_units,
     shrink,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress._paths import named_leaves
+from jcompress.leaves import named_leaves
 from jcompress.sites import Sites
 from jcompress.tensors import is_compressed
 

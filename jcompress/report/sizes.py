@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress._jaxprs import Body, Kind, aval_shape, bodies, kind_of
-from jcompress._paths import named_leaves, path_name
-from jcompress._trace import Traced, abstract, is_array, trace
-from jcompress._uses import product_role
-from jcompress._values import Location
+from jcompress.leaves import named_leaves, path_name
 from jcompress.report.table import aligned
 from jcompress.sites import PRODUCTS, WEIGHTS
 from jcompress.tensors import LowRank, is_compressed
+from jcompress.tracing.jaxprs import Body, Kind, aval_shape, bodies, kind_of
+from jcompress.tracing.trace import Traced, abstract, is_array, trace
+from jcompress.tracing.uses import product_role
+from jcompress.tracing.values import Location
 
 BETWEEN_DATA = "(between data)"
 """The name of the row of products in no named scope that involve no parameter."""

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jcompress._trace import Traced
-from jcompress._values import Location
 from jcompress.shrinking._cutting import ShrinkError
 from jcompress.shrinking._ids import Ids, Why
 from jcompress.shrinking._labels import Constant, Labels, Product
 from jcompress.sites import PRODUCTS
+from jcompress.tracing.trace import Traced
+from jcompress.tracing.values import Location
 
 _CONTRACTIONS = frozenset({"conv_general_dilated", "ragged_dot_general"})
 _EXPONENTS = (-0.5, -0.25)

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from jcompress._jaxprs import aval_shape
-from jcompress._values import Location
 from jcompress.shrinking._ids import Why
 from jcompress.shrinking._labels import Labels, fixed_ids
 from jcompress.shrinking._rule import Rule
+from jcompress.tracing.jaxprs import aval_shape
+from jcompress.tracing.values import Location
 
 if TYPE_CHECKING:
     from jcompress.shrinking._coupling import Coupling

@@ -4,16 +4,16 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jcompress._jaxprs import aval_shape
-from jcompress._uses import ELEMENTWISE
-from jcompress._values import Location
-from jcompress._views import SAME
 from jcompress.shrinking._axis_lookups import LOOKUPS
 from jcompress.shrinking._axis_moves import MOVES
 from jcompress.shrinking._axis_sums import SUMS
 from jcompress.shrinking._ids import Why
 from jcompress.shrinking._labels import Labels, fixed_ids
 from jcompress.shrinking._rule import Rule, unknown
+from jcompress.tracing.jaxprs import aval_shape
+from jcompress.tracing.uses import ELEMENTWISE
+from jcompress.tracing.values import Location
+from jcompress.tracing.views import SAME
 
 if TYPE_CHECKING:
     from jcompress.shrinking._coupling import Coupling

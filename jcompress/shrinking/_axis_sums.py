@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jcompress._jaxprs import aval_shape
-from jcompress._values import Location
 from jcompress.shrinking._ids import Ids, Why
 from jcompress.shrinking._labels import Labels, fixed_ids
 from jcompress.shrinking._rule import Rule, unknown
+from jcompress.tracing.jaxprs import aval_shape
+from jcompress.tracing.values import Location
 
 if TYPE_CHECKING:
     from jcompress.shrinking._coupling import Coupling

@@ -6,7 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from jcompress._jaxprs import (
+from jcompress.shrinking._attention import Attention
+from jcompress.shrinking._axis_rules import RULES
+from jcompress.shrinking._ids import FIXED, Ids, Ties, Why
+from jcompress.shrinking._labels import Labels, fixed_ids, literal_labels, number_of
+from jcompress.shrinking._rule import unknown
+from jcompress.tracing.jaxprs import (
     Body,
     Kind,
     bodies,
@@ -15,12 +20,7 @@ from jcompress._jaxprs import (
     scan_counts,
     split,
 )
-from jcompress._values import Location
-from jcompress.shrinking._attention import Attention
-from jcompress.shrinking._axis_rules import RULES
-from jcompress.shrinking._ids import FIXED, Ids, Ties, Why
-from jcompress.shrinking._labels import Labels, fixed_ids, literal_labels, number_of
-from jcompress.shrinking._rule import unknown
+from jcompress.tracing.values import Location
 
 Choices = dict[tuple[Location, int], int]
 """Which of several axes keeps its ids at a reshape that mixes axes."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress._paths import path_name
+from jcompress.leaves import path_name
 from jcompress.shrinking._sized import Keeps, cut
 from jcompress.tensors import is_compressed
 

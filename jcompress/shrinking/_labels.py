@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress._jaxprs import aval_shape
-from jcompress._values import Location
 from jcompress.shrinking._ids import FIXED, Ids, Why
+from jcompress.tracing.jaxprs import aval_shape
+from jcompress.tracing.values import Location
 
 
 class Constant(NamedTuple):

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jcompress._values import Location
 from jcompress.shrinking._ids import FIXED, Ids, Why
 from jcompress.shrinking._labels import fixed_ids
+from jcompress.tracing.values import Location
 
 if TYPE_CHECKING:
     from jcompress.shrinking._coupling import Coupling

@@ -8,16 +8,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress._interpreter import Program, Resizing, bind
-from jcompress._jaxprs import Body, bodies
-from jcompress._trace import Traced
-from jcompress._values import Location
 from jcompress.shrinking._attention import Attention, Known
 from jcompress.shrinking._coupling import Choices, Coupling
 from jcompress.shrinking._ids import FIXED, Ids, Why
 from jcompress.shrinking._labels import Labels
 from jcompress.shrinking._sized import SIZED, Equation, Keep, Keeps, cut
 from jcompress.shrinking._sized_gradients import GRADIENTS
+from jcompress.tracing.interpreter import Program, Resizing, bind
+from jcompress.tracing.jaxprs import Body, bodies
+from jcompress.tracing.trace import Traced
+from jcompress.tracing.values import Location
 
 _PASSES = 8
 _SIZED = {**SIZED, **GRADIENTS}

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from jcompress._values import Location
 from jcompress.shrinking._ids import Why
 from jcompress.shrinking._labels import Labels, fixed_labels
+from jcompress.tracing.values import Location
 
 if TYPE_CHECKING:
     from jcompress.shrinking._coupling import Coupling

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress._interpreter import Program, Resizing, bind
-from jcompress._jaxprs import Body
-from jcompress._values import Location
+from jcompress.tracing.interpreter import Program, Resizing, bind
+from jcompress.tracing.jaxprs import Body
+from jcompress.tracing.values import Location
 
 Keep = np.ndarray[Any, np.dtype[np.bool_]] | None
 """Which positions of an axis are kept; None for all."""

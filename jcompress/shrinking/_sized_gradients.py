@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcompress._interpreter import bind
-from jcompress._jaxprs import Body, bodies
 from jcompress.shrinking._sized import Change, Equation
+from jcompress.tracing.interpreter import bind
+from jcompress.tracing.jaxprs import Body, bodies
 
 
 def _body(at: Equation) -> Callable[..., list[Any]]:

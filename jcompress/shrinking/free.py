@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jcompress._paths import path_name
-from jcompress._trace import is_array
+from jcompress.leaves import path_name
 from jcompress.shrinking._cutting import ShrinkError, axis_name
+from jcompress.tracing.trace import is_array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -7,9 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jcompress._jaxprs import aval_shape
-from jcompress._paths import path_name
-from jcompress._trace import Traced, trace
+from jcompress.leaves import path_name
 from jcompress.shrinking._coupling import Choices, Coupling
 from jcompress.shrinking._grouping import Axis, Grouped, Kind, axes_of, grouped
 from jcompress.shrinking._ids import Why
@@ -18,6 +16,8 @@ from jcompress.shrinking._resizing import passes
 from jcompress.shrinking.free import Free, Named, free_axes
 from jcompress.shrinking.plan import Plan, ShrinkError, axis_name
 from jcompress.sites import Sites
+from jcompress.tracing.jaxprs import aval_shape
+from jcompress.tracing.trace import Traced, trace
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jcompress._paths import named_leaves, path_name
-from jcompress._trace import trace
+from jcompress.leaves import named_leaves, path_name
 from jcompress.shrinking._cutting import (
     Masks,
     array_name,
@@ -24,6 +23,7 @@ from jcompress.shrinking._cutting import ShrinkError as ShrinkError
 from jcompress.shrinking._cutting import axis_name as axis_name
 from jcompress.shrinking._resizing import Conflict, evaluate
 from jcompress.shrinking.free import Free, Named
+from jcompress.tracing.trace import trace
 
 
 @jax.tree_util.register_dataclass

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress._paths import named_leaves
+from jcompress.leaves import named_leaves
 from jcompress.shrinking.groups import Groups
 from jcompress.shrinking.plan import ShrinkError
 from jcompress.tensors import is_compressed

@@ -18,6 +18,7 @@ from jcompress.tensors.low_rank import (
     open_part,
 )
 from jcompress.tensors.matrix import MatrixTensor
+from jcompress.tensors.numbers import round_to
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -101,8 +102,6 @@ class Adapted(MatrixTensor):
 
     def dense(self) -> jax.Array:
         """The dense array, of `shape` and `dtype`."""
-        from jcompress.quantization.arithmetic import round_to
-
         added = dataclasses.replace(self.correction, dtype=jnp.float32).dense()
         return round_to(dense_factor(self.base).astype(jnp.float32) + added, self.dtype)
 

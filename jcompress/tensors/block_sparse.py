@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress._matrix import from_matrix
+from jcompress.tensors.axes import from_matrix
 from jcompress.tensors.matrix import MatrixTensor
+from jcompress.tensors.numbers import round_to
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -83,8 +84,6 @@ class BlockSparse(MatrixTensor):
 
     def dense(self) -> jax.Array:
         """The dense array, of `shape` and `dtype`."""
-        from jcompress.quantization.arithmetic import round_to
-
         *stacks, outputs, inputs = self.matrix_shape
         count = math.prod(stacks)
 

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress._matrix import Axes, from_matrix, to_matrix
+from jcompress.tensors.axes import Axes, from_matrix, to_matrix
 from jcompress.tensors.matrix import MatrixTensor
+from jcompress.tensors.numbers import round_to
 
 SMALL = 16
 """Up to so many values an index takes 4 bits."""
@@ -104,8 +105,6 @@ class Codebook(MatrixTensor):
 
     def dense(self) -> jax.Array:
         """The dense array, of `shape` and `dtype`."""
-        from jcompress.quantization.arithmetic import round_to
-
         matrix = look_up(self.indices, self.codebook, inputs=self.matrix_shape[-1])
         return from_matrix(round_to(matrix, self.dtype), self.axes, self.shape)
 

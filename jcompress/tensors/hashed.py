@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress._matrix import from_matrix
+from jcompress.tensors.axes import from_matrix
 from jcompress.tensors.matrix import MatrixTensor
+from jcompress.tensors.numbers import round_to
 
 _SIGN = 0x9E3779B9
 """Added to the seed where the hash decides on a sign."""
@@ -66,8 +67,6 @@ class Hashed(MatrixTensor):
 
     def dense(self) -> jax.Array:
         """The dense array, of `shape` and `dtype`."""
-        from jcompress.quantization.arithmetic import round_to
-
         *_, outputs, inputs = self.matrix_shape
         places, signs = places_and_signs(
             outputs * inputs, self.values.shape[-1], seed=self.seed, signs=self.signs

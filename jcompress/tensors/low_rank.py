@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jcompress._matrix import Axes
+from jcompress.tensors.axes import Axes
 from jcompress.tensors.base import CompressedTensor, Rebuild, is_compressed
 from jcompress.tensors.matrix import MatrixTensor
+from jcompress.tensors.numbers import round_to
 
 Factor = jax.Array | CompressedTensor
 """A factor: trainable floats, or itself a compressed leaf."""
@@ -141,8 +142,6 @@ class LowRank(MatrixTensor):
 
     def dense(self) -> jax.Array:
         """The dense array, of `shape` and `dtype`."""
-        from jcompress.quantization.arithmetic import round_to
-
         stacks = [self.shape[axis] for axis in self.stack_axes]
         lead = len(stacks)
         made: jax.Array | None = None

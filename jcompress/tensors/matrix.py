@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jcompress._matrix import Axes, matrix_shape
+from jcompress.tensors.axes import Axes, matrix_shape
 from jcompress.tensors.base import CompressedTensor, Rebuild
 
 

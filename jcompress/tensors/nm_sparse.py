@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress._matrix import from_matrix
+from jcompress.tensors.axes import from_matrix
 from jcompress.tensors.matrix import MatrixTensor
+from jcompress.tensors.numbers import round_to
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -65,8 +66,6 @@ class NMSparse(MatrixTensor):
 
     def dense(self) -> jax.Array:
         """The dense array, of `shape` and `dtype`."""
-        from jcompress.quantization.arithmetic import round_to
-
         matrix = place_kept(self.values, self.mask, inputs=self.matrix_shape[-1])
         if self.scales is None:
             matrix = matrix.astype(self.dtype)

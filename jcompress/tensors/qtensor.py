@@ -2,24 +2,22 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from jcompress._matrix import from_matrix
+from jcompress.tensors.axes import from_matrix
 from jcompress.tensors.base import Rebuild
+from jcompress.tensors.formats import Activation
 from jcompress.tensors.matrix import MatrixTensor
+from jcompress.tensors.numbers import Range, dequantize_matrix
 from jcompress.tensors.packing import (
     FLOAT8,
     packed_size,
     stored_dtype,
     unpack_bits,
 )
-
-if TYPE_CHECKING:
-    from jcompress.quantization.arithmetic import Range
-    from jcompress.quantization.formats import Activation
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -60,9 +58,9 @@ class QTensor(MatrixTensor):
     values: jax.Array
     scales: jax.Array
     zeros: jax.Array | None = None
-    input_ranges: "tuple[Range, ...]" = ()
+    input_ranges: tuple[Range, ...] = ()
     bits: int
-    activation: "Activation | None" = None
+    activation: Activation | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_ranges", tuple(self.input_ranges))
@@ -107,8 +105,6 @@ class QTensor(MatrixTensor):
 
     def dense(self) -> jax.Array:
         """The dense array, of `shape` and `dtype`."""
-        from jcompress.quantization.arithmetic import dequantize_matrix
-
         matrix = dequantize_matrix(self.numbers, self.scales, self.zeros, self.dtype)
         return from_matrix(matrix, self.axes, self.shape)
 

@@ -14,7 +14,7 @@ from jcompress.kernels._operation import Arrays, Operation
 from jcompress.kernels._rows import by_row, check_outputs, check_row_scale, said
 from jcompress.kernels.float8_matmul.reference import reference
 from jcompress.kernels.float8_matmul.xla import xla
-from jcompress.quantization.arithmetic import dequantize_matrix, unclipped
+from jcompress.tensors.numbers import dequantize_matrix, unclipped
 from jcompress.tensors.packing import FLOAT8
 
 _NAME = "float8_matmul"

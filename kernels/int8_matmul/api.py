@@ -14,7 +14,7 @@ from jcompress.kernels._rows import by_row, check_outputs, check_row_scale, said
 from jcompress.kernels.int8_matmul import cpu, gpu, tpu
 from jcompress.kernels.int8_matmul.reference import reference
 from jcompress.kernels.int8_matmul.xla import xla
-from jcompress.quantization.arithmetic import dequantize_matrix, unclipped
+from jcompress.tensors.numbers import dequantize_matrix, unclipped
 
 _NAME = "int8_matmul"
 FORMS = {

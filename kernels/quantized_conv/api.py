@@ -12,7 +12,7 @@ from jcompress.kernels.quantized_conv import cpu
 from jcompress.kernels.quantized_conv.reference import reference
 from jcompress.kernels.quantized_conv.window import Window
 from jcompress.kernels.quantized_conv.xla import convolve, xla
-from jcompress.quantization.arithmetic import dequantize_matrix, unclipped
+from jcompress.tensors.numbers import dequantize_matrix, unclipped
 from jcompress.tensors.packing import packed_size, stored_dtype, unpack_bits
 
 _NAME = "quantized_conv"

@@ -8,7 +8,7 @@ import numpy as np
 
 from jcompress.kernels._integers import LONGEST, quantize_rows
 from jcompress.kernels.quantized_conv.window import Window
-from jcompress.quantization.arithmetic import dequantize_matrix
+from jcompress.tensors.numbers import dequantize_matrix
 from jcompress.tensors.packing import unpack_bits
 
 

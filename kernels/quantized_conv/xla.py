@@ -20,7 +20,7 @@ from jcompress.kernels._integers import LONGEST, quantize_rows
 from jcompress.kernels._partition import vary, varying
 from jcompress.kernels.quantized_conv.reference import flat
 from jcompress.kernels.quantized_conv.window import Window
-from jcompress.quantization.arithmetic import (
+from jcompress.tensors.numbers import (
     dequantize_matrix,
     fake_quantize,
     quantize_values,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.kernels._integers import quantize_rows
-from jcompress.quantization.arithmetic import dequantize_matrix
+from jcompress.tensors.numbers import dequantize_matrix
 from jcompress.tensors.packing import unpack_bits
 
 

@@ -22,7 +22,7 @@ from jcompress.kernels import (
     weight_only_matmul,
 )
 from jcompress.quantization import PerChannel, PerGroup, PerTensor, Weights
-from jcompress.quantization.arithmetic import (
+from jcompress.tensors.numbers import (
     fake_quantize,
     quantize_values,
     range_of,

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jcompress._matrix import Axes
 from jcompress.kernels import Implementation
 from jcompress.kernels.block_sparse_matmul import block_sparse_matmul
 from jcompress.kernels.codebook_matmul import codebook_matmul
 from jcompress.kernels.nm_sparse_matmul import nm_sparse_matmul
 from jcompress.tensors import Codebook
+from jcompress.tensors.axes import Axes
 from jcompress.tensors.block_sparse import take_blocks
 from jcompress.tensors.nm_sparse import take_kept
 

@@ -36,7 +36,7 @@ from jcompress.kernels.weight_only_matmul import gpu as weight_only
 from jcompress.kernels.weight_only_matmul.reference import reference
 from jcompress.kernels.weight_only_matmul.shapes import ROWS, SHAPES
 from jcompress.quantization import PerChannel, PerGroup, Weights
-from jcompress.quantization.arithmetic import quantize_matrix
+from jcompress.tensors.numbers import quantize_matrix
 from jcompress.tensors.packing import pack_bits
 
 interprets = pytest.mark.skipif(

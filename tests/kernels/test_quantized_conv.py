@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conformance import dense_of, normal, stored, weight
 
-from jcompress._together import WHY
 from jcompress.execution import How, compressed, inspect
+from jcompress.execution.together import WHY
 from jcompress.kernels import Implementation, _native
 from jcompress.kernels.quantized_conv import quantized_conv
 from jcompress.quantization import (
@@ -25,12 +25,8 @@ from jcompress.quantization import (
     fake_quant,
     quantize,
 )
-from jcompress.quantization.arithmetic import (
-    quantize_values,
-    range_of,
-    scale_and_zero,
-)
 from jcompress.sites import find_sites
+from jcompress.tensors.numbers import quantize_values, range_of, scale_and_zero
 
 pytestmark = pytest.mark.once
 

@@ -31,7 +31,7 @@ from jcompress.kernels.nm_sparse_matmul import tpu as nm_sparse
 from jcompress.kernels.weight_only_matmul import tpu as weight_only
 from jcompress.kernels.weight_only_matmul.reference import dense_weight, reference
 from jcompress.quantization import PerChannel, PerGroup, Weights
-from jcompress.quantization.arithmetic import quantize_matrix
+from jcompress.tensors.numbers import quantize_matrix
 from jcompress.tensors.packing import pack_bits
 
 INTERPRET = pltpu.InterpretParams(

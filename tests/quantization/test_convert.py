@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from quant_oracle import LEAVES, Format, Leaf, fake_quantize, normal
 
-from jcompress._matrix import Axes
 from jcompress.quantization import (
     Activation,
     MovingAverage,
@@ -25,6 +24,7 @@ from jcompress.quantization import (
 from jcompress.rules import RuleError
 from jcompress.sites import Operation, Site, Sites
 from jcompress.tensors import QTensor
+from jcompress.tensors.axes import Axes
 
 GRANULARITIES = {
     "tensor": (PerTensor(), None),

@@ -8,7 +8,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jcompress._matrix import Axes
 from jcompress.quantization import (
     Activation,
     PerChannel,
@@ -19,7 +18,9 @@ from jcompress.quantization import (
     Weights,
     fake_quant,
 )
-from jcompress.quantization.arithmetic import (
+from jcompress.tensors import QTensor
+from jcompress.tensors.axes import Axes
+from jcompress.tensors.numbers import (
     dequantize_matrix,
     fake_quantize,
     fake_quantize_weight,
@@ -29,7 +30,6 @@ from jcompress.quantization.arithmetic import (
     scale_and_zero,
     unclipped,
 )
-from jcompress.tensors import QTensor
 
 FLOATING: dict[str, Any] = {"bits": 8, "symmetric": True, "floating": True}
 ONE = jnp.ones(())

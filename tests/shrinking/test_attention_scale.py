@@ -6,9 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import models
 import numpy as np
 import pytest
+import shrinking_models as models
 
 from jcompress.shrinking import (
     Groups,

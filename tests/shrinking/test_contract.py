@@ -8,15 +8,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import models
 import numpy as np
 import optax
 import pytest
+import shrinking_models as models
 from _models import Model
-from models.convolutional import WHOLE
+from shrinking_models.convolutional import WHOLE
 
 from jcompress import checkpoint
-from jcompress._paths import named_leaves
+from jcompress.leaves import named_leaves
 from jcompress.shrinking._coupling import Coupling
 from jcompress.shrinking._ids import Ties
 from jcompress.shrinking.groups import Groups, Member, find_groups

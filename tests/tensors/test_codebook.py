@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jcompress._matrix import Axes
 from jcompress.tensors import Codebook
+from jcompress.tensors.axes import Axes
 
 FLAT = Axes((), (0,), (1,))
 

@@ -302,7 +302,7 @@ def test_products_run_by_quantized_factor(use: str) -> None:
 
 
 def test_ragged_products_by_factor_without_a_loop() -> None:
-    from jcompress._experts import by_factor
+    from jcompress.execution.experts import by_factor
 
     fn, leaf, shape, _ = USES["ragged"]
     x = normal(*shape)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jcompress.quantization import Activation, PerGroup, PerTensor, Range, Weights
-from jcompress.quantization.arithmetic import quantize_matrix
 from jcompress.tensors import CompressedTensor, QTensor, is_compressed
+from jcompress.tensors.numbers import quantize_matrix
 from jcompress.tensors.packing import pack_bits
 
 

@@ -1,0 +1,3 @@
+"""The command `jcompress`."""
+
+from jcompress.cli.commands import main as main

@@ -1,0 +1,163 @@
+"""A convolution with a stored kernel, brought into the form of `quantized_conv`."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jcompress.kernels.quantized_conv import quantized_conv
+from jcompress.kernels.quantized_conv.api import runs_in_integers_on_cpu
+from jcompress.kernels.quantized_conv.window import Window
+from jcompress.tensors import QTensor
+from jcompress.tensors.formats import Activation, PerRow
+from jcompress.tracing.jaxprs import aval_shape
+from jcompress.tracing.products import Order, stored_orders
+from jcompress.tracing.values import Use
+
+IN_FLOATS = "on a CPU in floats, which is faster for these shapes"
+"""How a small convolution runs."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Windowed:
+    """How to compute a `conv_general_dilated` with the stored matrix of its kernel.
+
+    Attributes:
+        window: where the patches lie.
+        to_images: the data's axes: batch, spatial ones, channels.
+        from_images: which axis of [B, *positions, N] each axis of the result is.
+        inputs: the factors of the kernel's spatial and input axes, in that order.
+        outputs: the factors of its output axis.
+        dtype: dtype of the result.
+    """
+
+    window: Window
+    to_images: tuple[int, ...]
+    from_images: tuple[int, ...]
+    inputs: Order
+    outputs: Order
+    dtype: Any
+
+    @classmethod
+    def of(cls, use: Use, operand: int, tensor: QTensor) -> "Windowed | str":
+        """Plan a convolution, or say why there is no kernel for it."""
+        if operand != 1 or use.data != 0:
+            return "the weight is the data of the convolution"
+        eqn = use.eqn
+        params = eqn.params
+        numbers = params["dimension_numbers"]
+        x_shape, w_shape = (aval_shape(atom) for atom in eqn.invars)
+        if params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
+            return "there is no kernel for a grouped convolution"
+        if any(d != 1 for d in params["lhs_dilation"]):
+            return "there is no kernel for a convolution with dilated data"
+        if not 1 <= len(x_shape) - 2 <= 3:
+            return f"there is no kernel for {len(x_shape) - 2} spatial axes"
+        if not jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.floating):
+            return "there is no kernel for a convolution of integers"
+        if tensor.floating:
+            return "there is no kernel for a convolution with float8 weights"
+        if tensor.scales.shape[-1] != 1:
+            return "there is no kernel for a convolution with several groups of scales"
+        if tensor.stack_axes:
+            return "a part of the weight is taken out before it is multiplied"
+        features, depth, *spatial = numbers.rhs_spec
+        orders = stored_orders(
+            use,
+            operand,
+            tensor.shape,
+            (((*spatial, depth), tensor.input_axes), ((features,), tensor.output_axes)),
+        )
+        if isinstance(orders, str):
+            return orders
+        data_batch, data_depth, *data_spatial = numbers.lhs_spec
+        out_batch, out_depth, *out_spatial = numbers.out_spec
+        placed = (out_batch, *out_spatial, out_depth)
+        window = Window(
+            sizes=tuple(x_shape[d] for d in data_spatial),
+            channels=x_shape[data_depth],
+            kernel=tuple(w_shape[d] for d in spatial),
+            strides=tuple(params["window_strides"]),
+            padding=tuple((low, high) for low, high in params["padding"]),
+            dilation=tuple(params["rhs_dilation"]),
+        )
+        empty = min(*window.sizes, *window.out, window.inputs) < 1
+        if empty:
+            return "the images or their patches are empty"
+        return cls(
+            window=window,
+            to_images=(data_batch, *data_spatial, data_depth),
+            from_images=tuple(placed.index(axis) for axis in range(len(placed))),
+            inputs=orders[0],
+            outputs=orders[1],
+            dtype=eqn.outvars[0].aval.dtype,
+        )
+
+    def why(self, x: jax.Array, tensor: QTensor, activation: Activation | None) -> str:
+        """What holds on some platforms only."""
+        given = jax.eval_shape(lambda x: jnp.transpose(x, self.to_images), x)
+        x_bits = None if activation is None else activation.bits
+        fast = runs_in_integers_on_cpu(given, tensor, x_bits=x_bits, window=self.window)
+        return "" if fast else IN_FLOATS
+
+    def run(
+        self,
+        x: jax.Array,
+        scaling: tuple[jax.Array, jax.Array | None] | None,
+        tensor: QTensor,
+        activation: Activation | None,
+    ) -> jax.Array:
+        """The convolution; with `scaling`, of quantized data.
+
+        Args:
+            x: the data, not rounded.
+            scaling: scale and zero point that broadcast against the data.
+            tensor: the kernel.
+            activation: how the data is quantized.
+        """
+        scale = zero = None
+        if scaling is not None:
+            assert activation is not None
+            own = isinstance(activation.granularity, PerRow) and activation.symmetric
+            if not own:
+                scale, zero = (
+                    None if part is None else part.reshape(() if part.size == 1 else -1)
+                    for part in scaling
+                )
+        values, bits = self._values(tensor)
+        out = quantized_conv(
+            jnp.transpose(x, self.to_images),
+            values,
+            self._by_output(tensor.scales),
+            None if tensor.zeros is None else self._by_output(tensor.zeros),
+            bits=bits,
+            kernel=self.window.kernel,
+            strides=self.window.strides,
+            padding=self.window.padding,
+            dilation=self.window.dilation,
+            x_bits=None if scaling is None or activation is None else activation.bits,
+            x_scale=scale,
+            x_zero=zero,
+        )
+        return jnp.transpose(out, self.from_images).astype(self.dtype)
+
+    def _values(self, tensor: QTensor) -> tuple[jax.Array, int]:
+        """The integers in the order of the window, and how many bits each takes."""
+        outputs, inputs = self.outputs.from_leaf(0), self.inputs.from_leaf(0)
+        if _sorted(outputs) and _sorted(inputs):
+            return tensor.values, tensor.bits
+        matrix = tensor.numbers
+        split = matrix.reshape(*self.outputs.in_leaf, *self.inputs.in_leaf)
+        order = (*outputs, *self.inputs.from_leaf(len(outputs)))
+        return jnp.transpose(split, order).reshape(matrix.shape), 8
+
+    def _by_output(self, numbers: jax.Array) -> jax.Array:
+        if numbers.shape[0] == 1 or _sorted(self.outputs.from_leaf(0)):
+            return numbers
+        split = numbers.reshape(self.outputs.in_leaf)
+        return jnp.transpose(split, self.outputs.from_leaf(0)).reshape(numbers.shape)
+
+
+def _sorted(order: tuple[int, ...]) -> bool:
+    return order == tuple(range(len(order)))

@@ -1,0 +1,223 @@
+"""Which product suits a compressed leaf, and how that is told."""
+
+import dataclasses
+import enum
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jcompress.kernels.block_sparse_matmul import block_sparse_matmul
+from jcompress.kernels.codebook_matmul import codebook_matmul
+from jcompress.kernels.float8_matmul import float8_matmul
+from jcompress.kernels.int8_matmul import int8_matmul
+from jcompress.kernels.nm_sparse_matmul import nm_sparse_matmul
+from jcompress.kernels.weight_only_matmul import weight_only_matmul
+from jcompress.tensors import (
+    BlockSparse,
+    Codebook,
+    CompressedTensor,
+    LowRank,
+    NMSparse,
+    QTensor,
+)
+from jcompress.tensors.formats import Activation, PerRow
+from jcompress.tensors.low_rank import Factor
+
+
+class How(enum.Enum):
+    """How a compressed leaf is used at a site."""
+
+    INTEGER = "integer product"
+    """Integers times integers, scaled afterwards."""
+    FLOAT8 = "float8 product"
+    """8-bit floats times 8-bit floats, scaled afterwards."""
+    WEIGHT_ONLY = "weight-only product"
+    """Floats times stored small numbers; the dense weight is the kernel's business."""
+    SPARSE = "sparse product"
+    """Floats times the stored blocks, or the n of every m, that are not zero."""
+    CODEBOOK = "codebook product"
+    """Floats times values that stored indices pick from a table."""
+    FACTORS = "products of its factors"
+    """Floats times one thin factor after the other."""
+    ADAPTED = "a thin product beside its base"
+    """What its base does, and the products of its two thin factors added to it."""
+    ROWS = "rows made dense"
+    """Looked up in the stored form; only what was picked is made dense."""
+    DENSE = "made dense"
+    """The whole leaf is made dense, then used as before."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How one compressed leaf ran at one site.
+
+    Attributes:
+        path: the leaf's name.
+        operation: what the leaf does there: a primitive's name.
+        how: the way taken.
+        why: for `How.DENSE`, what stood in the way of another; else what holds on
+            some platforms or for a part of the leaf only.
+    """
+
+    path: str
+    operation: str
+    how: How
+    why: str = ""
+
+
+Multiply = Callable[..., jax.Array]
+"""`multiply(rows [M, K], x_scale, x_zero, tensor of one matrix) -> [M, N]`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafKernel:
+    """The product that suits a compressed leaf at a site.
+
+    Attributes:
+        how: what it is called.
+        multiply: the product.
+        quantizes: whether it rounds its rows itself; if not, they come rounded.
+        own_range: whether it finds the range of each row itself.
+    """
+
+    how: How
+    multiply: Multiply
+    quantizes: bool = False
+    own_range: bool = False
+
+    @classmethod
+    def of(
+        cls, tensor: CompressedTensor, activation: Activation | None, eqn: Any
+    ) -> "LeafKernel | str":
+        """Choose it for an equation, or say why there is none."""
+        match tensor:
+            case LowRank():
+                if tensor.windows:
+                    return "its factors are those of a convolution"
+                return cls(How.FACTORS, functools.partial(_low_rank, eqn=eqn))
+            case BlockSparse():
+                return cls(How.SPARSE, _block_sparse)
+            case NMSparse():
+                return cls(How.SPARSE, _nm_sparse)
+            case Codebook():
+                return cls(How.CODEBOOK, _codebook)
+            case QTensor():
+                if activation is None or activation.floating != tensor.floating:
+                    return cls(How.WEIGHT_ONLY, _weight_only)
+                return cls._quantized(tensor, activation, eqn.primitive.name)
+        return f"there is no kernel for a {type(tensor).__name__}"
+
+    @classmethod
+    def _quantized(
+        cls, tensor: QTensor, activation: Activation, primitive: str
+    ) -> "LeafKernel":
+        bits = activation.bits
+        # In a convolution the rows of an image share a range.
+        by_row = (
+            isinstance(activation.granularity, PerRow)
+            and activation.symmetric
+            and primitive != "conv_general_dilated"
+        )
+        one_group = tensor.scales.shape[-1] == 1
+        if one_group and tensor.floating:
+            return cls(How.FLOAT8, _float8, quantizes=True, own_range=by_row)
+        if tensor.floating:
+            return cls(How.WEIGHT_ONLY, _weight_only)
+        if by_row and (tensor.bits <= 4 or not one_group):
+            multiply = functools.partial(_weight_only, x_bits=bits)
+            return cls(How.INTEGER, multiply, quantizes=True, own_range=True)
+        if one_group:
+            multiply = functools.partial(_integer, x_bits=bits)
+            return cls(How.INTEGER, multiply, quantizes=True, own_range=by_row)
+        return cls(How.WEIGHT_ONLY, _weight_only)
+
+
+def factor_product(x: jax.Array, factor: Factor, eqn: Any) -> jax.Array:
+    """Multiply rows by one factor of a `LowRank`: [..., K] x [R, K] -> [..., R].
+
+    Args:
+        x: floats.
+        factor: an array or a compressed leaf, of one matrix.
+        eqn: the equation that the whole leaf is used in; its dtypes and its precision
+            hold for each factor.
+    """
+    dtype = product_dtype(eqn)
+    if isinstance(factor, CompressedTensor):
+        kernel = LeafKernel.of(factor, None, eqn)
+        assert isinstance(kernel, LeafKernel)
+        return kernel.multiply(x.astype(dtype), None, None, factor)
+    return jax.lax.dot_general(
+        x.astype(dtype),
+        factor.astype(dtype),
+        (((x.ndim - 1,), (1,)), ((), ())),
+        precision=eqn.params["precision"],
+        preferred_element_type=summed_dtype(dtype),
+    )
+
+
+def product_dtype(eqn: Any) -> Any:
+    """The float dtype in which an equation multiplies data with a weight."""
+    kinds = {atom.aval.dtype for atom in eqn.invars[:2]}
+    floats = {kind for kind in kinds if jnp.issubdtype(kind, jnp.floating)}
+    widest = max((jnp.finfo(kind).bits for kind in floats), default=0)
+    found = {kind for kind in floats if jnp.finfo(kind).bits == widest}
+    return found.pop() if len(found) == 1 else jnp.dtype(jnp.float32)
+
+
+def summed_dtype(dtype: Any) -> Any:
+    """The dtype in which products of a float dtype are summed: float32 at least."""
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
+
+
+def _low_rank(x: jax.Array, _: None, __: None, leaf: LowRank, *, eqn: Any) -> jax.Array:
+    for factor in leaf.factors:
+        x = factor_product(x, factor, eqn)
+    return x
+
+
+def _block_sparse(x: jax.Array, _: None, __: None, leaf: BlockSparse) -> jax.Array:
+    return block_sparse_matmul(x, leaf.blocks, leaf.columns, leaf.starts, leaf.scales)
+
+
+def _nm_sparse(x: jax.Array, _: None, __: None, leaf: NMSparse) -> jax.Array:
+    return nm_sparse_matmul(x, leaf.values, leaf.mask, leaf.scales, n=leaf.n, m=leaf.m)
+
+
+def _codebook(x: jax.Array, _: None, __: None, leaf: Codebook) -> jax.Array:
+    return codebook_matmul(x, leaf.indices, leaf.codebook)
+
+
+def _weight_only(
+    x: jax.Array, _: None, __: None, leaf: QTensor, *, x_bits: int | None = None
+) -> jax.Array:
+    return weight_only_matmul(
+        x, leaf.values, leaf.scales, leaf.zeros, bits=leaf.bits, x_bits=x_bits
+    )
+
+
+def _integer(
+    x: jax.Array,
+    x_scale: jax.Array | None,
+    x_zero: jax.Array | None,
+    leaf: QTensor,
+    *,
+    x_bits: int,
+) -> jax.Array:
+    return int8_matmul(
+        x,
+        leaf.numbers,
+        leaf.scales,
+        leaf.zeros,
+        x_scale=x_scale,
+        x_zero=x_zero,
+        x_bits=x_bits,
+    )
+
+
+def _float8(
+    x: jax.Array, x_scale: jax.Array | None, _: None, leaf: QTensor
+) -> jax.Array:
+    return float8_matmul(x, leaf.values, leaf.scales, x_scale=x_scale)

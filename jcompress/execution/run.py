@@ -1,0 +1,130 @@
+"""`compressed`: run a function on a tree with compressed leaves, by the best way."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jcompress.execution.products import Execution as Execution
+from jcompress.execution.products import How as How
+from jcompress.execution.site import CompressedSite
+from jcompress.execution.together import make_dense
+from jcompress.sites import PRODUCTS, WEIGHTS
+from jcompress.tensors import QTensor, is_compressed
+from jcompress.tensors.numbers import Range
+from jcompress.tracing.handlers import Handler
+from jcompress.tracing.interpreter import Program
+from jcompress.tracing.trace import Traced, trace
+from jcompress.tracing.values import Location
+
+
+def compressed(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function accept a tree in which compressed leaves stand for arrays.
+
+    Every product, convolution and lookup takes the compressed leaf by the best way
+    there is on the platform; where no way is known, and wherever else the leaf is
+    used, it is made dense on the spot. `inspect` tells which happened where.
+
+    The results equal those of the function with every leaf's `dense()` in its place,
+    which for a quantized tree is `fake_quant` with the same rules, and for a sparse
+    one the masked model: bit for bit where the leaf is made dense or looked up, and up
+    to the order of summation in products (float32: within 2e-5 of the largest output
+    in our tests).
+
+    Args:
+        fn: the function, written for dense leaves, such as `model.apply`.
+
+    Returns:
+        A function with the arguments and results of `fn`. Called with a tree that has
+        no compressed leaf, it raises ValueError.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jcompress.execution import compressed
+        >>> from jcompress.quantization import Quantize, quantize
+        >>> from jcompress.sites import find_sites
+        >>> layer = lambda params, x: x @ params["w"]
+        >>> params, x = {"w": jnp.array([[0.5], [1.0]])}, jnp.ones((1, 2))
+        >>> sites = find_sites(layer, params, x)
+        >>> small = quantize(params, [("w", Quantize())], sites=sites)
+        >>> compressed(layer)(small, x).shape
+        (1, 1)
+    """
+
+    @functools.wraps(fn)
+    def run(variables: Any, *args: Any, **kwargs: Any) -> Any:
+        traced = trace(fn, variables, args, kwargs)
+        outs = _evaluate(traced, {})
+        return traced.rebuild(outs)
+
+    return run
+
+
+def inspect(
+    fn: Callable[..., Any], variables: Any, *args: Any, **kwargs: Any
+) -> tuple[Execution, ...]:
+    """Tell how `compressed(fn)` runs every compressed leaf; nothing is computed.
+
+    Args:
+        fn: the function, written for dense leaves.
+        variables: a tree with compressed leaves.
+        *args: further arguments of `fn`; shapes suffice.
+        **kwargs: further keyword arguments of `fn`.
+
+    Returns:
+        One entry for each use of each compressed leaf, in the order of execution.
+
+    Raises:
+        ValueError: the tree has no compressed leaf.
+    """
+    traced = trace(fn, variables, args, kwargs)
+    record: dict[Any, Execution] = {}
+    jax.eval_shape(
+        lambda leaves, data: _evaluate(
+            dataclasses.replace(traced, leaves=leaves, data=data), record
+        ),
+        traced.leaves,
+        traced.data,
+    )
+    return tuple(record.values())
+
+
+def _evaluate(traced: Traced, record: dict[Any, Execution]) -> list[Any]:
+    tensors = {
+        name: leaf
+        for name, leaf in zip(traced.names, traced.leaves, strict=True)
+        if is_compressed(leaf)
+    }
+    if not tensors:
+        raise ValueError(
+            "compressed: the tree has no compressed leaf, so there is nothing to run "
+            "compressed; convert it first, for example with jcompress.quantization."
+            "quantize(tree, rules, sites=sites) or jcompress.pruning.to_sparse"
+        )
+    together = make_dense(traced, tensors, record)
+    tensors = {name: t for name, t in tensors.items() if name not in together}
+    pairs = zip(traced.names, traced.leaves, strict=True)
+    leaves = [together.get(name, leaf) for name, leaf in pairs]
+    handlers: dict[Location, Handler] = {}
+    reads: dict[Location, Range] = {}
+    for where, use in traced.uses.items():
+        if any(s.path in tensors and s.operation in WEIGHTS for s in use.sites):
+            handlers[where] = CompressedSite(None, record)
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, QTensor) or tensor.activation is None:
+            continue
+        products = [s for s in traced.sites.of(name) if s.operation in PRODUCTS]
+        for number, site in enumerate(products):
+            handlers[site.location] = CompressedSite(tensor.activation, record)
+            if tensor.input_ranges:
+                reads[site.location] = tensor.input_ranges[number]
+
+    def made_dense(name: str, operation: str) -> None:
+        entry = Execution(name, operation, How.DENSE, "this is no site")
+        record[name, operation] = entry
+
+    program = Program(traced=traced, handlers=handlers, made_dense=made_dense)
+    outs, _ = program(leaves, traced.data, reads)
+    return outs

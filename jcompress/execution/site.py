@@ -1,0 +1,280 @@
+"""The handler of a site of a compressed leaf: the best way that is known."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jcompress.execution.convolutions import Windowed
+from jcompress.execution.experts import by_expert, by_factor, why_not_by_expert
+from jcompress.execution.factored_convolutions import FactoredConv
+from jcompress.execution.lookups import rows_of, why_not_by_rows
+from jcompress.execution.pointwise import Pointwise
+from jcompress.execution.products import Execution, How, LeafKernel
+from jcompress.sites import Operation
+from jcompress.tensors import Adapted, CompressedTensor, LowRank, QTensor
+from jcompress.tensors.formats import Activation
+from jcompress.tensors.numbers import fake_quantize, input_scale, round_to
+from jcompress.tracing.deferred import Deferred
+from jcompress.tracing.handlers import Bind
+from jcompress.tracing.products import Product, contracted
+from jcompress.tracing.values import Use
+
+Scaling = tuple[jax.Array, jax.Array | None] | None
+"""Scale and zero point of a product's input; None for an input that stays as it is."""
+
+ELSEWHERE_DENSE = "expert by expert on a CPU; made dense on other platforms"
+"""How a ragged product runs."""
+ELSEWHERE_FACTORS = "expert by expert on a CPU; ragged products on other platforms"
+"""How a ragged product with factors runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CompressedSite:
+    """Handler of a site of a compressed leaf.
+
+    Attributes:
+        activation: how the leaf's input is quantized, even if the leaf arrives dense.
+        record: is told how the site ran.
+    """
+
+    activation: Activation | None
+    record: dict[Any, Execution]
+
+    def __call__(
+        self, use: Use, inputs: list[Any], bind: Bind, read: Any
+    ) -> tuple[list[Any], Any]:
+        """Evaluate the equation with the compressed leaf by the best way known."""
+        found = [i for i, value in enumerate(inputs) if isinstance(value, Deferred)]
+        one = len(found) == 1
+        if one and isinstance(inputs[found[0]].tensor, Adapted):
+            return self._adapted(use, found[0], inputs, bind, read), None
+        if one and use.sites[0].operation is Operation.LOOKUP:
+            return self._lookup(use, inputs, bind), None
+        if use.data is None or use.data in found:
+            return self._dense(use, inputs, bind, "several leaves meet here"), None
+        scaling = None
+        if self.activation is not None:
+            scaling = input_scale(
+                inputs[use.data], contracted(use), self.activation, read
+            )
+        if one:
+            return self._product(use, found[0], inputs, scaling, bind), None
+        inputs = self._faked(use, inputs, scaling)
+        return self._dense(use, inputs, bind, "it arrives dense"), None
+
+    def _note(self, use: Use, inputs: list[Any], how: How, why: str = "") -> None:
+        for value in inputs:
+            if isinstance(value, Deferred):
+                entry = Execution(value.name, use.eqn.primitive.name, how, why)
+                self.record[value.name, use.location] = entry
+
+    def _dense(
+        self, use: Use, inputs: list[Any], bind: Bind, why: str
+    ) -> list[jax.Array]:
+        self._note(use, inputs, How.DENSE, why)
+        return bind([x.dense() if isinstance(x, Deferred) else x for x in inputs])
+
+    def _faked(self, use: Use, inputs: list[Any], scaling: Scaling) -> list[Any]:
+        """The inputs with the data rounded as `fake_quant` rounds it."""
+        if scaling is None:
+            return inputs
+        assert self.activation is not None
+        given: dict[str, Any] = {
+            "bits": self.activation.bits,
+            "symmetric": self.activation.symmetric,
+            "floating": self.activation.floating,
+        }
+        return [
+            fake_quantize(value, *scaling, **given) if number == use.data else value
+            for number, value in enumerate(inputs)
+        ]
+
+    def _adapted(
+        self, use: Use, operand: int, inputs: list[Any], bind: Bind, read: Any
+    ) -> list[jax.Array]:
+        """What the base gives, and what the correction adds to it."""
+        leaf = inputs[operand]
+        tensor = leaf.tensor
+        base = tensor.base
+        record: dict[Any, Execution] = {}
+        activation = getattr(base, "activation", None)
+        apart = CompressedSite(None, record)
+
+        def given(part: Any) -> list[Any]:
+            return [*inputs[:operand], part, *inputs[operand + 1 :]]
+
+        thin = dataclasses.replace(leaf, tensor=tensor.correction)
+        (added,), _ = apart(use, given(thin), bind, None)
+        (entry,) = record.values()
+        if read is None and activation is not None and base.input_ranges:
+            read = base.input_ranges[0]
+        if entry.how is How.DENSE:
+            if activation is not None and use.data is not None:
+                scaling = input_scale(
+                    inputs[use.data], contracted(use), activation, read
+                )
+                rounds = dataclasses.replace(self, activation=activation)
+                inputs = rounds._faked(use, inputs, scaling)
+            return self._dense(use, inputs, bind, entry.why)
+        if not isinstance(base, CompressedTensor):
+            (out,) = bind(given(leaf.viewed(base)))
+            self._note(use, inputs, How.ADAPTED)
+            return [out + added]
+        kept = dataclasses.replace(leaf, tensor=base)
+        within = CompressedSite(activation, record)
+        (out,), _ = within(use, given(kept), bind, read)
+        (entry,) = record.values()
+        why = f"{entry.how.value}: {entry.why}" if entry.why else entry.how.value
+        self._note(use, inputs, How.ADAPTED, f"base: {why}")
+        return [out + added]
+
+    def _product(
+        self, use: Use, operand: int, inputs: list[Any], scaling: Scaling, bind: Bind
+    ) -> list[jax.Array]:
+        match use.eqn.primitive.name:
+            case "conv_general_dilated":
+                return self._convolution(use, operand, inputs, scaling, bind)
+            case "ragged_dot" | "ragged_dot_general":
+                return self._ragged(use, operand, inputs, scaling, bind)
+        tensor = inputs[operand].tensor
+        kernel = LeafKernel.of(tensor, self.activation, use.eqn)
+        plan = Product.of(use, operand, tensor.shape, tensor.axes)
+        for part in (kernel, plan):
+            if isinstance(part, str):
+                return self._dense(use, self._faked(use, inputs, scaling), bind, part)
+        assert isinstance(kernel, LeafKernel)
+        assert isinstance(plan, Product)
+        self._note(use, inputs, kernel.how)
+        return [self._planned(use, plan, kernel, tensor, inputs, scaling)]
+
+    def _planned(
+        self,
+        use: Use,
+        plan: Product,
+        kernel: LeafKernel,
+        tensor: CompressedTensor,
+        inputs: list[Any],
+        scaling: Scaling,
+        prepare: Callable[[jax.Array], jax.Array] = lambda x: x,
+    ) -> jax.Array:
+        """The result of a product for which there are a plan and a kernel."""
+        assert use.data is not None
+        if not kernel.quantizes:
+            inputs = self._faked(use, inputs, scaling)
+        rows = plan.rows(prepare(inputs[use.data]))
+        given: list[jax.Array | None] = [None, None]
+        if kernel.quantizes and not kernel.own_range and scaling is not None:
+            given = [None if p is None else _per_row(plan, p, rows) for p in scaling]
+        return plan.run(kernel.multiply, rows, *given, tensor)
+
+    def _convolution(
+        self, use: Use, operand: int, inputs: list[Any], scaling: Scaling, bind: Bind
+    ) -> list[jax.Array]:
+        tensor = inputs[operand].tensor
+        point = Pointwise.of(use.eqn)
+        if isinstance(tensor, QTensor):
+            plan = Windowed.of(use, operand, tensor)
+            if isinstance(plan, Windowed):
+                if self.activation is not None and self.activation.floating:
+                    inputs, scaling = self._faked(use, inputs, scaling), None
+                return self._windowed(use, plan, tensor, inputs, scaling)
+            point = plan if isinstance(point, str) else point
+        if isinstance(tensor, LowRank) and (tensor.windows or isinstance(point, str)):
+            factored = FactoredConv.of(use, operand, tensor)
+            if isinstance(factored, FactoredConv):
+                self._note(use, inputs, How.FACTORS, factored.why(tensor))
+                x = self._faked(use, inputs, scaling)[0]
+                return [factored.run(x, tensor)]
+            point = factored
+        kernel = LeafKernel.of(tensor, self.activation, use.eqn)
+        for part in (point, kernel):
+            if isinstance(part, str):
+                return self._dense(use, self._faked(use, inputs, scaling), bind, part)
+        assert isinstance(point, Pointwise)
+        assert isinstance(kernel, LeafKernel)
+        product = dataclasses.replace(use, eqn=point.eqn)
+        planned = Product.of(product, operand, tensor.shape, tensor.axes)
+        if isinstance(planned, str):
+            return self._dense(use, self._faked(use, inputs, scaling), bind, planned)
+        self._note(use, inputs, kernel.how)
+        out = self._planned(use, planned, kernel, tensor, inputs, scaling, point.picked)
+        return [point.result(out)]
+
+    def _windowed(
+        self,
+        use: Use,
+        plan: Windowed,
+        tensor: QTensor,
+        inputs: list[Any],
+        scaling: Scaling,
+    ) -> list[jax.Array]:
+        activation = None if scaling is None else self.activation
+        how = How.WEIGHT_ONLY if activation is None else How.INTEGER
+        self._note(use, inputs, how, plan.why(inputs[0], tensor, activation))
+        return [plan.run(inputs[0], scaling, tensor, activation)]
+
+    def _ragged(
+        self, use: Use, operand: int, inputs: list[Any], scaling: Scaling, bind: Bind
+    ) -> list[jax.Array]:
+        leaf = inputs[operand]
+        kernel = LeafKernel.of(leaf.tensor, self.activation, use.eqn)
+        faked = self._faked(use, inputs, scaling)
+        why = kernel if isinstance(kernel, str) else why_not_by_expert(use.eqn, leaf)
+        if why:
+            return self._dense(use, faked, bind, why)
+        assert isinstance(kernel, LeafKernel)
+        factored = isinstance(leaf.tensor, LowRank)
+        other = ELSEWHERE_FACTORS if factored else ELSEWHERE_DENSE
+        self._note(use, inputs, kernel.how, other)
+        x, sizes = inputs[0] if kernel.quantizes else faked[0], inputs[2]
+        scale, zero = None, None
+        if kernel.quantizes and not kernel.own_range and scaling is not None:
+            scale, zero = (
+                None if p is None else jnp.broadcast_to(p, (x.shape[0], 1))
+                for p in scaling
+            )
+        out: jax.Array = jax.lax.platform_dependent(
+            cpu=lambda: by_expert(
+                (x, scale, zero),
+                sizes,
+                leaf.tensor,
+                kernel.multiply,
+                use.eqn.outvars[0].aval.dtype,
+            ),
+            default=lambda: (
+                by_factor(faked[0], sizes, leaf.tensor, use.eqn)
+                if factored
+                else bind([faked[0], leaf.dense(), sizes])[0]
+            ),
+        )
+        return [out]
+
+    def _lookup(self, use: Use, inputs: list[Any], bind: Bind) -> list[jax.Array]:
+        leaf, indices = inputs[0], inputs[1]
+        why = why_not_by_rows(use, leaf)
+        if why:
+            return self._dense(use, inputs, bind, why)
+        self._note(use, inputs, How.ROWS)
+
+        def picked(array: jax.Array) -> jax.Array:
+            return jax.lax.gather(
+                array,
+                indices,
+                use.eqn.params["dimension_numbers"],
+                (1, array.shape[1]),
+                mode=use.eqn.params["mode"],
+            ).reshape(-1, array.shape[1])
+
+        out = use.eqn.outvars[0].aval
+        rows = round_to(rows_of(leaf.tensor, picked), leaf.tensor.dtype)
+        return [leaf.viewed(rows.reshape(out.shape))]
+
+
+def _per_row(plan: Product, part: jax.Array, rows: jax.Array) -> jax.Array:
+    """One number for each row, from one for all or one for each."""
+    if part.size == 1:
+        return jnp.broadcast_to(part.reshape((1,) * rows.ndim), (*rows.shape[:-1], 1))
+    return plan.per_row(part)

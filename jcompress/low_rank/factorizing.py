@@ -1,0 +1,254 @@
+"""`factorize`: store weights as products of thin factors."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jcompress.leaves import named_leaves, path_name
+from jcompress.low_rank.choice import Split, choose_ranks, split_tucker
+from jcompress.low_rank.cp import CpSplit
+from jcompress.low_rank.moments import input_moments as input_moments
+from jcompress.low_rank.moments import product_sites
+from jcompress.low_rank.specs import Cp as Cp
+from jcompress.low_rank.specs import Factoring as Factoring
+from jcompress.low_rank.specs import Spatial as Spatial
+from jcompress.low_rank.specs import Svd as Svd
+from jcompress.low_rank.specs import Tucker as Tucker
+from jcompress.low_rank.split import Host
+from jcompress.low_rank.summary import FactoredLeaf as FactoredLeaf
+from jcompress.low_rank.summary import FactorSummary as FactorSummary
+from jcompress.low_rank.summary import check_factoring
+from jcompress.low_rank.summary import summarize_factors as summarize_factors
+from jcompress.rules import Resolved, RuleError, Rules, resolve
+from jcompress.sites import Sites, leaf_axes
+from jcompress.tensors import LowRank, QTensor, is_compressed
+from jcompress.tensors.formats import Weights
+from jcompress.tensors.numbers import quantize_matrix
+from jcompress.tensors.packing import pack_bits
+
+
+def factorize(
+    tree: Any,
+    rules: Rules[Factoring],
+    *,
+    sites: Sites,
+    moments: Mapping[str, jax.Array] | None = None,
+) -> Any:
+    """Store weights of a parameter tree as products of thin factors.
+
+    Each matched leaf becomes a `LowRank` with factors of its own dtype, which
+    `compressed` runs one after the other and which can be trained inside of it. The
+    copies of a stacked leaf get one rank.
+
+    Args:
+        tree: the parameters, with dense leaves; not traced, since ranks depend on the
+            weights.
+        rules: pairs of a predicate and an `Svd`, `Spatial`, `Tucker` or `Cp`.
+        sites: the sites of the function that will use the tree, with the same names.
+        moments: what `input_moments` gave. `Svd` then keeps what matters for these
+            inputs: the rank-r matrix with the least mean of `|(W - W_r) x|^2`.
+
+    Returns:
+        A tree of the same structure but for the factored leaves.
+
+    Raises:
+        TypeError: the rules are malformed, or a spec is of another kind.
+        RuleError: a rule matches no weight; a matched leaf is absent, of another shape
+            than at its sites, not of floats, or already compressed; the factors would
+            not be smaller, with the largest rank that would be; a budget is too small
+            for one rank each; the moments are not those of the leaves; a spec for
+            convolutions meets another operation; or `Cp` a grouped convolution.
+        ValueError: a leaf is traced or holds a number that is not finite.
+
+    References:
+        Yuan et al. 2023, "ASVD: Activation-aware Singular Value Decomposition for
+        Compressing Large Language Models", and Wang et al. 2024, "SVD-LLM",
+        for weighting by the inputs.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jcompress.shrinking.low_rank import Svd, factorize
+        >>> from jcompress.sites import find_sites
+        >>> params = {"w": jnp.outer(jnp.arange(8.0), jnp.ones(6))}
+        >>> sites = find_sites(lambda p, x: x @ p["w"], params, jnp.ones((1, 8)))
+        >>> small = factorize(params, [("w", Svd(energy=0.99))], sites=sites)
+        >>> small["w"].ranks, small["w"].stored_bytes
+        ((1,), 56)
+    """
+    resolved = check_factoring(sites, rules)
+    leaves = dict(named_leaves(tree))
+    given = {path: _found(path, leaves, sites) for path in resolved.leaves}
+    weighting = _weighting(resolved, sites, moments)
+    made: dict[str, LowRank] = {}
+    spectra: dict[str, Split] = {}
+    sums = {
+        path: CpSplit.of(path, given[path], spec, sites)
+        for path, spec in resolved.leaves.items()
+        if isinstance(spec, Cp)
+    }
+    for path, spec in resolved.leaves.items():
+        if isinstance(spec, Tucker):
+            made[path] = split_tucker(path, given[path], spec, sites)
+        elif not isinstance(spec, Cp):
+            spectra[path] = Split.of(path, given[path], spec, sites, weighting)
+    ranks = choose_ranks(resolved, spectra, sites)
+    for path, split in spectra.items():
+        made[path] = split.build(ranks[path])
+    for path, cp in sums.items():
+        made[path] = cp.build()
+    return _replaced(tree, made)
+
+
+def quantize_factors(tree: Any, rules: Rules[Weights], *, sites: Sites) -> Any:
+    """Store the factors of `LowRank` leaves as packed integers or 8-bit floats.
+
+    Args:
+        tree: a tree with `LowRank` leaves.
+        rules: pairs of a predicate and `Weights`, the format of each factor; a leaf's
+            predicate is matched as for `factorize`.
+        sites: the sites of the function that will use the tree.
+
+    Returns:
+        The tree with `QTensor`s as the factors of the matched leaves.
+
+    Raises:
+        TypeError: the rules are malformed, or a spec is no `Weights`.
+        RuleError: a rule matches no weight, a matched leaf is no `LowRank`, a factor
+            is compressed already, or a group size does not divide a factor's inputs.
+    """
+    resolved = resolve(rules, sites, transform="quantize_factors")
+    leaves = dict(named_leaves(tree))
+    made = {}
+    for path, spec in resolved.leaves.items():
+        if not isinstance(spec, Weights):
+            raise TypeError(
+                f"quantize_factors: the spec of rule {resolved.rule_of[path]} is "
+                f"{spec!r}; a rule carries Weights(bits=...)"
+            )
+        leaf = leaves.get(path)
+        if not isinstance(leaf, LowRank):
+            raise RuleError(
+                f"quantize_factors: {path!r} is a {type(leaf).__name__}, not a LowRank;"
+                f" factorize it first, or exclude it by a rule ({path!r}, None)"
+            )
+        factors = tuple(
+            _quantized(f"factor {number} of {path!r}", factor, spec, leaf)
+            for number, factor in enumerate(leaf.factors)
+        )
+        made[path] = dataclasses.replace(leaf, factors=factors)
+    return _replaced(tree, made)
+
+
+def _replaced(tree: Any, made: Mapping[str, Any]) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: made.get(path_name(path), leaf), tree, is_leaf=is_compressed
+    )
+
+
+def _found(path: str, leaves: Mapping[str, Any], sites: Sites) -> Host:
+    """The leaf, in float32 or float64 on the host; its own dtype is in the sites."""
+    if path not in leaves:
+        prefixes = [path[: -len(n) - 1] for n in leaves if path.endswith("/" + n)]
+        hint = f"; pass sites=sites.below({prefixes[0]!r})" if prefixes else ""
+        raise RuleError(
+            f"factorize: the sites speak of {path!r}, which is not in the tree: "
+            f"{', '.join(list(leaves)[:8])}{hint}"
+        )
+    leaf, shape = leaves[path], sites.of(path)[0].shape
+    if is_compressed(leaf):
+        raise RuleError(
+            f"factorize: {path!r} is already a {type(leaf).__name__}; factorize the "
+            "dense weights first and quantize their factors afterwards "
+            f"(quantize_factors), or exclude it by a rule ({path!r}, None)"
+        )
+    if np.shape(leaf) != shape:
+        raise RuleError(
+            f"factorize: {path!r} is {list(np.shape(leaf))} in the tree and "
+            f"{list(shape)} at its sites; trace the sites with this tree"
+        )
+    if isinstance(leaf, jax.core.Tracer):
+        raise ValueError(
+            f"factorize: {path!r} is traced, and the ranks depend on its values; "
+            "factorize outside of jit"
+        )
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise RuleError(
+            f"factorize: {path!r} is {leaf.dtype}, and only floats are factored; "
+            f"exclude it by a rule ({path!r}, None)"
+        )
+    host = np.asarray(leaf)
+    host = host.astype(np.float64 if host.dtype == np.float64 else np.float32)
+    if not np.isfinite(host).all():
+        raise ValueError(f"factorize: {path!r} holds numbers that are not finite")
+    return host
+
+
+def _weighting(
+    resolved: Resolved[Factoring],
+    sites: Sites,
+    moments: Mapping[str, jax.Array] | None,
+) -> dict[str, Host]:
+    if moments is None:
+        return {}
+    wanted = [
+        path
+        for path, spec in resolved.leaves.items()
+        if isinstance(spec, Svd) and product_sites(sites, path)
+    ]
+    absent = [path for path in wanted if path not in moments]
+    surplus = [path for path in moments if path not in wanted]
+    if absent or surplus:
+        what = (
+            f"has none of {absent[0]!r}, which a rule gives Svd"
+            if absent
+            else f"has some of {surplus[0]!r}, to which no rule gives Svd"
+        )
+        raise RuleError(
+            f"factorize: moments {what}; collect them with input_moments(fn, rules) "
+            "and the same rules"
+        )
+    for path in wanted:
+        uses = sites.of(path)
+        axes = leaf_axes(uses)
+        stacks = [uses[0].shape[axis] for axis in axes.stack]
+        inputs = math.prod(uses[0].shape[axis] for axis in axes.input)
+        found = list(np.shape(moments[path]))
+        if found != [*stacks, inputs, inputs]:
+            raise RuleError(
+                f"factorize: the moments of {path!r} are {found}, not "
+                f"{[*stacks, inputs, inputs]}"
+            )
+        if not np.isfinite(moments[path]).all():
+            raise ValueError(
+                f"factorize: the moments of {path!r} hold numbers that are not finite"
+            )
+    return {path: np.asarray(moments[path]) for path in wanted}
+
+
+def _quantized(name: str, factor: Any, spec: Weights, leaf: LowRank) -> QTensor:
+    if is_compressed(factor):
+        raise RuleError(
+            f"quantize_factors: {name} is already a {type(factor).__name__}"
+        )
+    lead = len(leaf.stack_axes)
+    matrix = factor.reshape(*factor.shape[: lead + 1], -1)
+    try:
+        values, scales, zeros = quantize_matrix(matrix, spec)
+    except ValueError as error:
+        raise RuleError(f"quantize_factors: {name}: {error}") from None
+    return QTensor(
+        values=pack_bits(values, spec.bits),
+        scales=scales,
+        zeros=zeros,
+        bits=spec.bits,
+        shape=factor.shape,
+        dtype=factor.dtype,
+        stack_axes=tuple(range(lead)),
+        output_axes=(lead,),
+        input_axes=tuple(range(lead + 1, factor.ndim)),
+    )

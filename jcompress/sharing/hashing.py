@@ -1,0 +1,196 @@
+"""The hashing trick: the entries of a weight share values at random, by a hash."""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jcompress.leaves import named_leaves, path_name
+from jcompress.rules import Resolved, RuleError, Rules, resolve
+from jcompress.sites import Sites, leaf_axes
+from jcompress.tensors import is_compressed
+from jcompress.tensors.axes import matrix_shape, to_matrix
+from jcompress.tensors.hashed import Hashed, places_and_signs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hash:
+    """How the entries of a rule's leaves share values.
+
+    Attributes:
+        entries: how many entries of the weight share one value, on average: the number
+            of times that a float32 leaf becomes smaller; at least 1.
+        signs: whether entries that share a value may differ in sign.
+        seed: mixed with the leaf's name, which gives each leaf a hash of its own.
+
+    Raises:
+        RuleError: a field is out of range.
+    """
+
+    entries: float
+    signs: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.entries >= 1:
+            raise RuleError(
+                f"Hash: entries is {self.entries}; at least 1 entry reads a value"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise RuleError(f"Hash: seed is {self.seed}, not from 0 to 2^32 - 1")
+
+
+def check_hashes(
+    sites: Sites, rules: Rules[Hash], *, transform: str = "hashed"
+) -> Resolved[Hash]:
+    """Match hashing rules against a table of sites; nothing is computed.
+
+    Args:
+        sites: the table.
+        rules: pairs of a predicate and a `Hash`.
+        transform: the caller's name, for the errors.
+
+    Raises:
+        TypeError: the rules are malformed, or a spec is no `Hash`.
+        RuleError: a rule matches no weight, or the rules touch nothing; a matched leaf
+            holds no floats, is too large for a hash of 32 bits, or would not become
+            smaller.
+    """
+    resolved = resolve(rules, sites, transform=transform)
+    for path, spec in resolved.leaves.items():
+        number = resolved.rule_of[path]
+        if not isinstance(spec, Hash):
+            raise TypeError(
+                f"{transform}: the spec of rule {number} is {spec!r}; a hashing rule "
+                "carries Hash(entries=...)"
+            )
+        site = sites.of(path)[0]
+        exclude = f"exclude it by a rule ({path!r}, None) before rule {number}"
+        if not jnp.issubdtype(site.dtype, jnp.floating):
+            raise RuleError(
+                f"{transform}: {path} is {site.dtype} {list(site.shape)}, and only "
+                f"floats are hashed; {exclude}"
+            )
+        *_, outputs, inputs = matrix_shape(site.shape, leaf_axes(sites.of(path)))
+        if outputs * inputs >= 2**32:
+            raise RuleError(
+                f"{transform}: {path} {list(site.shape)} has {outputs * inputs} "
+                f"positions, and the hash has 32 bits; {exclude}"
+            )
+        after = 4 * _count(outputs * inputs, spec)
+        before = outputs * inputs * site.dtype.itemsize
+        if after >= before:
+            raise RuleError(
+                f"{transform}: {path} {list(site.shape)} would not become smaller: "
+                f"the values of a matrix take {after} bytes, and it has {before}; let "
+                f"more entries share one, or {exclude}"
+            )
+    return resolved
+
+
+def hashed(tree: Any, rules: Rules[Hash], *, sites: Sites) -> Any:
+    """Let the entries of each weight share the values of a short vector, by a hash.
+
+    A value begins as the mean of its entries (with their signs), the best fit in least
+    squares. As the entries that share one are picked at random, a trained weight loses
+    much by it: train the tree on. The `Hashed` leaves are parameters like others:
+    `jax.grad` of `jcompress.execution.compressed(fn)` gives a tree of such leaves, and
+    optax updates it. The weight is made dense where it is used: fewer bytes are stored
+    and updated, not fewer multiplied. Works under `jit` too.
+
+    Args:
+        tree: the parameters, with dense leaves.
+        rules: pairs of a predicate and a `Hash`.
+        sites: the sites of the function that will use the tree, with the same names.
+
+    Returns:
+        The tree with a `Hashed` in place of each matched leaf.
+
+    Raises:
+        TypeError: the rules are malformed.
+        RuleError: a rule cannot apply (see `check_hashes`), or meets a leaf that is
+            compressed already.
+        ValueError: a matched leaf is absent from the tree or of another shape than at
+            its sites.
+
+    References:
+        Chen et al. 2015, "Compressing Neural Networks with the Hashing Trick".
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jcompress.execution import compressed
+        >>> from jcompress.shrinking.hashing import Hash, hashed
+        >>> from jcompress.sites import find_sites
+        >>> layer = lambda params, x: x @ params["w"]
+        >>> params, x = {"w": jnp.ones((16, 16))}, jnp.ones((1, 16))
+        >>> sites = find_sites(layer, params, x)
+        >>> small = hashed(params, [("w", Hash(entries=8))], sites=sites)
+        >>> loss = lambda small: compressed(layer)(small, x).sum()
+        >>> jax.grad(loss)(small)["w"].values.shape
+        (32,)
+    """
+    resolved = check_hashes(sites, rules)
+    leaves = dict(named_leaves(tree))
+    made = {
+        path: _fitted(path, leaves, spec, sites)
+        for path, spec in resolved.leaves.items()
+    }
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: made.get(path_name(path), leaf), tree, is_leaf=is_compressed
+    )
+
+
+def _count(size: int, spec: Hash) -> int:
+    return max(1, round(size / spec.entries))
+
+
+def _fitted(path: str, leaves: Mapping[str, Any], spec: Hash, sites: Sites) -> Hashed:
+    uses = sites.of(path)
+    if path not in leaves:
+        longer = [name for name in leaves if path.endswith("/" + name)]
+        hint = ""
+        if longer:
+            hint = f"; pass sites=sites.below({path[: -len(longer[0]) - 1]!r})"
+        raise ValueError(
+            f"hashed: the sites speak of {path}, which is not in the tree: "
+            f"{', '.join(list(leaves)[:8])}{hint}"
+        )
+    leaf = leaves[path]
+    if is_compressed(leaf):
+        raise RuleError(
+            f"hashed: {path} is already a {type(leaf).__name__}; hash the tree of "
+            f"dense weights, or exclude it by a rule ({path!r}, None)"
+        )
+    if tuple(np.shape(leaf)) != uses[0].shape:
+        raise ValueError(
+            f"hashed: {path} is {list(np.shape(leaf))} in the tree and "
+            f"{list(uses[0].shape)} at its sites; trace the sites with this tree"
+        )
+    leaf = jnp.asarray(leaf)
+    axes = leaf_axes(uses)
+    matrix = to_matrix(leaf, axes).astype(jnp.float32)
+    *stacks, outputs, inputs = matrix.shape
+    size, count = outputs * inputs, _count(outputs * inputs, spec)
+    seed = spec.seed ^ zlib.crc32(path.encode())
+    places, signs = places_and_signs(size, count, seed=seed, signs=spec.signs)
+    members = jnp.zeros(count, jnp.float32).at[places].add(np.float32(1))
+
+    def mean(row: jax.Array) -> jax.Array:
+        total = jnp.zeros(count, jnp.float32).at[places].add(row * signs)
+        return total / jnp.maximum(members, np.float32(1))
+
+    values = jax.vmap(mean)(matrix.reshape(-1, size)).reshape(*stacks, count)
+    return Hashed(
+        values=values,
+        seed=seed,
+        signs=spec.signs,
+        shape=leaf.shape,
+        dtype=leaf.dtype,
+        stack_axes=axes.stack,
+        output_axes=axes.output,
+        input_axes=axes.input,
+    )

@@ -1,0 +1,51 @@
+"""The canonical matrix of a weight: independent copies of [outputs, inputs]."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Axes(NamedTuple):
+    """The axes of a leaf by role; each axis of the leaf is in exactly one field.
+
+    Attributes:
+        stack: axes that number independent copies (layers of a scan, experts).
+        output: axes that number output units.
+        input: axes that are summed over.
+    """
+
+    stack: tuple[int, ...]
+    output: tuple[int, ...]
+    input: tuple[int, ...]
+
+
+def matrix_shape(
+    shape: tuple[int, ...], axes: Axes
+) -> tuple[tuple[int, ...], int, int]:
+    """The stack sizes, N and K of the canonical matrix of a leaf of this shape."""
+    stack = tuple(shape[axis] for axis in axes.stack)
+    outputs = math.prod(shape[axis] for axis in axes.output)
+    inputs = math.prod(shape[axis] for axis in axes.input)
+    return stack, outputs, inputs
+
+
+def to_matrix(x: jax.Array, axes: Axes) -> jax.Array:
+    """Bring a leaf into its canonical matrix form, `[*S, N, K]`.
+
+    S are the sizes of the stack axes, N is the product of the output sizes and K that
+    of the input sizes (1 where there is no such axis), each in leaf-axis order.
+    """
+    stack, outputs, inputs = matrix_shape(x.shape, axes)
+    ordered = jnp.transpose(x, axes.stack + axes.output + axes.input)
+    return ordered.reshape(*stack, outputs, inputs)
+
+
+def from_matrix(matrix: jax.Array, axes: Axes, shape: tuple[int, ...]) -> jax.Array:
+    """Undo `to_matrix`: bring `[*S, N, K]` back to a leaf of `shape`."""
+    order = axes.stack + axes.output + axes.input
+    ordered = matrix.reshape(tuple(shape[axis] for axis in order))
+    return jnp.transpose(
+        ordered, tuple(order.index(axis) for axis in range(len(shape)))
+    )

@@ -1,0 +1,1 @@
+"""Trace a function once and evaluate it again with a handler at chosen sites."""

@@ -1,0 +1,247 @@
+"""The one evaluator of traced functions; it calls a handler at each site."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from jcompress.tensors import CompressedTensor
+from jcompress.tracing.deferred import Deferred
+from jcompress.tracing.handlers import Bind, Handler, Statistic
+from jcompress.tracing.jaxprs import Body, Kind, is_literal, kind_of
+from jcompress.tracing.nested import NESTED
+from jcompress.tracing.trace import Traced, trace
+from jcompress.tracing.values import Location, Use
+from jcompress.tracing.views import LAZY
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What to evaluate, and how.
+
+    Attributes:
+        traced: the traced function.
+        handlers: what happens at which locations.
+        statistic: how statistics join; needed if a handler hands any back.
+        made_dense: is told the name of each compressed leaf that had to be made dense
+            outside of a handler, and the operation that asked for it.
+        resizing: what changes where arrays have other sizes than in the trace.
+        bypass: values that others take the place of; what only led to them is left out.
+        opened: the programs that hold such values.
+    """
+
+    traced: Traced
+    handlers: Mapping[Location, Handler]
+    statistic: Statistic | None = None
+    made_dense: Callable[[str, str], None] | None = None
+    resizing: "Resizing | None" = None
+    bypass: Mapping[Any, Any] = dataclasses.field(default_factory=dict)
+    opened: frozenset[Location] = frozenset()
+
+    @functools.cached_property
+    def _prefixes(self) -> frozenset[Location]:
+        places = [*self.handlers, *self.opened]
+        if self.resizing is not None:
+            places += [*self.resizing.equations, *self.resizing.consts]
+        return frozenset(
+            location[:cut] for location in places for cut in range(len(location) + 1)
+        )
+
+    def __call__(
+        self,
+        leaves: Sequence[Any],
+        data: Sequence[Any],
+        reads: Mapping[Location, Any] | None = None,
+    ) -> tuple[list[Any], dict[Location, Any]]:
+        """Evaluate the program.
+
+        Args:
+            leaves: the parameter leaves, dense or compressed.
+            data: the other inputs.
+            reads: what handlers read, by location; where a scan takes a site's leaf
+                apart, with a leading axis for its steps.
+
+        Returns:
+            The results, and the statistics of the handlers by location, shaped like
+            `reads`.
+        """
+        inputs = [
+            Deferred(name, leaf) if isinstance(leaf, CompressedTensor) else leaf
+            for name, leaf in zip(self.traced.names, leaves, strict=True)
+        ]
+        outs, statistics = self.run(self.traced.body, [*inputs, *data], (), reads or {})
+        return [self.dense(out, "returned") for out in outs], statistics
+
+    def dense(self, value: Any, operation: str) -> Any:
+        """A value that may be a compressed leaf, dense; `operation` asks for it."""
+        if not isinstance(value, Deferred):
+            return value
+        if self.made_dense is not None:
+            self.made_dense(value.name, operation)
+        return value.dense()
+
+    def run(
+        self,
+        body: Body,
+        inputs: Sequence[Any],
+        at: Location,
+        reads: Mapping[Location, Any],
+    ) -> tuple[list[Any], dict[Location, Any]]:
+        """Evaluate a part of the program.
+
+        Args:
+            body: the part.
+            inputs: its inputs.
+            at: where it stands.
+            reads: what handlers read, by location.
+
+        Returns:
+            Its results, and the statistics of the handlers in it.
+        """
+        consts = body.consts
+        if self.resizing is not None:
+            consts = self.resizing.consts.get(at, consts)
+        env: dict[Any, Any] = dict(zip(body.jaxpr.constvars, consts, strict=True))
+        env.update(zip(body.jaxpr.invars, inputs, strict=True))
+        statistics: dict[Location, Any] = {}
+
+        last_use = {
+            self._source(atom): index
+            for index, eqn in enumerate(body.jaxpr.eqns)
+            for atom in eqn.invars
+            if not is_literal(atom)
+        }
+        for atom in body.jaxpr.outvars:
+            if not is_literal(atom):
+                last_use.pop(self._source(atom), None)
+        unused = self._left_out(body) if at in self.opened else frozenset()
+
+        def value_of(atom: Any) -> Any:
+            return atom.val if is_literal(atom) else env[self._source(atom)]
+
+        for index, eqn in enumerate(body.jaxpr.eqns):
+            if index in unused:
+                continue
+            ins = [value_of(atom) for atom in eqn.invars]
+            with eqn.ctx.manager, _scope(eqn):
+                outs = self._equation(eqn, ins, (*at, index), reads, statistics)
+            env.update(zip(eqn.outvars, outs, strict=True))
+            for atom in eqn.invars:
+                # Outside of jit a value that nothing needs any more frees its memory.
+                if not is_literal(atom) and last_use.get(self._source(atom)) == index:
+                    env.pop(self._source(atom), None)
+        return [value_of(atom) for atom in body.jaxpr.outvars], statistics
+
+    def _source(self, atom: Any) -> Any:
+        while atom in self.bypass:
+            atom = self.bypass[atom]
+        return atom
+
+    def _left_out(self, body: Body) -> frozenset[int]:
+        """The equations that only lead to values that others take the place of."""
+        needed = {
+            self._source(atom) for atom in body.jaxpr.outvars if not is_literal(atom)
+        }
+        left = set()
+        for index in reversed(range(len(body.jaxpr.eqns))):
+            eqn = body.jaxpr.eqns[index]
+            if not eqn.effects and not needed.intersection(eqn.outvars):
+                left.add(index)
+                continue
+            needed.update(
+                self._source(atom) for atom in eqn.invars if not is_literal(atom)
+            )
+        return frozenset(left)
+
+    def _equation(
+        self,
+        eqn: Any,
+        ins: list[Any],
+        here: Location,
+        reads: Mapping[Location, Any],
+        statistics: dict[Location, Any],
+    ) -> list[Any]:
+        deferred = any(isinstance(value, Deferred) for value in ins)
+        kind = kind_of(eqn)
+        if kind in (Kind.LEAF, Kind.SEALED):
+            handler = self.handlers.get(here)
+            if handler is not None and kind is Kind.LEAF:
+                outs, statistic = handler(
+                    self.traced.uses[here],
+                    ins,
+                    functools.partial(bind, eqn),
+                    reads.get(here),
+                )
+                if statistic is not None:
+                    statistics[here] = statistic
+                return outs
+            if deferred and len(ins) == 1 and eqn.primitive.name in LAZY:
+                (value,) = ins
+                pending = (*value.pending, (eqn.primitive, eqn.params))
+                return [dataclasses.replace(value, pending=pending)]
+            name = eqn.primitive.name
+            dense = [self.dense(value, name) for value in ins]
+            if self.resizing is not None and here in self.resizing.equations:
+                return self.resizing.equations[here](self, eqn, dense, here)
+            return bind(eqn, dense)
+        if not deferred and here not in self._prefixes:
+            return bind(eqn, ins)
+        results, inner = NESTED[kind](self, eqn, ins, here, reads)
+        statistics.update(inner)
+        return list(results)
+
+
+Resize = Callable[[Program, Any, list[Any], Location], list[Any]]
+"""Evaluates an equation, which stands at the location, on arrays of other sizes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Resizing:
+    """How a program runs on arrays of other sizes than those it was traced with.
+
+    Attributes:
+        equations: how to evaluate each equation whose inputs or results have other
+            sizes; of those that hold a program to follow only the location counts.
+        consts: the constants of the programs that have others, by location.
+    """
+
+    equations: Mapping[Location, Resize]
+    consts: Mapping[Location, tuple[Any, ...]]
+
+
+def bind(eqn: Any, inputs: Sequence[Any], **changed: Any) -> list[Any]:
+    """Evaluate an equation, with some of its static parameters changed."""
+    params = eqn.primitive.get_bind_params({**eqn.params, **changed})
+    out = eqn.primitive.bind(*inputs, **params)
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _scope(eqn: Any) -> contextlib.AbstractContextManager[Any]:
+    name = str(eqn.source_info.name_stack)
+    return jax.named_scope(name) if name else contextlib.nullcontext()
+
+
+def _unchanged(
+    use: Use, inputs: list[Any], bind: Bind, read: Any
+) -> tuple[list[Any], Any]:
+    return bind(inputs), None
+
+
+def identity(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, evaluated through the interpreter with idle handlers.
+
+    What every function transform of this library is, less its handler; it exists to
+    show that the interpreter itself changes nothing.
+    """
+
+    @functools.wraps(fn)
+    def same(variables: Any, *args: Any, **kwargs: Any) -> Any:
+        traced = trace(fn, variables, args, kwargs)
+        handlers = dict.fromkeys(traced.uses, _unchanged)
+        outs, _ = Program(traced=traced, handlers=handlers)(traced.leaves, traced.data)
+        return traced.rebuild(outs)
+
+    return same
