@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import EllipsisType
 from typing import Any, Generic, TypeVar
 
+from jcompress.errors import MismatchError
 from jcompress.sites import WEIGHTS, Operation, Site, Sites
 
 Spec = TypeVar("Spec")
@@ -22,10 +23,6 @@ Rules = Sequence[tuple[Predicate, Spec | None]]
 
 The spec None says: leave these leaves alone.
 """
-
-
-class RuleError(ValueError):
-    """A rule matches nothing, or its spec cannot apply to a leaf that it matches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,13 +123,13 @@ def resolve(rules: Rules[Spec], sites: Sites, *, transform: str) -> Resolved[Spe
     Raises:
         TypeError: `rules` is not a sequence of pairs, or a predicate is of no known
             kind.
-        RuleError: a rule matches no weight, only weights that earlier rules took, or
+        MismatchError: a rule matches no weight, only weights that earlier rules took, or
             nothing remains to be done.
     """
     rules = _checked(rules, transform)
     weights = [site for site in sites if site.operation in WEIGHTS]
     if not weights:
-        raise RuleError(
+        raise MismatchError(
             f"{transform}: no leaf of the tree is a weight of a product, convolution "
             f"or lookup; the tree has {_listed([name for name, _ in sites.leaves])}"
         )
@@ -140,10 +137,10 @@ def resolve(rules: Rules[Spec], sites: Sites, *, transform: str) -> Resolved[Spe
     for index, (predicate, _) in enumerate(rules):
         hits = [site for site in weights if matches(predicate, site)]
         if not hits:
-            raise RuleError(_no_match(transform, index, predicate, sites))
+            raise MismatchError(_no_match(transform, index, predicate, sites))
         fresh = [site for site in hits if site.path not in taken]
         if not fresh:
-            raise RuleError(
+            raise MismatchError(
                 f"{transform}: rule {index} ({predicate!r}) matches only what earlier "
                 f"rules already took: {_listed([site.path for site in hits])}; "
                 "put it before them or delete it"
@@ -162,7 +159,7 @@ def resolve(rules: Rules[Spec], sites: Sites, *, transform: str) -> Resolved[Spe
         else:
             leaves[name] = spec
     if not leaves:
-        raise RuleError(
+        raise MismatchError(
             f"{transform}: nothing to do, every weight is left alone: "
             + "; ".join(f"{name}: {why}" for name, why in skipped.items())
         )
@@ -178,7 +175,7 @@ def _checked(rules: Any, transform: str) -> Any:
     if isinstance(rules, str | bytes) or not isinstance(rules, Sequence):
         raise TypeError(f"{wrong}, not {rules!r}")
     if not rules:
-        raise RuleError(f"{wrong}, and this list is empty; [(..., spec)] takes all")
+        raise MismatchError(f"{wrong}, and this list is empty; [(..., spec)] takes all")
     for index, rule in enumerate(rules):
         if not isinstance(rule, tuple) or len(rule) != 2:
             raise TypeError(f"{wrong}; rule {index} is {rule!r}")

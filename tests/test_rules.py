@@ -7,16 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from jcompress.rules import (
-    AllOf,
-    AnyOf,
-    AtLeast,
-    Not,
-    Resolved,
-    RuleError,
-    matches,
-    resolve,
-)
+from jcompress.errors import MismatchError
+from jcompress.rules import AllOf, AnyOf, AtLeast, Not, Resolved, matches, resolve
 from jcompress.sites import Operation, Site, Sites
 
 
@@ -66,7 +58,7 @@ def run(*rules: Any, sites: Sites = SITES) -> Resolved[Any]:
 
 
 def message(*rules: Any, sites: Sites = SITES) -> str:
-    with pytest.raises(RuleError) as error:
+    with pytest.raises(MismatchError) as error:
         run(*rules, sites=sites)
     text = str(error.value)
     assert text.startswith("prune: ")
@@ -207,7 +199,7 @@ def test_a_leaf_with_two_sites_takes_one_rule() -> None:
     assert resolved.leaves["params/embed/table"] == "lookup"
     assert resolved.rule_of["params/embed/table"] == 0
     # A rule for its other site alone would do nothing, so it does not pass in silence.
-    with pytest.raises(RuleError, match="already took: params/embed/table"):
+    with pytest.raises(MismatchError, match="already took: params/embed/table"):
         run((Operation.LOOKUP, "lookup"), (tied_product, "dot"))
 
 
@@ -367,9 +359,9 @@ def test_an_error_in_a_predicate_comes_through() -> None:
 
 
 def test_a_rule_error_is_a_value_error() -> None:
-    assert issubclass(RuleError, ValueError)
+    assert issubclass(MismatchError, ValueError)
 
 
 def test_the_transform_is_named() -> None:
-    with pytest.raises(RuleError, match=r"^fake_quant: "):
+    with pytest.raises(MismatchError, match=r"^fake_quant: "):
         resolve([("x", 1)], SITES, transform="fake_quant")

@@ -88,10 +88,10 @@ def _run(arguments: argparse.Namespace, interrupts: "_Interrupts") -> int:
     # Importing JAX takes a second, which --help and mistakes need not wait for.
     from jcompress import recipes
     from jcompress.checkpoint import CheckpointError
+    from jcompress.errors import MismatchError
     from jcompress.recipes.progress import Watched, for_stream
-    from jcompress.rules import RuleError
 
-    bad = (recipes.RecipeError, recipes.FolderError, CheckpointError, RuleError)
+    bad = (recipes.RecipeError, recipes.FolderError, CheckpointError, MismatchError)
 
     try:
         with _folder(arguments.out) as folder:

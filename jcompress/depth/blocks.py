@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
+from jcompress.errors import MismatchError
 from jcompress.leaves import path_name
-from jcompress.shrinking.plan import ShrinkError
 from jcompress.tensors import is_compressed
 from jcompress.tracing.jaxprs import Body, Kind, bodies, is_literal, kind_of
 from jcompress.tracing.trace import Traced
@@ -26,16 +26,16 @@ def below(name: str, block: str) -> bool:
 
 
 def check_blocks(blocks: Sequence[str], names: Sequence[str], transform: str) -> None:
-    """Raise ShrinkError unless every block has a leaf and is named once."""
+    """Raise MismatchError unless every block has a leaf and is named once."""
     if isinstance(blocks, str) or not blocks:
-        raise ShrinkError(f"{transform}: blocks are a list of names, not {blocks!r}")
+        raise MismatchError(f"{transform}: blocks are a list of names, not {blocks!r}")
     twice = [block for block in blocks if blocks.count(block) > 1]
     if twice:
-        raise ShrinkError(f"{transform}: the block {twice[0]!r} is named twice")
+        raise MismatchError(f"{transform}: the block {twice[0]!r} is named twice")
     for block in blocks:
         if not any(below(name, block) for name in names):
             tops = sorted({"/".join(name.split("/")[:2]) for name in names})
-            raise ShrinkError(
+            raise MismatchError(
                 f"{transform}: no leaf is below {block!r}; the tree has {tops}"
             )
 
@@ -60,7 +60,7 @@ def find_block(traced: Traced, block: str, transform: str) -> Passage:
     """Where a block is, with the one value that enters it and the one that leaves it.
 
     Raises:
-        ShrinkError: it meets no data, or has no input like its output.
+        MismatchError: it meets no data, or has no input like its output.
     """
     uses = [
         location
@@ -68,7 +68,7 @@ def find_block(traced: Traced, block: str, transform: str) -> Passage:
         if any(below(site.path, block) for site in use.sites)
     ]
     if not uses:
-        raise ShrinkError(f"{transform}: the leaves below {block!r} meet no data")
+        raise MismatchError(f"{transform}: the leaves below {block!r} meet no data")
     depth = 0
     while (
         all(len(use) > depth + 2 for use in uses)
@@ -90,7 +90,7 @@ def find_block(traced: Traced, block: str, transform: str) -> Passage:
         entry = region.entry(exit_)
         if entry is not None:
             return Passage(place=place, pairs=((entry, exit_),), use=uses[0])
-    raise ShrinkError(
+    raise MismatchError(
         f"{transform}: the block {block!r} has no input of the shape and dtype of its "
         "output that nothing behind it uses, so that it cannot be left out"
     )
@@ -123,7 +123,7 @@ def _check_alone(
         for location, use in traced.uses.items():
             others = [s.path for s in use.sites if not below(s.path, block)]
             if location[: depth + 1] == at and others:
-                raise ShrinkError(
+                raise MismatchError(
                     f"{transform}: the block {block!r} and {others[0]!r} are in one "
                     "function with a gradient rule of its own, which cannot be parted"
                 )

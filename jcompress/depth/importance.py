@@ -12,15 +12,10 @@ from jcompress.depth.blocks import check_blocks, find_block, named
 from jcompress.depth.passing import compare_passing, unlikeness
 from jcompress.depth.removing import skipped
 from jcompress.depth.stacks import find_layers
+from jcompress.errors import MismatchError
 from jcompress.shrinking.free import Named
 from jcompress.shrinking.groups import Groups
-from jcompress.shrinking.plan import (
-    ShrinkError,
-    cut_inputs,
-    cut_outputs,
-    shrink,
-    shrunk,
-)
+from jcompress.shrinking.plan import cut_inputs, cut_outputs, shrink, shrunk
 from jcompress.shrinking.scoring import Scores
 from jcompress.tracing.trace import is_array, trace
 
@@ -85,7 +80,7 @@ def score_blocks(
         A number by block.
 
     Raises:
-        ShrinkError: as `skipped`; or the results have no array of floats to compare.
+        MismatchError: as `skipped`; or the results have no array of floats to compare.
         TypeError: `by` is none of the three.
 
     Example:
@@ -153,7 +148,7 @@ def score_layers(
         float64 [layers] by group.
 
     Raises:
-        ShrinkError: a group is not there, no scan runs over its units, or what its
+        MismatchError: a group is not there, no scan runs over its units, or what its
             layers change and pass on is no array of floats; the results have no array
             of floats to compare; or a leaf is compressed, unless `by` is
             `BlockInfluence`.
@@ -179,7 +174,7 @@ def score_layers(
         True
     """
     if isinstance(stacks, str) or not stacks:
-        raise ShrinkError(
+        raise MismatchError(
             f"score_layers: stacks are a list of names of groups, not {stacks!r}"
         )
     _check(by, "score_layers")
@@ -244,7 +239,7 @@ def _lost(
         def measured(result: Any) -> float:
             value = metric(result)
             if np.ndim(value):
-                raise ShrinkError(
+                raise MismatchError(
                     f"{transform}: MetricDrop's metric gives an array of the shape "
                     f"{list(np.shape(value))}, not one number"
                 )
@@ -253,7 +248,7 @@ def _lost(
         best = measured(whole)
         return lambda _, without: best - measured(without)
     if not _floats(whole):
-        raise ShrinkError(
+        raise MismatchError(
             f"{transform}: the result has no array of floats to compare; "
             "MetricDrop(metric) compares whatever it is"
         )
@@ -262,7 +257,7 @@ def _lost(
         pairs = list(zip(_floats(whole), _floats(without), strict=True))
         for a, b in pairs:
             if a.shape != b.shape:
-                raise ShrinkError(
+                raise MismatchError(
                     f"{transform}: a result is {list(b.shape)} without a layer and "
                     f"{list(a.shape)} with it; MetricDrop(metric) compares whatever "
                     "they are"

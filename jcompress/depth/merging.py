@@ -9,9 +9,10 @@ import numpy as np
 
 from jcompress.depth.blocks import below, check_blocks, named
 from jcompress.depth.stacks import is_stack
+from jcompress.errors import MismatchError
 from jcompress.leaves import path_name
 from jcompress.shrinking.groups import Groups, Member
-from jcompress.shrinking.plan import Plan, ShrinkError, axis_name
+from jcompress.shrinking.plan import Plan, axis_name
 from jcompress.tensors import is_compressed
 
 _Run = tuple[int, list[int], Any]
@@ -38,7 +39,7 @@ def merge_blocks(
         least; other arrays are its own.
 
     Raises:
-        ShrinkError: there are no others, a name has no leaf below it or is given
+        MismatchError: there are no others, a name has no leaf below it or is given
             twice, the blocks differ, a leaf is compressed, or the weights are not one
             number a block, none negative and not all zero.
     """
@@ -48,7 +49,7 @@ def merge_blocks(
     check_blocks(blocks, list(leaves), "merge_blocks")
     share = np.ones(len(blocks)) if weights is None else np.asarray(weights, float)
     if share.shape != (len(blocks),) or not _weigh(share):
-        raise ShrinkError(
+        raise MismatchError(
             f"merge_blocks: weights are {len(blocks)} numbers, one for each of "
             f"{blocks}, none negative and not all zero, not {weights!r}"
         )
@@ -61,7 +62,7 @@ def merge_blocks(
         for block in blocks:
             twin = block + name[len(into) :]
             if twin not in leaves or leaves[twin].shape != leaf.shape:
-                raise ShrinkError(
+                raise MismatchError(
                     f"merge_blocks: {name!r} is {list(leaf.shape)}, and there is no "
                     f"{twin!r} of that shape"
                 )
@@ -99,18 +100,18 @@ def merge_layers(
         float32 at least; all else is as it was.
 
     Raises:
-        ShrinkError: the plan keeps no stack or is not of these groups, a leaf is
+        MismatchError: the plan keeps no stack or is not of these groups, a leaf is
             missing or compressed, or the weights are not one number a layer, none
             negative and not all of a mean zero.
     """
     stacks = [name for name in plan.kept if is_stack(groups, groups[name])]
     if not stacks:
-        raise ShrinkError(
+        raise MismatchError(
             f"merge_layers: the plan removes no layers of a stack, only units of "
             f"{list(plan.kept)}"
         )
     if weights is not None and (unknown := set(weights) - set(stacks)):
-        raise ShrinkError(
+        raise MismatchError(
             f"merge_layers: the weights are of {sorted(unknown)}, the stacks of the "
             f"plan are {stacks}"
         )
@@ -121,11 +122,11 @@ def merge_layers(
         runs = _runs(name, group.size, plan.kept[name], given)
         for member in group.members:
             if member.path not in leaves:
-                raise ShrinkError(f"merge_layers: there is no leaf {member.path!r}")
+                raise MismatchError(f"merge_layers: there is no leaf {member.path!r}")
             leaf = leaves[member.path]
             _check_dense(member.path, leaf, "merge_layers")
             if np.shape(leaf)[member.axis] != len(member.units):
-                raise ShrinkError(
+                raise MismatchError(
                     f"merge_layers: {axis_name(member.path, member.axis)} has "
                     f"{np.shape(leaf)[member.axis]} positions, the plan is for "
                     f"{len(member.units)}; merge before you shrink"
@@ -140,13 +141,13 @@ def merge_layers(
 def _runs(name: str, size: int, kept: Any, weights: Any) -> list[_Run]:
     share = np.ones(size) if weights is None else np.asarray(weights, float)
     if share.shape != (size,):
-        raise ShrinkError(
+        raise MismatchError(
             f"merge_layers: the weights of {name!r} are {size} numbers, one a layer, "
             f"not {weights!r}"
         )
     stay = np.asarray(kept)
     if stay.max() >= size:
-        raise ShrinkError(
+        raise MismatchError(
             f"merge_layers: the plan keeps layer {int(stay.max())} of {name!r}, which "
             f"has {size}"
         )
@@ -155,7 +156,7 @@ def _runs(name: str, size: int, kept: Any, weights: Any) -> list[_Run]:
     for number, layer in enumerate(stay):
         run = np.flatnonzero(owner == number)
         if not _weigh(share[run]):
-            raise ShrinkError(
+            raise MismatchError(
                 f"merge_layers: the weights of the layers {run.tolist()} of {name!r}, "
                 f"{share[run].tolist()}, are negative or all zero"
             )
@@ -200,7 +201,7 @@ def _mean(xp: Any, arrays: Sequence[Any], weights: Any) -> Any:
 
 def _check_dense(name: str, leaf: Any, transform: str) -> None:
     if is_compressed(leaf):
-        raise ShrinkError(
+        raise MismatchError(
             f"{transform}: {name!r} is a {type(leaf).__name__}; merge dense arrays, "
             "then compress"
         )

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from jcompress.depth.blocks import below, check_blocks, find_block, named
+from jcompress.errors import MismatchError
 from jcompress.leaves import path_name
-from jcompress.shrinking.plan import ShrinkError
 from jcompress.tensors import CompressedTensor, is_compressed
 from jcompress.tracing.interpreter import Program
 from jcompress.tracing.trace import trace
@@ -39,9 +39,9 @@ class Removed(CompressedTensor):
         """There is none.
 
         Raises:
-            ShrinkError: always.
+            MismatchError: always.
         """
-        raise ShrinkError(
+        raise MismatchError(
             f"an array {np.dtype(self.dtype).name}{list(self.shape)} was removed with "
             "its block; run the function through skipped(fn, blocks)"
         )
@@ -63,7 +63,7 @@ def remove_blocks(variables: Any, blocks: Sequence[str]) -> Any:
         The tree with a `Removed` in the place of each of their arrays.
 
     Raises:
-        ShrinkError: a name has no leaf below it.
+        MismatchError: a name has no leaf below it.
     """
     check_blocks(blocks, [name for name, _ in named(variables)], "remove_blocks")
 
@@ -90,7 +90,7 @@ def skipped(fn: Callable[..., Any], blocks: Sequence[str]) -> Callable[..., Any]
 
     Returns:
         A function with the arguments of `fn`; its tree may hold anything, also
-        `Removed`, in the place of the blocks' arrays. It raises ShrinkError for a block
+        `Removed`, in the place of the blocks' arrays. It raises MismatchError for a block
         that changes the shape of what it gets, or that is not found.
     """
 

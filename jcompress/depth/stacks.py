@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress.depth.blocks import Passage, Region, equation_at, is_sealed
+from jcompress.errors import MismatchError
 from jcompress.shrinking._coupling import Choices, Coupling
 from jcompress.shrinking._ids import FIXED, Ids
 from jcompress.shrinking._labels import Labels, fixed_ids
 from jcompress.shrinking._resizing import passes
 from jcompress.shrinking.groups import Group, Groups, Member
-from jcompress.shrinking.plan import ShrinkError, axis_name
+from jcompress.shrinking.plan import axis_name
 from jcompress.tracing.jaxprs import (
     Kind,
     bodies,
@@ -66,7 +67,7 @@ def find_layers(
         transform: who asks.
 
     Raises:
-        ShrinkError: the group is not there or is of another function, no scan runs over
+        MismatchError: the group is not there or is of another function, no scan runs over
             its units, or one carries nothing that they change or has a gradient rule
             around it.
     """
@@ -84,20 +85,20 @@ def find_layers(
         if not uses:
             continue
         if any(is_sealed(traced.body, scan[:cut]) for cut in range(1, len(scan), 2)):
-            raise ShrinkError(
+            raise MismatchError(
                 f"{transform}: the scan over the layers of {name!r} is in a function "
                 "with a gradient rule of its own, which cannot be looked into"
             )
         pairs = _carried(eqn, sorted({use[len(place)] for use in uses}))
         if not pairs:
-            raise ShrinkError(
+            raise MismatchError(
                 f"{transform}: the scan over the layers of {name!r} carries no array "
                 "of floats that they change"
             )
         found.append(Run(layers, Passage(place=place, pairs=pairs, use=uses[0])))
     if not found:
         stacks = [one.name for one in groups if is_stack(groups, one)]
-        raise ShrinkError(
+        raise MismatchError(
             f"{transform}: no scan runs over the units of {name!r}; the stacks of this "
             f"function are {stacks or 'none'}"
         )
@@ -171,7 +172,7 @@ def _check(
     for member in members:
         shape = shapes.get(member.path, ())
         if len(shape) <= member.axis or shape[member.axis] != len(member.units):
-            raise ShrinkError(
+            raise MismatchError(
                 f"{transform}: the groups are of another tree or function: "
                 f"{axis_name(member.path, member.axis, kind)} has {len(member.units)} "
                 f"positions there, and here the {kind} "

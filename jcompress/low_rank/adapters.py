@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves, path_name
-from jcompress.rules import RuleError, Rules, resolve
+from jcompress.rules import Rules, resolve
 from jcompress.sites import Sites, leaf_axes
 from jcompress.tensors import Adapted, QTensor, is_compressed
 from jcompress.tensors.axes import Axes, matrix_shape, to_matrix
@@ -86,7 +87,7 @@ def add_adapters(
 
     Raises:
         TypeError: the rules are malformed, or a spec is no `Lora`.
-        RuleError: a rule matches no weight; a matched leaf is absent, of another shape
+        MismatchError: a rule matches no weight; a matched leaf is absent, of another shape
             than at its sites, not of floats, adapted already, or stored for other axes;
             its base has ranges of several products; the rank exceeds its matrix; or
             `original` has no dense leaf of this name and shape.
@@ -206,7 +207,7 @@ def merge_adapters(tree: Any, *, requantize: bool = False) -> Any:
 
     Raises:
         ValueError: no leaf is adapted.
-        RuleError: `requantize`, and a base is compressed but not quantized, so that
+        MismatchError: `requantize`, and a base is compressed but not quantized, so that
             the sum would not fit its storage.
     """
     take_adapters(tree)
@@ -218,7 +219,7 @@ def merge_adapters(tree: Any, *, requantize: bool = False) -> Any:
         if not requantize or not is_compressed(leaf.base):
             return dense
         if not isinstance(leaf.base, QTensor):
-            raise RuleError(
+            raise MismatchError(
                 f"merge_adapters: the base of {path_name(path)!r} is a "
                 f"{type(leaf.base).__name__}, whose storage does not fit the sum; "
                 "merge without requantize, then compress the dense leaf again"
@@ -247,7 +248,7 @@ def _adapted(
     base = _base(path, leaves, shape, axes)
     stacks, outputs, inputs = matrix_shape(shape, axes)
     if spec.rank > min(outputs, inputs):
-        raise RuleError(
+        raise MismatchError(
             f"add_adapters: rank {spec.rank} exceeds the matrix of {path!r}, "
             f"{outputs} outputs by {inputs} inputs; take at most "
             f"{min(outputs, inputs)}"
@@ -279,35 +280,35 @@ def _base(
     if path not in leaves:
         prefixes = [path[: -len(n) - 1] for n in leaves if path.endswith("/" + n)]
         hint = f"; pass sites=sites.below({prefixes[0]!r})" if prefixes else ""
-        raise RuleError(
+        raise MismatchError(
             f"add_adapters: the sites speak of {path!r}, which is not in the tree: "
             f"{', '.join(list(leaves)[:8])}{hint}"
         )
     base = leaves[path]
     if isinstance(base, Adapted):
-        raise RuleError(
+        raise MismatchError(
             f"add_adapters: {path!r} has an adapter already; merge_adapters makes it "
             f"plain, a rule ({path!r}, None) leaves it alone"
         )
     if np.shape(base) != shape:
-        raise RuleError(
+        raise MismatchError(
             f"add_adapters: {path!r} is {list(np.shape(base))} in the tree and "
             f"{list(shape)} at its sites; trace the sites with this tree"
         )
     if not jnp.issubdtype(base.dtype, jnp.floating):
-        raise RuleError(
+        raise MismatchError(
             f"add_adapters: {path!r} is {base.dtype}, and only floats are adapted; "
             f"exclude it by a rule ({path!r}, None)"
         )
     if not is_compressed(base):
         return jnp.asarray(base)
     if getattr(base, "axes", axes) != axes:
-        raise RuleError(
+        raise MismatchError(
             f"add_adapters: {path!r} is stored with {getattr(base, 'axes', None)} and "
             f"used with {axes}; give the sites of the function that will use it"
         )
     if len(getattr(base, "input_ranges", ())) > 1:
-        raise RuleError(
+        raise MismatchError(
             f"add_adapters: {path!r} quantizes the inputs of several products with a "
             "range for each; quantize it with range=Dynamic(), or exclude it by a rule "
             f"({path!r}, None)"
@@ -321,7 +322,7 @@ def _lost(path: str, base: Any, originals: Mapping[str, Any]) -> jax.Array:
         found = "absent" if whole is None else f"a {type(whole).__name__}"
         if whole is not None and not is_compressed(whole):
             found = str(list(np.shape(whole)))
-        raise RuleError(
+        raise MismatchError(
             f"add_adapters: {path!r} is {found} in original, not the dense array "
             f"{list(base.shape)} that was compressed"
         )

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.errors import MismatchError
 from jcompress.low_rank.moments import product_sites
 from jcompress.low_rank.specs import Cp, Factoring, Spatial, Svd, Tucker
 from jcompress.low_rank.split import (
@@ -20,7 +21,7 @@ from jcompress.low_rank.split import (
     unfold_inputs,
     unfold_outputs,
 )
-from jcompress.rules import Resolved, RuleError
+from jcompress.rules import Resolved
 from jcompress.sites import Site, Sites, leaf_axes
 from jcompress.tensors import LowRank
 from jcompress.tensors.axes import Axes, matrix_shape
@@ -65,7 +66,7 @@ class Split:
             channel = channel_axis(path, spec, sites)
             window = [axis for axis in axes.input if axis != channel]
             if len(window) != 2:
-                raise RuleError(
+                raise MismatchError(
                     f"factorize: Spatial splits a window of two axes, and that of "
                     f"{path!r} has {len(window)}; use Svd(...) or Tucker(...)"
                 )
@@ -80,7 +81,7 @@ class Split:
             ordered = leaf.transpose(axes.stack + axes.output + axes.input)
             matrix = ordered.reshape(*stacks, outputs, inputs)
         if not matrix.size:
-            raise RuleError(
+            raise MismatchError(
                 f"factorize: {path!r} {list(leaf.shape)} is empty; exclude it by a "
                 f"rule ({path!r}, None)"
             )
@@ -127,7 +128,7 @@ class Split:
                 f"the largest rank that is smaller is {self.most}, which keeps "
                 f"{kept:.4f} of the energy"
             )
-        raise RuleError(
+        raise MismatchError(
             f"factorize: {self.path!r} {list(self.shape)} would not become smaller: "
             f"{why} and {rank * self.cost:,} numbers instead of {self.size:,}; {best}; "
             f"or exclude it by a rule ({self.path!r}, None)"
@@ -157,7 +158,7 @@ def choose_ranks(
         sites: the sites.
 
     Raises:
-        RuleError: factors would not be smaller than their leaf, or a budget is less
+        MismatchError: factors would not be smaller than their leaf, or a budget is less
             than one rank of each.
     """
     ranks: dict[str, int] = {}
@@ -188,7 +189,7 @@ def _shared(splits: Mapping[str, Split], sites: Sites) -> dict[str, int]:
         if isinstance(spec, Svd) and spec.macs is not None:
             macs = sum(site.total_macs for site in product_sites(sites, path))
             if not macs:
-                raise RuleError(
+                raise MismatchError(
                     f"factorize: {path!r} takes part in no multiplication, so it has "
                     f"no share in macs={spec.macs}; give it a rule of its own"
                 )
@@ -200,7 +201,7 @@ def _shared(splits: Mapping[str, Split], sites: Sites) -> dict[str, int]:
     assert fraction is not None
     total, least = sum(whole.values()), sum(each.values())
     if least > fraction * total:
-        raise RuleError(
+        raise MismatchError(
             f"factorize: a fraction of {fraction} is less than rank 1 of each of "
             f"{', '.join(map(repr, splits))} takes; it is {least / total:.4f} at least"
         )
@@ -215,7 +216,7 @@ def split_tucker(path: str, leaf: Host, spec: Tucker, sites: Sites) -> LowRank:
     """Split the kernel of a convolution on both of its channel axes.
 
     Raises:
-        RuleError: the factors would not be smaller than the leaf.
+        MismatchError: the factors would not be smaller than the leaf.
     """
     uses = sites.of(path)
     axes = leaf_axes(uses)
@@ -237,7 +238,7 @@ def split_tucker(path: str, leaf: Host, spec: Tucker, sites: Sites) -> LowRank:
         ranks = before, after
     before, after = ranks
     if before > inputs or after > outputs:
-        raise RuleError(
+        raise MismatchError(
             f"factorize: Tucker ranks {ranks} of {path!r} exceed its {inputs} input "
             f"and {outputs} output channels"
         )
@@ -245,7 +246,9 @@ def split_tucker(path: str, leaf: Host, spec: Tucker, sites: Sites) -> LowRank:
     slides = kernel.shape[-2]
     numbers = before * inputs + after * slides * before + outputs * after
     if numbers * math.prod(stacks) >= size:
-        raise RuleError(_too_large(path, spec, leaf.shape, (inputs, slides, outputs)))
+        raise MismatchError(
+            _too_large(path, spec, leaf.shape, (inputs, slides, outputs))
+        )
     first, core, last = tucker(kernel, ranks, sweeps=spec.sweeps)
     core = core.reshape(*stacks, after, *(leaf.shape[a] for a in window), before)
     windows: tuple[tuple[int, ...], ...] = ((), window, ())
@@ -279,19 +282,19 @@ def channel_axis(path: str, spec: Spatial | Tucker | Cp, sites: Sites) -> int:
     """The axis of a convolution's kernel that numbers its input channels.
 
     Raises:
-        RuleError: there is no such axis, or its convolution is grouped.
+        MismatchError: there is no such axis, or its convolution is grouped.
     """
     uses: list[Site] = product_sites(sites, path)
     use = uses[0]
     if any(each.groups != 1 for each in uses):
-        raise RuleError(
+        raise MismatchError(
             f"factorize: the convolution of {path!r} {list(use.shape)} has "
             f"{use.groups} groups, and {type(spec).__name__} splits kernels that all "
             f"channels share; exclude it by a rule ({path!r}, None)"
         )
     found = set(use.input_axes) - set(use.window_axes)
     if len(found) != 1:
-        raise RuleError(
+        raise MismatchError(
             f"factorize: {type(spec).__name__} needs one axis of {path!r} "
             f"{list(use.shape)} for the channels of its data and none of them in the "
             f"window's axes {use.window_axes}; exclude it by a rule ({path!r}, None)"

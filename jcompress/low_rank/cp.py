@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from jcompress.errors import MismatchError
 from jcompress.low_rank.choice import channel_axis, low_rank_leaf
 from jcompress.low_rank.moments import product_sites
 from jcompress.low_rank.specs import Cp
 from jcompress.low_rank.split import Host
 from jcompress.low_rank.terms import Terms, rank_bounds, sum_of_terms
-from jcompress.rules import RuleError
 from jcompress.sites import Sites, leaf_axes
 from jcompress.tensors import LowRank
 from jcompress.tensors.axes import Axes
@@ -47,14 +47,14 @@ class CpSplit:
         """Bring the leaf into order.
 
         Raises:
-            RuleError: the leaf is empty, its convolution is grouped, its input channels
+            MismatchError: the leaf is empty, its convolution is grouped, its input channels
                 are not one axis, no axis of its window is longer than 1, or the factors
                 would not be smaller than the leaf.
         """
         uses = product_sites(sites, path)
         axes = leaf_axes(sites.of(path))
         if not leaf.size:
-            raise RuleError(
+            raise MismatchError(
                 f"factorize: {path!r} {list(leaf.shape)} is empty; exclude it by a "
                 f"rule ({path!r}, None)"
             )
@@ -63,7 +63,7 @@ class CpSplit:
         inner = [axis for axis in axes.input if axis != channel]
         window = tuple(axis for axis in inner if leaf.shape[axis] > 1)
         if not window:
-            raise RuleError(
+            raise MismatchError(
                 f"factorize: Cp splits the window of a convolution, and that of "
                 f"{path!r} {list(leaf.shape)} has no axis longer than 1; use Svd(...)"
             )
@@ -99,7 +99,7 @@ class CpSplit:
         return (self.size - 1) // self.cost
 
     def check(self) -> None:
-        """Raise RuleError if what is asked for would not be smaller."""
+        """Raise MismatchError if what is asked for would not be smaller."""
         rank, part = self.spec.rank, self.spec.parameters
         if self.most < 1:
             self._refuse(f"rank 1 takes {self.cost:,} numbers instead of {self.size:,}")
@@ -110,7 +110,7 @@ class CpSplit:
                 f"{self.most}"
             )
         if part is not None and part * self.size < self.cost:
-            raise RuleError(
+            raise MismatchError(
                 f"factorize: a fraction of {part} is less than rank 1 of {self.path!r} "
                 f"{list(self.shape)} takes; it is {self.cost / self.size:.4f} at least"
             )
@@ -119,7 +119,7 @@ class CpSplit:
         """The leaf with its factors.
 
         Raises:
-            RuleError: no rank that is smaller was found to keep the energy.
+            MismatchError: no rank that is smaller was found to keep the energy.
         """
         if self.spec.energy is not None:
             terms = self._keeping(self.spec.energy)
@@ -179,7 +179,7 @@ class CpSplit:
         ]
 
     def _refuse(self, why: str) -> None:
-        raise RuleError(
+        raise MismatchError(
             f"factorize: {self.path!r} {list(self.shape)} would not become smaller: "
             f"{why}; or exclude it by a rule ({self.path!r}, None)"
         )

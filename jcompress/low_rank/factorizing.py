@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves, path_name
 from jcompress.low_rank.choice import Split, choose_ranks, split_tucker
 from jcompress.low_rank.cp import CpSplit
@@ -24,7 +25,7 @@ from jcompress.low_rank.summary import FactoredLeaf as FactoredLeaf
 from jcompress.low_rank.summary import FactorSummary as FactorSummary
 from jcompress.low_rank.summary import check_factoring
 from jcompress.low_rank.summary import summarize_factors as summarize_factors
-from jcompress.rules import Resolved, RuleError, Rules, resolve
+from jcompress.rules import Resolved, Rules, resolve
 from jcompress.sites import Sites, leaf_axes
 from jcompress.tensors import LowRank, QTensor, is_compressed
 from jcompress.tensors.formats import Weights
@@ -58,7 +59,7 @@ def factorize(
 
     Raises:
         TypeError: the rules are malformed, or a spec is of another kind.
-        RuleError: a rule matches no weight; a matched leaf is absent, of another shape
+        MismatchError: a rule matches no weight; a matched leaf is absent, of another shape
             than at its sites, not of floats, or already compressed; the factors would
             not be smaller, with the largest rank that would be; a budget is too small
             for one rank each; the moments are not those of the leaves; a spec for
@@ -118,7 +119,7 @@ def quantize_factors(tree: Any, rules: Rules[Weights], *, sites: Sites) -> Any:
 
     Raises:
         TypeError: the rules are malformed, or a spec is no `Weights`.
-        RuleError: a rule matches no weight, a matched leaf is no `LowRank`, a factor
+        MismatchError: a rule matches no weight, a matched leaf is no `LowRank`, a factor
             is compressed already, or a group size does not divide a factor's inputs.
     """
     resolved = resolve(rules, sites, transform="quantize_factors")
@@ -132,7 +133,7 @@ def quantize_factors(tree: Any, rules: Rules[Weights], *, sites: Sites) -> Any:
             )
         leaf = leaves.get(path)
         if not isinstance(leaf, LowRank):
-            raise RuleError(
+            raise MismatchError(
                 f"quantize_factors: {path!r} is a {type(leaf).__name__}, not a LowRank;"
                 f" factorize it first, or exclude it by a rule ({path!r}, None)"
             )
@@ -155,19 +156,19 @@ def _found(path: str, leaves: Mapping[str, Any], sites: Sites) -> Host:
     if path not in leaves:
         prefixes = [path[: -len(n) - 1] for n in leaves if path.endswith("/" + n)]
         hint = f"; pass sites=sites.below({prefixes[0]!r})" if prefixes else ""
-        raise RuleError(
+        raise MismatchError(
             f"factorize: the sites speak of {path!r}, which is not in the tree: "
             f"{', '.join(list(leaves)[:8])}{hint}"
         )
     leaf, shape = leaves[path], sites.of(path)[0].shape
     if is_compressed(leaf):
-        raise RuleError(
+        raise MismatchError(
             f"factorize: {path!r} is already a {type(leaf).__name__}; factorize the "
             "dense weights first and quantize their factors afterwards "
             f"(quantize_factors), or exclude it by a rule ({path!r}, None)"
         )
     if np.shape(leaf) != shape:
-        raise RuleError(
+        raise MismatchError(
             f"factorize: {path!r} is {list(np.shape(leaf))} in the tree and "
             f"{list(shape)} at its sites; trace the sites with this tree"
         )
@@ -177,7 +178,7 @@ def _found(path: str, leaves: Mapping[str, Any], sites: Sites) -> Host:
             "factorize outside of jit"
         )
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        raise RuleError(
+        raise MismatchError(
             f"factorize: {path!r} is {leaf.dtype}, and only floats are factored; "
             f"exclude it by a rule ({path!r}, None)"
         )
@@ -208,7 +209,7 @@ def _weighting(
             if absent
             else f"has some of {surplus[0]!r}, to which no rule gives Svd"
         )
-        raise RuleError(
+        raise MismatchError(
             f"factorize: moments {what}; collect them with input_moments(fn, rules) "
             "and the same rules"
         )
@@ -219,7 +220,7 @@ def _weighting(
         inputs = math.prod(uses[0].shape[axis] for axis in axes.input)
         found = list(np.shape(moments[path]))
         if found != [*stacks, inputs, inputs]:
-            raise RuleError(
+            raise MismatchError(
                 f"factorize: the moments of {path!r} are {found}, not "
                 f"{[*stacks, inputs, inputs]}"
             )
@@ -232,7 +233,7 @@ def _weighting(
 
 def _quantized(name: str, factor: Any, spec: Weights, leaf: LowRank) -> QTensor:
     if is_compressed(factor):
-        raise RuleError(
+        raise MismatchError(
             f"quantize_factors: {name} is already a {type(factor).__name__}"
         )
     lead = len(leaf.stack_axes)
@@ -240,7 +241,7 @@ def _quantized(name: str, factor: Any, spec: Weights, leaf: LowRank) -> QTensor:
     try:
         values, scales, zeros = quantize_matrix(matrix, spec)
     except ValueError as error:
-        raise RuleError(f"quantize_factors: {name}: {error}") from None
+        raise MismatchError(f"quantize_factors: {name}: {error}") from None
     return QTensor(
         values=pack_bits(values, spec.bits),
         scales=scales,

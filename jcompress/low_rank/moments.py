@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jcompress.errors import MismatchError
 from jcompress.low_rank.specs import Factoring, Svd
-from jcompress.rules import RuleError, Rules, resolve
+from jcompress.rules import Rules, resolve
 from jcompress.sites import PRODUCTS, Site, Sites, leaf_axes
 from jcompress.tensors.axes import Axes, matrix_shape
 from jcompress.tracing.handlers import Bind
@@ -37,7 +38,7 @@ def input_moments(
     Returns:
         A function with the arguments of `fn`; it gives `(outputs, moments)`, moments by
         the name of the leaf. Called, it raises what `jcompress.rules.resolve` raises,
-        and RuleError if no leaf has inputs or those of one cannot be seen.
+        and MismatchError if no leaf has inputs or those of one cannot be seen.
 
     Example:
         >>> import jax.numpy as jnp
@@ -63,7 +64,7 @@ def input_moments(
         }
         seen = {path: sites for path, sites in seen.items() if sites}
         if not seen:
-            raise RuleError(
+            raise MismatchError(
                 "input_moments: no rule gives Svd to a leaf that a product or a "
                 "convolution uses, so there are no inputs to look at"
             )
@@ -146,7 +147,7 @@ class Observer:
 def _observer(path: str, site: Site, use: Use, axes: Axes) -> Observer:
     why = _unseen(site, use)
     if why:
-        raise RuleError(_cannot(path, why))
+        raise MismatchError(_cannot(path, why))
     (view,) = use.views[site.operand]
     kept = [axis for axis in range(len(site.shape)) if axis not in view.stacked]
     shape = tuple(site.shape[axis] for axis in kept)
@@ -154,19 +155,21 @@ def _observer(path: str, site: Site, use: Use, axes: Axes) -> Observer:
         *(tuple(kept.index(a) for a in part if a not in view.stacked) for part in axes)
     )
     if view.stacked - set(axes.stack):
-        raise RuleError(_cannot(path, "other products of it sum over its copies"))
+        raise MismatchError(_cannot(path, "other products of it sum over its copies"))
     lengths = tuple(length for _, length in use.stacked)
     first = axes.stack[: len(lengths)]
     if set(first) != view.stacked or tuple(site.shape[a] for a in first) != lengths:
-        raise RuleError(_cannot(path, "its copies are not taken apart in their order"))
+        raise MismatchError(
+            _cannot(path, "its copies are not taken apart in their order")
+        )
     if use.eqn.primitive.name == "conv_general_dilated":
         rows = _patches(use, site.operand, shape, within)
         if isinstance(rows, str):
-            raise RuleError(_cannot(path, rows))
+            raise MismatchError(_cannot(path, rows))
         return Observer(rows, 0)
     plan = Product.of(use, site.operand, shape, within)
     if isinstance(plan, str):
-        raise RuleError(_cannot(path, plan))
+        raise MismatchError(_cannot(path, plan))
     return Observer(plan.rows, len(within.stack))
 
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
 from jcompress.low_rank.moments import product_sites
 from jcompress.low_rank.specs import Factoring, Svd
-from jcompress.rules import Resolved, RuleError, Rules, resolve
+from jcompress.rules import Resolved, Rules, resolve
 from jcompress.sites import Operation, Sites
 from jcompress.tensors import LowRank
 
@@ -88,7 +89,7 @@ def summarize_factors(
         sites: the sites that it was given.
 
     Raises:
-        RuleError: a leaf that a rule takes is not factored in `after`.
+        MismatchError: a leaf that a rule takes is not factored in `after`.
     """
     resolved = check_factoring(sites, rules, transform="summarize_factors")
     old, new = dict(named_leaves(before)), dict(named_leaves(after))
@@ -96,7 +97,7 @@ def summarize_factors(
     for path, spec in resolved.leaves.items():
         leaf = new.get(path)
         if not isinstance(leaf, LowRank) or path not in old:
-            raise RuleError(
+            raise MismatchError(
                 f"summarize_factors: {path!r} is not factored in `after`; give what "
                 "factorize returned for `before` and these rules"
             )
@@ -124,7 +125,7 @@ def check_factoring(
 
     Raises:
         TypeError: the rules are malformed, or a spec is of another kind.
-        RuleError: a rule matches no weight, or a spec for convolutions meets another
+        MismatchError: a rule matches no weight, or a spec for convolutions meets another
             operation.
     """
     resolved: Resolved[Factoring] = resolve(rules, sites, transform=transform)
@@ -139,7 +140,7 @@ def check_factoring(
         only = {site.operation for site in uses} == {Operation.CONV}
         if not isinstance(spec, Svd) and not only:
             found = sorted({site.operation.value for site in sites.of(path)})
-            raise RuleError(
+            raise MismatchError(
                 f"{transform}: rule {rule} gives {path!r} a {type(spec).__name__}, "
                 f"which splits the window of a convolution, and the leaf's uses are "
                 f"{', '.join(found)}; use Svd(...)"

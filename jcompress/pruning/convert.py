@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves, path_name
 from jcompress.pruning.patterns import NM, Block, Pattern
-from jcompress.rules import RuleError, Rules, resolve
+from jcompress.rules import Rules, resolve
 from jcompress.sites import Sites, leaf_axes
 from jcompress.tensors import BlockSparse, NMSparse, QTensor, is_compressed
 from jcompress.tensors.axes import Axes, to_matrix
@@ -42,7 +43,7 @@ def to_sparse(tree: Any, rules: Rules[Pattern], *, sites: Sites) -> Any:
 
     Raises:
         TypeError: the rules are malformed, or a spec is neither `Block` nor `NM`.
-        RuleError: a rule matches no weight; a matched leaf is absent, of another shape
+        MismatchError: a rule matches no weight; a matched leaf is absent, of another shape
             than at its sites, of a dtype that is not stored, quantized in another
             format, or compressed otherwise; the blocks do not tile it; a group has
             more than n weights that are not zero; or the leaf would not become
@@ -103,8 +104,8 @@ def _convert(
     if isinstance(spec, Block):
         try:
             spec.check(path, uses[0].shape, axes)
-        except RuleError as error:
-            raise RuleError(f"to_sparse: {error}") from None
+        except MismatchError as error:
+            raise MismatchError(f"to_sparse: {error}") from None
         blocks, columns, starts = map(jnp.asarray, take_blocks(matrix, spec.shape))
         sparse: BlockSparse | NMSparse = BlockSparse(
             blocks=blocks, columns=columns, starts=starts, **fields
@@ -117,7 +118,7 @@ def _convert(
         sparse = NMSparse(values=values, mask=mask, n=spec.n, m=spec.m, **fields)
         what = f"{spec.n} of every {spec.m} weights and a bit for each"
     if sparse.stored_bytes >= before:
-        raise RuleError(
+        raise MismatchError(
             f"to_sparse: {path!r} would not become smaller: {what} take "
             f"{sparse.stored_bytes} bytes, and it has {before}; exclude it with a rule "
             f"({path!r}, None) or prune more"
@@ -131,13 +132,13 @@ def _found(path: str, leaves: Mapping[str, Any], shape: tuple[int, ...]) -> Any:
             path[: -len(name) - 1] for name in leaves if path.endswith("/" + name)
         ]
         hint = f"; pass sites=sites.below({prefixes[0]!r})" if prefixes else ""
-        raise RuleError(
+        raise MismatchError(
             f"to_sparse: the sites speak of {path!r}, which is not in the tree: "
             f"{', '.join(list(leaves)[:8])}{hint}"
         )
     leaf = leaves[path]
     if np.shape(leaf) != shape:
-        raise RuleError(
+        raise MismatchError(
             f"to_sparse: {path!r} is {list(np.shape(leaf))} in the tree and "
             f"{list(shape)} at its sites; trace the sites with this tree"
         )
@@ -150,24 +151,24 @@ def _matrix(path: str, leaf: Any, axes: Axes) -> tuple[Host, jax.Array | None]:
         if leaf.dtype == jnp.float16:
             leaf = leaf.astype(jnp.float32)
         if leaf.dtype not in (jnp.float32, jnp.bfloat16):
-            raise RuleError(
+            raise MismatchError(
                 f"to_sparse: {path!r} is {leaf.dtype}; sparse leaves hold float32, "
                 "bfloat16 and float16 weights, and int8 after quantize"
             )
         return np.asarray(to_matrix(leaf, axes)), None
     if not isinstance(leaf, QTensor):
-        raise RuleError(
+        raise MismatchError(
             f"to_sparse: {path!r} is already a {type(leaf).__name__}; exclude it by a "
             f"rule ({path!r}, None)"
         )
     if leaf.floating:
-        raise RuleError(
+        raise MismatchError(
             f"to_sparse: {path!r} is stored as float8; sparse leaves take symmetric "
             "integers of 5 to 8 bits: Quantize(weights=Weights(bits=8))"
         )
     plain = leaf.bits > 4 and leaf.zeros is None and leaf.scales.shape[-1] == 1
     if not plain or leaf.activation is not None or leaf.axes != axes:
-        raise RuleError(
+        raise MismatchError(
             f"to_sparse: {path!r} is quantized with {leaf.bits} bits, "
             f"{'no ' if leaf.zeros is None else ''}zero points, "
             f"{leaf.scales.shape[-1]} scales a channel and "
@@ -194,7 +195,7 @@ def _check_groups(path: str, matrix: Host, spec: NM) -> None:
     padded = np.pad(matrix != 0, pad)
     full = padded.reshape(*matrix.shape[:-1], -1, spec.m).sum(-1) > spec.n
     if full.any():
-        raise RuleError(
+        raise MismatchError(
             f"to_sparse: {path!r} is not {spec.n}:{spec.m} sparse: {int(full.sum())} "
             f"of {full.size} groups of {spec.m} inputs hold more than {spec.n} weights "
             f"that are not 0; prune it with Prune(pattern={spec!r}) first"

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
 from jcompress.pruning.spec import Plan, Prune, Scope, Sparsity, make_plan
-from jcompress.rules import RuleError, Rules
+from jcompress.rules import Rules
 from jcompress.sites import Sites
 from jcompress.tensors import is_compressed
 
@@ -41,7 +42,7 @@ def make_masks(
         for keep, and None at the others, so that nothing is stored for them.
 
     Raises:
-        RuleError: a rule matches nothing, does not fit its leaves or has no sparsity;
+        MismatchError: a rule matches nothing, does not fit its leaves or has no sparsity;
             a leaf is missing or has a score that is NaN (checked outside of tracing);
             a schedule without a `step`.
 
@@ -60,9 +61,9 @@ def make_masks(
     found = plan.find(scores)
     for path, leaf in found.items():
         if not isinstance(leaf, jax.core.Tracer) and bool(_has_nan(leaf)):
-            raise RuleError(f"make_masks: the scores of {path!r} hold a NaN")
+            raise MismatchError(f"make_masks: the scores of {path!r} hold a NaN")
     if step is None and any(map(callable, plan.sparsity.values())):
-        raise RuleError("make_masks: a sparsity is a schedule; say at which step=")
+        raise MismatchError("make_masks: a sparsity is a schedule; say at which step=")
     return place_masks(scores, choose(plan, found, 0 if step is None else step))
 
 
@@ -77,7 +78,7 @@ def apply_masks(params: Any, masks: Any) -> Any:
         The tree with exact zeros, each leaf of its own dtype.
 
     Raises:
-        RuleError: a mask has no leaf of its name and shape, or there is no mask.
+        MismatchError: a mask has no leaf of its name and shape, or there is no mask.
     """
     return apply_by_name(params, dict(named_leaves(masks)))
 
@@ -88,7 +89,7 @@ def apply_by_name(tree: Any, masks: Mapping[str, Any]) -> Any:
     names = [name for name, _ in named_leaves(tree)]
     unknown = [name for name in masks if name not in names]
     if unknown or not masks:
-        raise RuleError(
+        raise MismatchError(
             f"apply_masks: there is a mask for {unknown[0]!r}, but no such leaf"
             if unknown
             else "apply_masks: the tree of masks holds no mask"
@@ -102,12 +103,12 @@ def apply_by_name(tree: Any, masks: Mapping[str, Any]) -> Any:
 
 def _masked(name: str, leaf: Any, mask: Any) -> jax.Array:
     if is_compressed(leaf):
-        raise RuleError(
+        raise MismatchError(
             f"apply_masks: {name!r} is already compressed ({type(leaf).__name__}); "
             "mask before converting"
         )
     if jnp.shape(leaf) != jnp.shape(mask):
-        raise RuleError(
+        raise MismatchError(
             f"apply_masks: {name!r} has shape {jnp.shape(leaf)} and its mask "
             f"{jnp.shape(mask)}"
         )

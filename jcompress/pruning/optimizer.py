@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
 from jcompress.pruning.masks import apply_by_name, choose, place_masks
 from jcompress.pruning.scores import score_by_magnitude
 from jcompress.pruning.spec import Plan, Prune, Sparsity, make_plan
-from jcompress.rules import RuleError, Rules
+from jcompress.rules import Rules
 from jcompress.sites import Sites
 from jcompress.tensors import is_compressed
 
@@ -74,7 +75,7 @@ def prune(
 
     Raises:
         TypeError: a rule carries something else than a `Prune`.
-        RuleError: a rule matches nothing, has no sparsity or does not fit a leaf; or,
+        MismatchError: a rule matches nothing, has no sparsity or does not fit a leaf; or,
             in `init` and `update`, a leaf is missing from the tree.
         ValueError: `every` below 1, or an `update` without parameters.
 
@@ -171,7 +172,7 @@ def _removing(
     names = [name for name, _ in named_leaves(updates)]
     missing = [path for path in weights if path not in names]
     if missing:
-        raise RuleError(f"prune: there is no update for {missing[0]!r}")
+        raise MismatchError(f"prune: there is no update for {missing[0]!r}")
     done = []
     for name, leaf in zip(names, leaves, strict=True):
         if name in weights:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcompress.rules import RuleError
+from jcompress.errors import MismatchError
 from jcompress.tensors.axes import Axes, from_matrix, matrix_shape, to_matrix
 
 
@@ -33,7 +33,7 @@ class Pattern(abc.ABC):
 
     @abc.abstractmethod
     def check(self, path: str, shape: tuple[int, ...], axes: Axes) -> None:
-        """Raise `RuleError` if a leaf of this shape cannot be cut into groups."""
+        """Raise `MismatchError` if a leaf of this shape cannot be cut into groups."""
 
     @abc.abstractmethod
     def rows(self, scores: jax.Array, axes: Axes) -> jax.Array:
@@ -61,9 +61,9 @@ class Unstructured(Pattern):
     """
 
     def check(self, path: str, shape: tuple[int, ...], axes: Axes) -> None:
-        """Raise `RuleError` if the leaf has fewer than two entries."""
+        """Raise `MismatchError` if the leaf has fewer than two entries."""
         if math.prod(shape) < 2:
-            raise RuleError(
+            raise MismatchError(
                 f"{path!r} of shape {shape} has a single entry, which must stay; "
                 "exclude it with a rule (..., None)"
             )
@@ -93,7 +93,7 @@ class NM(Pattern):
         m: entries of a group.
 
     Raises:
-        RuleError: not `1 <= n < m`.
+        MismatchError: not `1 <= n < m`.
 
     References:
         Mishra et al. 2021, "Accelerating Sparse Deep Neural Networks" (2:4).
@@ -106,7 +106,7 @@ class NM(Pattern):
 
     def __post_init__(self) -> None:
         if not (_whole(self.n) and _whole(self.m) and 1 <= self.n < self.m):
-            raise RuleError(
+            raise MismatchError(
                 f"NM({self.n!r}, {self.m!r}) keeps n of every m, two integers with "
                 "1 <= n < m, such as NM(2, 4)"
             )
@@ -120,7 +120,7 @@ class NM(Pattern):
         return 1 - self.n / self.m
 
     def check(self, path: str, shape: tuple[int, ...], axes: Axes) -> None:
-        """Raise `RuleError` if `m` does not divide the number of inputs K."""
+        """Raise `MismatchError` if `m` does not divide the number of inputs K."""
         _, _, inputs = matrix_shape(shape, axes)
         _check_divides(self, path, shape, self.m, inputs, "inputs", axes.input)
 
@@ -145,7 +145,7 @@ class Block(Pattern):
         shape: outputs and inputs of a block, each of which divides its axis.
 
     Raises:
-        RuleError: the shape is not two positive integers.
+        MismatchError: the shape is not two positive integers.
 
     References:
         Narang et al. 2017, "Block-Sparse Recurrent Neural Networks".
@@ -156,7 +156,7 @@ class Block(Pattern):
     def __post_init__(self) -> None:
         good = isinstance(self.shape, tuple) and len(self.shape) == 2
         if not good or not all(_whole(size) and size > 0 for size in self.shape):
-            raise RuleError(
+            raise MismatchError(
                 f"Block({self.shape!r}) takes a pair (outputs, inputs) of positive "
                 "integers, such as Block((4, 4))"
             )
@@ -165,13 +165,13 @@ class Block(Pattern):
         return f"Block({self.shape})"
 
     def check(self, path: str, shape: tuple[int, ...], axes: Axes) -> None:
-        """Raise `RuleError` if the blocks do not tile the matrix, or one is all."""
+        """Raise `MismatchError` if the blocks do not tile the matrix, or one is all."""
         _, outputs, inputs = matrix_shape(shape, axes)
         high, wide = self.shape
         _check_divides(self, path, shape, high, outputs, "outputs", axes.output)
         _check_divides(self, path, shape, wide, inputs, "inputs", axes.input)
         if (outputs, inputs) == self.shape:
-            raise RuleError(
+            raise MismatchError(
                 f"{path!r} of shape {shape} is a single {self!r}, which must stay; "
                 "use smaller blocks or exclude it with a rule (..., None)"
             )
@@ -202,10 +202,10 @@ class Channels(Pattern):
     """
 
     def check(self, path: str, shape: tuple[int, ...], axes: Axes) -> None:
-        """Raise `RuleError` if the leaf has fewer than two channels."""
+        """Raise `MismatchError` if the leaf has fewer than two channels."""
         _, outputs, _ = matrix_shape(shape, axes)
         if outputs < 2:
-            raise RuleError(
+            raise MismatchError(
                 f"{path!r} of shape {shape} has {outputs} output channel (output axes "
                 f"{axes.output}), which must stay; exclude it with a rule (..., None)"
             )
@@ -249,7 +249,7 @@ def _check_divides(
         return
     divisors = [str(d) for d in range(1, total + 1) if total % d == 0]
     shown = divisors if len(divisors) <= 12 else [*divisors[:11], "...", divisors[-1]]
-    raise RuleError(
+    raise MismatchError(
         f"{path!r} of shape {shape} has {total} {noun} (axes {axes}), which the "
         f"{size} of {pattern!r} does not divide; {', '.join(shown)} would"
     )

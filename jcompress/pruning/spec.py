@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
 from jcompress.pruning.patterns import NM, Pattern, Unstructured
-from jcompress.rules import RuleError, Rules, resolve
+from jcompress.rules import Rules, resolve
 from jcompress.sites import Sites, leaf_axes
 from jcompress.tensors import is_compressed
 from jcompress.tensors.axes import Axes
@@ -53,7 +54,7 @@ class Prune:
 
     Raises:
         TypeError: a field is of the wrong type.
-        RuleError: a sparsity outside [0, 1), or one at odds with `NM`; `NM` with a
+        MismatchError: a sparsity outside [0, 1), or one at odds with `NM`; `NM` with a
             global scope, as it keeps n of every m everywhere.
     """
 
@@ -72,7 +73,7 @@ class Prune:
                 f"Prune: the scope is {self.scope!r}; use Scope.LEAF or Scope.GLOBAL"
             )
         if isinstance(self.pattern, NM) and self.scope is Scope.GLOBAL:
-            raise RuleError(
+            raise MismatchError(
                 f"Prune: {self.pattern!r} keeps {self.pattern.n} of every "
                 f"{self.pattern.m} in every leaf; leave the scope out"
             )
@@ -110,20 +111,20 @@ class Plan:
         """The arrays of a tree that the plan prunes, by name, in tree order.
 
         Raises:
-            RuleError: one is missing, compressed, of another shape or no float.
+            MismatchError: one is missing, compressed, of another shape or no float.
         """
         present = dict(named_leaves(tree))
         for path, shape in self.shapes.items():
             if path not in present:
-                raise RuleError(self._missing(path, list(present)))
+                raise MismatchError(self._missing(path, list(present)))
             leaf = present[path]
             if is_compressed(leaf):
-                raise RuleError(
+                raise MismatchError(
                     f"{self.transform}: {path!r} is already compressed "
                     f"({type(leaf).__name__}); prune before converting"
                 )
             if tuple(jnp.shape(leaf)) != shape:
-                raise RuleError(
+                raise MismatchError(
                     f"{self.transform}: {path!r} has shape {jnp.shape(leaf)}, but the "
                     f"sites were found with {shape}; find them for this tree"
                 )
@@ -154,7 +155,7 @@ def make_plan(
 
     Raises:
         TypeError: a spec is no `Prune`.
-        RuleError: a rule matches nothing, lacks a sparsity, does not fit a leaf that
+        MismatchError: a rule matches nothing, lacks a sparsity, does not fit a leaf that
             it matches, or would remove nothing.
     """
     resolved = resolve(rules, sites, transform=transform)
@@ -175,8 +176,8 @@ def make_plan(
             amounts[index] = _amount(spec, sparsity, index, transform)
         try:
             spec.pattern.check(path, shapes[path], axes[path])
-        except RuleError as error:
-            raise RuleError(f"{transform}: {error}") from None
+        except MismatchError as error:
+            raise MismatchError(f"{transform}: {error}") from None
     for index, amount in amounts.items():
         paths = [path for path, rule in resolved.rule_of.items() if rule == index]
         if isinstance(amount, float) and amount > 0:
@@ -185,7 +186,7 @@ def make_plan(
             if spec.scope is Scope.GLOBAL:
                 counts = [sum(counts)]
             if not any(spec.pattern.count(amount, count) for count in counts):
-                raise RuleError(
+                raise MismatchError(
                     f"{transform}: rule {index} removes nothing: sparsity {amount} of "
                     f"at most {max(counts)} groups rounds to 0 in "
                     f"{', '.join(paths)}; the least that acts is above "
@@ -216,14 +217,14 @@ def _amount(
     if amount is None:
         if isinstance(spec.pattern, NM):
             return spec.pattern.sparsity
-        raise RuleError(
+        raise MismatchError(
             f"{transform}: rule {index} has no sparsity; give it one, "
             f"Prune(pattern={spec.pattern!r}, sparsity=0.5), or give {transform} one"
         )
     try:
         _check_sparsity(amount, spec.pattern)
-    except RuleError as error:
-        raise RuleError(f"{transform}: rule {index}: {error}") from None
+    except MismatchError as error:
+        raise MismatchError(f"{transform}: rule {index}: {error}") from None
     if isinstance(amount, jax.Array) or callable(amount):
         return amount
     return float(amount)
@@ -234,7 +235,7 @@ def _check_sparsity(sparsity: Any, pattern: Pattern) -> None:
         return
     if isinstance(sparsity, jax.Array):
         if sparsity.shape != () or not jnp.issubdtype(sparsity.dtype, jnp.floating):
-            raise RuleError(
+            raise MismatchError(
                 "the sparsity is an array of shape "
                 f"{sparsity.shape} and dtype {sparsity.dtype}; it must be a float "
                 "scalar"
@@ -246,11 +247,11 @@ def _check_sparsity(sparsity: Any, pattern: Pattern) -> None:
             f"the sparsity is {sparsity!r}; use a number in [0, 1) or a schedule of it"
         )
     if not 0 <= sparsity < 1:
-        raise RuleError(
+        raise MismatchError(
             f"the sparsity is {sparsity}; it is the fraction removed, in [0, 1)"
         )
     if isinstance(pattern, NM) and not math.isclose(sparsity, pattern.sparsity):
-        raise RuleError(
+        raise MismatchError(
             f"{pattern!r} removes {pattern.sparsity:.6g}, but the sparsity is "
             f"{sparsity}; give its rule a Prune(sparsity={pattern.sparsity:.6g}) of "
             "its own, or a schedule that ends there"
@@ -259,7 +260,7 @@ def _check_sparsity(sparsity: Any, pattern: Pattern) -> None:
 
 def _check_float(transform: str, path: str, dtype: Any) -> None:
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise RuleError(
+        raise MismatchError(
             f"{transform}: {path!r} is of dtype {dtype}; only floating-point weights "
             "can be pruned, so exclude it with a rule (..., None)"
         )

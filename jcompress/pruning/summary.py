@@ -5,10 +5,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
 from jcompress.pruning.masks import apply_masks
 from jcompress.pruning.spec import Prune
-from jcompress.rules import RuleError, Rules, resolve
+from jcompress.rules import Rules, resolve
 from jcompress.sites import Sites
 
 
@@ -87,7 +88,7 @@ def summarize(params: Any, masks: Any, rules: Rules[Prune], *, sites: Sites) -> 
         sites: the sites that the masks were made with.
 
     Raises:
-        RuleError: the masks do not belong to these parameters and rules.
+        MismatchError: the masks do not belong to these parameters and rules.
     """
     resolved = resolve(rules, sites, transform="summarize")
     before = dict(named_leaves(params))
@@ -96,7 +97,7 @@ def summarize(params: Any, masks: Any, rules: Rules[Prune], *, sites: Sites) -> 
     if masked != set(resolved.leaves):
         odd = sorted(masked ^ set(resolved.leaves))[0]
         where = "a mask but no rule" if odd in masked else "a rule but no mask"
-        raise RuleError(f"summarize: {odd!r} has {where}")
+        raise MismatchError(f"summarize: {odd!r} has {where}")
     leaves = tuple(
         PrunedLeaf(
             path=path,

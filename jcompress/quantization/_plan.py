@@ -6,13 +6,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jcompress.errors import MismatchError
 from jcompress.quantization._inputs import (
     QuantizeInput,
     RangeStatistic,
     moving_average,
 )
 from jcompress.quantization.convert import check
-from jcompress.rules import RuleError, Rules
+from jcompress.rules import Rules
 from jcompress.sites import PRODUCTS, Site, leaf_axes
 from jcompress.tensors import is_compressed
 from jcompress.tensors.formats import Activation, MovingAverage, Quantize
@@ -66,7 +67,7 @@ class Plan:
         }
         for path in specs:
             if path in compressed:
-                raise RuleError(
+                raise MismatchError(
                     f"{transform}: {path} is compressed already; simulate with the "
                     f"dense weight, or exclude it by a rule ({path!r}, None)"
                 )
@@ -83,7 +84,7 @@ class Plan:
         for path, spec in specs.items():
             met = any(site.location in inputs for site in traced.sites.of(path))
             if spec.weights is None and not met:
-                raise RuleError(
+                raise MismatchError(
                     f"{transform}: {path} is only looked up, so it meets no numbers "
                     "to quantize; its rule needs weights=Weights(...)"
                 )
@@ -92,7 +93,7 @@ class Plan:
 
     def require_averages(self, transform: str) -> None:
         if not self.averaged:
-            raise RuleError(
+            raise MismatchError(
                 f"{transform}: no rule has an Activation(range=MovingAverage(...)), so "
                 "there is no range to keep"
             )
@@ -125,19 +126,19 @@ class Plan:
         reads = {}
         for path, locations in self.averaged.items():
             if ranges is None or path not in ranges:
-                raise RuleError(
+                raise MismatchError(
                     f"ranges has no entry for {path}; make it with "
                     "init_ranges(fn, rules, variables, ...)"
                 )
             if len(ranges[path]) != len(locations):
-                raise RuleError(
+                raise MismatchError(
                     f"ranges has {len(ranges[path])} entries for {path}, which is in "
                     f"{len(locations)} products"
                 )
             for where, (low, high) in zip(locations, ranges[path], strict=True):
                 shape = tuple(n for _, n in self.traced.uses[where].stacked)
                 if jnp.shape(low) != shape or jnp.shape(high) != shape:
-                    raise RuleError(
+                    raise MismatchError(
                         f"a range of {path} has shape {list(jnp.shape(low))} and "
                         f"{list(jnp.shape(high))}, not {list(shape)}"
                     )
@@ -164,13 +165,13 @@ def _check_input(
 ) -> None:
     wanted = specs[site.path].activation
     if site.sealed:
-        raise RuleError(
+        raise MismatchError(
             f"{transform}: the input of {site.path} is inside a function with a custom "
             "gradient, which quantizing it would change; give the leaf a rule without "
             "activation"
         )
     if use.data is None:
-        raise RuleError(
+        raise MismatchError(
             f"{transform}: {site.path} is multiplied with another parameter, so there "
             "is no data to quantize; give the leaf a rule without activation"
         )
@@ -178,7 +179,7 @@ def _check_input(
     for path in others - {site.path}:
         spec = specs.get(path)
         if spec is None or spec.activation != wanted:
-            raise RuleError(
+            raise MismatchError(
                 f"{transform}: {site.path} and {path} are one matrix when they meet "
                 f"their input, so their rules need the same activation; they have "
                 f"{wanted} and {None if spec is None else spec.activation}"

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves, path_name
-from jcompress.rules import Resolved, RuleError, Rules, resolve
+from jcompress.rules import Resolved, Rules, resolve
 from jcompress.sites import PRODUCTS, Site, Sites, leaf_axes
 from jcompress.tensors import QTensor, is_compressed
 from jcompress.tensors.axes import Axes, matrix_shape, to_matrix
@@ -40,7 +41,7 @@ def check(
 
     Raises:
         TypeError: the rules are malformed, or a spec is no `Quantize`.
-        RuleError: a rule matches no weight, the rules touch nothing, a matched leaf is
+        MismatchError: a rule matches no weight, the rules touch nothing, a matched leaf is
             not of a float dtype, or a group size does not divide its inputs.
     """
     resolved = resolve(rules, sites, transform=transform)
@@ -53,7 +54,7 @@ def check(
         uses = sites.of(path)
         dtype, shape = uses[0].dtype, uses[0].shape
         if not jnp.issubdtype(dtype, jnp.floating):
-            raise RuleError(
+            raise MismatchError(
                 f"{transform}: {path} is {dtype} {list(shape)}, and only floats can be "
                 f"quantized; exclude it by a rule ({path!r}, None) before rule "
                 f"{resolved.rule_of[path]}"
@@ -71,7 +72,7 @@ def _check_group(
     size, shape = weights.granularity.size, uses[0].shape
     *_, inputs = matrix_shape(shape, leaf_axes(uses))
     if inputs and inputs % size:
-        raise RuleError(
+        raise MismatchError(
             f"{transform}: groups of {size} do not divide the {inputs} inputs of "
             f"{path} {list(shape)}; sizes that do: "
             f"{', '.join(map(str, divisors(inputs)))}"
@@ -103,7 +104,7 @@ def quantize(
 
     Raises:
         TypeError: the rules are malformed.
-        RuleError: a rule cannot apply (see `check`), asks for activations only, needs
+        MismatchError: a rule cannot apply (see `check`), asks for activations only, needs
             ranges that are not given, or meets a leaf that is already compressed.
         ValueError: a matched leaf is absent from the tree, of another shape than at
             its sites, or holds a number that is not finite.
@@ -135,7 +136,7 @@ def quantize(
 def _storable(resolved: Resolved[Quantize]) -> dict[str, Quantize]:
     for path, spec in resolved.leaves.items():
         if spec.weights is None:
-            raise RuleError(
+            raise MismatchError(
                 f"quantize: rule {resolved.rule_of[path]} gives {path} no weights "
                 f"format ({spec!r}), so there is nothing to store; add "
                 f"weights=Weights(...), or exclude it by a rule ({path!r}, None)"
@@ -155,7 +156,7 @@ def _convert(
         raise ValueError(_absent(path, list(leaves)))
     leaf = leaves[path]
     if is_compressed(leaf):
-        raise RuleError(
+        raise MismatchError(
             f"quantize: {path} is already a {type(leaf).__name__}; convert the tree of "
             "dense weights (and quantize before to_sparse), or exclude it by a rule "
             f"({path!r}, None)"
@@ -214,13 +215,13 @@ def _input_ranges(
         return ()
     if path not in ranges:
         given = ", ".join(ranges) or "none"
-        raise RuleError(
+        raise MismatchError(
             f"quantize: the activation of {path} has a moving-average range, and "
             f"`ranges` has none for it (it has: {given}); pass what calibration or "
             "training collected, or use range=Dynamic()"
         )
     if len(ranges[path]) != products:
-        raise RuleError(
+        raise MismatchError(
             f"quantize: {path} is in {products} products and `ranges` has "
             f"{len(ranges[path])} for it"
         )

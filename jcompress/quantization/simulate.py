@@ -4,9 +4,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from jcompress.errors import MismatchError
 from jcompress.quantization._inputs import empty_range
 from jcompress.quantization._plan import Plan, Ranges
-from jcompress.rules import RuleError, Rules
+from jcompress.rules import Rules
 from jcompress.tensors.formats import Quantize
 from jcompress.tensors.numbers import Range
 
@@ -30,7 +31,7 @@ def fake_quant(
 
     Returns:
         A function with the arguments and results of `fn`. Called, it raises what
-        `check` raises, and RuleError where activations cannot be quantized.
+        `check` raises, and MismatchError where activations cannot be quantized.
 
     References:
         Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
@@ -50,7 +51,7 @@ def fake_quant(
     def simulated(variables: Any, *args: Any, **kwargs: Any) -> Any:
         plan = Plan.of(fn, rules, variables, args, kwargs, transform="fake_quant")
         if plan.averaged and ranges is None:
-            raise RuleError(
+            raise MismatchError(
                 "fake_quant: the inputs of "
                 f"{', '.join(plan.averaged)} have moving-average ranges; pass "
                 "ranges=init_ranges(fn, rules, variables, ...) as calibrate updates it,"
@@ -81,7 +82,7 @@ def calibrate(
         The function. Its ranges after a batch are
         `decay * ranges + (1 - decay) * (range of the batch)`, or the range of the
         batch where there was none. Called, it raises what `fake_quant` raises, and
-        RuleError if no rule asks for a moving average.
+        MismatchError if no rule asks for a moving average.
     """
 
     @functools.wraps(fn)
@@ -111,7 +112,7 @@ def init_ranges(
         **kwargs: further keyword arguments of `fn`.
 
     Raises:
-        RuleError: as `fake_quant`, and if no rule asks for a moving average.
+        MismatchError: as `fake_quant`, and if no rule asks for a moving average.
     """
     plan = Plan.of(fn, rules, variables, args, kwargs, transform="init_ranges")
     plan.require_averages("init_ranges")

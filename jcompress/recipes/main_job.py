@@ -87,7 +87,7 @@ def open_folder(
     Raises:
         ImportError: an extra that the run needs is not installed.
         RecipeError: the recipe cannot be carried out.
-        RuleError: its formats do not fit the network.
+        MismatchError: its formats do not fit the network.
         FolderError: the directory is not empty and not to be resumed, holds something
             else than a run, or one with another recipe or seed.
     """

@@ -6,6 +6,7 @@ from typing import Any, cast
 import jax
 import optax
 
+from jcompress.errors import MismatchError
 from jcompress.recipes.data import Part
 from jcompress.recipes.models import ResidualCNN, init_model
 from jcompress.recipes.recipe import Recipe, RecipeError
@@ -22,7 +23,6 @@ from jcompress.rescaling import fold, folded
 from jcompress.shrinking import (
     Cost,
     Plan,
-    ShrinkError,
     Width,
     choose,
     find_groups,
@@ -45,7 +45,7 @@ def check_shrinking(recipe: Recipe) -> None:
     scores = {group.name: range(group.size) for group in groups}
     try:
         choose(groups, cast(Any, scores), _rules(recipe), target=recipe.shrinking.keep)
-    except ShrinkError as error:
+    except MismatchError as error:
         raise RecipeError(f"recipe: shrinking.keep: {error}") from error
 
 

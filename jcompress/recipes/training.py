@@ -110,7 +110,7 @@ def quantization_rules(recipe: Recipe, sites: Sites) -> Rules[Quantize]:
         sites: of the network, whole or small.
 
     Raises:
-        RuleError: the recipe's formats do not fit the network.
+        MismatchError: the recipe's formats do not fit the network.
     """
     edge = Quantize(weights=Weights(bits=recipe.quantization.edge_bits))
     inner = Quantize(weights=Weights(bits=recipe.quantization.weight_bits))
@@ -180,7 +180,7 @@ def student_stage(recipe: Recipe, images: int, teacher: Any, small: Small) -> St
         small: the small network.
 
     Raises:
-        RuleError: the recipe's formats or sparsity do not fit the network.
+        MismatchError: the recipe's formats or sparsity do not fit the network.
     """
     training = recipe.student
     sites = small.sites

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.errors import MismatchError
 from jcompress.leaves import path_name
 from jcompress.rescaling.affine import Host, Values, find_chains
 from jcompress.rescaling.fold_chain import Attempt, StaysError
 from jcompress.rescaling.fold_chain import Folded as Folded
 from jcompress.rescaling.fold_chain import Neutral as Neutral
-from jcompress.rules import RuleError
 from jcompress.sites import Operation
 from jcompress.tensors import is_compressed
 from jcompress.tracing.handlers import Bind, Handler
@@ -83,7 +83,7 @@ def fold(fn: Callable[..., Any], variables: Any, *args: Any, **kwargs: Any) -> F
         The new trees, and what was folded and what not.
 
     Raises:
-        RuleError: nothing can be folded; the error names every leaf that scales data
+        MismatchError: nothing can be folded; the error names every leaf that scales data
             and why it stays.
         ValueError: a leaf is traced, or the tree has no array.
 
@@ -139,7 +139,7 @@ def fold(fn: Callable[..., Any], variables: Any, *args: Any, **kwargs: Any) -> F
     skipped = {path: why for path, why in skipped.items() if path not in gone}
     if not done:
         reasons = "; ".join(f"{path}: {why}" for path, why in skipped.items())
-        raise RuleError(
+        raise MismatchError(
             "fold: nothing to fold. "
             + (reasons or "No leaf scales the result of a product by channel")
             + ". Batch normalization folds in evaluation mode only"
@@ -171,7 +171,7 @@ def folded(
 
     Returns:
         A function of `Folding.small` with the further arguments and the results of
-        `fn`. Called, it raises RuleError if a leaf in `removed` is present in the tree
+        `fn`. Called, it raises MismatchError if a leaf in `removed` is present in the tree
         or not known, or if the function uses one for something else than scaling and
         shifting a product's result (in training mode, say).
     """
@@ -196,7 +196,7 @@ def folded(
                     idle[step.location] = _Skip(step.data)
         for leaf in out:
             if affine.used.get(leaf, frozenset()) - {step.location for step in steps}:
-                raise RuleError(
+                raise MismatchError(
                     f"folded: {traced.names[leaf]} was folded away, and the function "
                     "called here uses it for more than scaling the result of a "
                     "product; call it in the mode in which fold traced it"
@@ -230,14 +230,14 @@ def _filled(variables: Any, removed: Mapping[str, Neutral]) -> Any:
     names = [path_name(path) for path, _ in flat]
     if not removed or set(removed) - set(names):
         odd = ", ".join(sorted(set(removed) - set(names))) or "nothing"
-        raise RuleError(
+        raise MismatchError(
             f"folded: {odd} was removed, which is no leaf of the tree: "
             f"{', '.join(names[:8])}"
         )
     leaves = []
     for name, (_, leaf) in zip(names, flat, strict=True):
         if name in removed and leaf is not None:
-            raise RuleError(
+            raise MismatchError(
                 f"folded: {name} is present, though it was folded away; give "
                 "Folding.small"
             )

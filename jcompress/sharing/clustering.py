@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
-from jcompress.rules import Resolved, RuleError, Rules, resolve
+from jcompress.rules import Resolved, Rules, resolve
 from jcompress.sharing.clusters import Start as Start
 from jcompress.sharing.clusters import fit_table
 from jcompress.sharing.codebooks import found_leaf, to_codebooks
@@ -35,7 +36,7 @@ class Cluster:
 
     Raises:
         TypeError: a field is of the wrong type.
-        RuleError: a field is out of range.
+        MismatchError: a field is out of range.
     """
 
     entries: int = 16
@@ -56,11 +57,15 @@ class Cluster:
                 "or Start.PLUS_PLUS"
             )
         if not 2 <= self.entries <= MOST:
-            raise RuleError(f"Cluster: entries is {self.entries}, not 2 to {MOST}")
+            raise MismatchError(f"Cluster: entries is {self.entries}, not 2 to {MOST}")
         if self.rows is not None and self.rows < 1:
-            raise RuleError(f"Cluster: rows is {self.rows}; at least 1 shares a table")
+            raise MismatchError(
+                f"Cluster: rows is {self.rows}; at least 1 shares a table"
+            )
         if self.iterations < 1:
-            raise RuleError(f"Cluster: iterations is {self.iterations}, not 1 or more")
+            raise MismatchError(
+                f"Cluster: iterations is {self.iterations}, not 1 or more"
+            )
 
 
 def check_clusters(
@@ -75,7 +80,7 @@ def check_clusters(
 
     Raises:
         TypeError: the rules are malformed, or a spec is no `Cluster`.
-        RuleError: a rule matches no weight, or the rules touch nothing; a matched leaf
+        MismatchError: a rule matches no weight, or the rules touch nothing; a matched leaf
             holds no floats, its outputs do not fall into groups of `rows`, or it would
             not become smaller.
     """
@@ -91,14 +96,14 @@ def check_clusters(
         shape, dtype = uses[0].shape, uses[0].dtype
         exclude = f"exclude it by a rule ({path!r}, None) before rule {number}"
         if not jnp.issubdtype(dtype, jnp.floating):
-            raise RuleError(
+            raise MismatchError(
                 f"{transform}: {path} is {dtype} {list(shape)}, and only floats are "
                 f"clustered; {exclude}"
             )
         stacks, outputs, inputs = matrix_shape(shape, leaf_axes(uses))
         rows = outputs if spec.rows is None else spec.rows
         if rows < 1 or outputs % rows:
-            raise RuleError(
+            raise MismatchError(
                 f"{transform}: groups of {rows} do not divide the {outputs} outputs of "
                 f"{path} {list(shape)}; sizes that do: "
                 f"{', '.join(map(str, divisors(max(outputs, 1))))}"
@@ -108,7 +113,7 @@ def check_clusters(
         after = copies * (bits + 4 * spec.entries * (outputs // rows))
         before = copies * outputs * inputs * dtype.itemsize
         if after >= before:
-            raise RuleError(
+            raise MismatchError(
                 f"{transform}: {path} {list(shape)} would not become smaller: indices "
                 f"and tables take {after} bytes, and it has {before}; use fewer "
                 f"entries or larger groups of rows, or {exclude}"
@@ -148,7 +153,7 @@ def make_tables(
 
     Raises:
         TypeError: the rules are malformed.
-        RuleError: a rule cannot apply (see `check_clusters`), meets a compressed leaf,
+        MismatchError: a rule cannot apply (see `check_clusters`), meets a compressed leaf,
             or needs a key.
         ValueError: a leaf or its importance is absent, of another shape than at its
             sites, traced, or holds a number that is not finite or is negative.
@@ -163,7 +168,7 @@ def make_tables(
     tables = {}
     for path, spec in resolved.leaves.items():
         if spec.start is Start.PLUS_PLUS and key is None:
-            raise RuleError(
+            raise MismatchError(
                 f"make_tables: the rule of {path} starts with Start.PLUS_PLUS, which "
                 "draws at random; pass key=jax.random.key(...)"
             )
@@ -171,7 +176,7 @@ def make_tables(
         axes = leaf_axes(uses)
         leaf = found_leaf("make_tables", path, leaves, uses[0].shape)
         if is_compressed(leaf):
-            raise RuleError(
+            raise MismatchError(
                 f"make_tables: {path} is already a {type(leaf).__name__}; cluster the "
                 f"tree of dense weights, or exclude it by a rule ({path!r}, None)"
             )

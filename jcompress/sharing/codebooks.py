@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves, path_name
-from jcompress.rules import RuleError
 from jcompress.sharing.clusters import nearest
 from jcompress.sites import WEIGHTS, Sites, leaf_axes
 from jcompress.tensors import Codebook, is_compressed
@@ -42,20 +42,22 @@ def to_codebooks(params: Any, tables: Tables, *, sites: Sites) -> Any:
         The tree with `Codebook` leaves.
 
     Raises:
-        RuleError: there is no table, a leaf is no weight at any site, or is compressed
+        MismatchError: there is no table, a leaf is no weight at any site, or is compressed
             already.
         ValueError: a leaf is absent or of another shape than at its sites, or a table
             does not fit its leaf.
     """
     if not tables:
-        raise RuleError("to_codebooks: there is no table, so there is nothing to store")
+        raise MismatchError(
+            "to_codebooks: there is no table, so there is nothing to store"
+        )
     leaves = dict(named_leaves(params))
     made: dict[str, Codebook] = {}
     for path, table in tables.items():
         axes, shape = _role("to_codebooks", path, table, sites)
         leaf = found_leaf("to_codebooks", path, leaves, shape)
         if is_compressed(leaf):
-            raise RuleError(
+            raise MismatchError(
                 f"to_codebooks: {path} is already a {type(leaf).__name__}; give the "
                 "tree of dense weights"
             )
@@ -98,7 +100,7 @@ def fake_cluster(fn: Callable[..., Any]) -> Callable[..., Any]:
         fn: any function of a parameter tree, such as `model.apply`.
 
     Returns:
-        The function. Called, it raises RuleError if there is no table or a leaf with a
+        The function. Called, it raises MismatchError if there is no table or a leaf with a
         table is no weight or compressed otherwise, and ValueError if a table does not
         fit its leaf.
 
@@ -110,7 +112,7 @@ def fake_cluster(fn: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(fn)
     def simulated(params: Any, tables: Tables, *args: Any, **kwargs: Any) -> Any:
         if not tables:
-            raise RuleError(
+            raise MismatchError(
                 "fake_cluster: there is no table, so there is nothing to do"
             )
         traced = trace(fn, params, args, kwargs)
@@ -139,7 +141,7 @@ def _faked(path: str, leaf: Any, axes: Axes, table: jax.Array) -> jax.Array:
         matrix = look_up(leaf.indices, table, inputs=leaf.matrix_shape[-1])
         return from_matrix(round_to(matrix, leaf.dtype), axes, leaf.shape)
     if is_compressed(leaf):
-        raise RuleError(
+        raise MismatchError(
             f"fake_cluster: {path} is already a {type(leaf).__name__}; simulate with "
             "the dense weight"
         )
@@ -161,7 +163,7 @@ def _role(
     """The axes and the shape of a leaf that has a table, which is checked."""
     uses = sites.of(path)
     if not any(site.operation in WEIGHTS for site in uses):
-        raise RuleError(
+        raise MismatchError(
             f"{transform}: there is a table for {path}, which is no weight of a "
             f"product or lookup; the weights are {', '.join(sites.weights[:8])}"
         )

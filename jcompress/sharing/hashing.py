@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves, path_name
-from jcompress.rules import Resolved, RuleError, Rules, resolve
+from jcompress.rules import Resolved, Rules, resolve
 from jcompress.sites import Sites, leaf_axes
 from jcompress.tensors import is_compressed
 from jcompress.tensors.axes import matrix_shape, to_matrix
@@ -28,7 +29,7 @@ class Hash:
         seed: mixed with the leaf's name, which gives each leaf a hash of its own.
 
     Raises:
-        RuleError: a field is out of range.
+        MismatchError: a field is out of range.
     """
 
     entries: float
@@ -37,11 +38,11 @@ class Hash:
 
     def __post_init__(self) -> None:
         if not self.entries >= 1:
-            raise RuleError(
+            raise MismatchError(
                 f"Hash: entries is {self.entries}; at least 1 entry reads a value"
             )
         if not 0 <= self.seed < 2**32:
-            raise RuleError(f"Hash: seed is {self.seed}, not from 0 to 2^32 - 1")
+            raise MismatchError(f"Hash: seed is {self.seed}, not from 0 to 2^32 - 1")
 
 
 def check_hashes(
@@ -56,7 +57,7 @@ def check_hashes(
 
     Raises:
         TypeError: the rules are malformed, or a spec is no `Hash`.
-        RuleError: a rule matches no weight, or the rules touch nothing; a matched leaf
+        MismatchError: a rule matches no weight, or the rules touch nothing; a matched leaf
             holds no floats, is too large for a hash of 32 bits, or would not become
             smaller.
     """
@@ -71,20 +72,20 @@ def check_hashes(
         site = sites.of(path)[0]
         exclude = f"exclude it by a rule ({path!r}, None) before rule {number}"
         if not jnp.issubdtype(site.dtype, jnp.floating):
-            raise RuleError(
+            raise MismatchError(
                 f"{transform}: {path} is {site.dtype} {list(site.shape)}, and only "
                 f"floats are hashed; {exclude}"
             )
         *_, outputs, inputs = matrix_shape(site.shape, leaf_axes(sites.of(path)))
         if outputs * inputs >= 2**32:
-            raise RuleError(
+            raise MismatchError(
                 f"{transform}: {path} {list(site.shape)} has {outputs * inputs} "
                 f"positions, and the hash has 32 bits; {exclude}"
             )
         after = 4 * _count(outputs * inputs, spec)
         before = outputs * inputs * site.dtype.itemsize
         if after >= before:
-            raise RuleError(
+            raise MismatchError(
                 f"{transform}: {path} {list(site.shape)} would not become smaller: "
                 f"the values of a matrix take {after} bytes, and it has {before}; let "
                 f"more entries share one, or {exclude}"
@@ -112,7 +113,7 @@ def hashed(tree: Any, rules: Rules[Hash], *, sites: Sites) -> Any:
 
     Raises:
         TypeError: the rules are malformed.
-        RuleError: a rule cannot apply (see `check_hashes`), or meets a leaf that is
+        MismatchError: a rule cannot apply (see `check_hashes`), or meets a leaf that is
             compressed already.
         ValueError: a matched leaf is absent from the tree or of another shape than at
             its sites.
@@ -161,7 +162,7 @@ def _fitted(path: str, leaves: Mapping[str, Any], spec: Hash, sites: Sites) -> H
         )
     leaf = leaves[path]
     if is_compressed(leaf):
-        raise RuleError(
+        raise MismatchError(
             f"hashed: {path} is already a {type(leaf).__name__}; hash the tree of "
             f"dense weights, or exclude it by a rule ({path!r}, None)"
         )

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves, path_name
-from jcompress.rules import RuleError
 from jcompress.tensors import is_compressed
 
 
@@ -38,7 +38,7 @@ class TieBlocks:
 
     Raises:
         TypeError: `blocks` is not a sequence of names.
-        RuleError: there are fewer than two, or one is there twice.
+        MismatchError: there are fewer than two, or one is there twice.
     """
 
     blocks: tuple[str, ...]
@@ -53,7 +53,9 @@ class TieBlocks:
         names = tuple(name.strip("/") for name in self.blocks)
         object.__setattr__(self, "blocks", names)
         if len(set(names)) != len(names) or len(names) < 2:
-            raise RuleError(f"TieBlocks: {names} are not two or more different blocks")
+            raise MismatchError(
+                f"TieBlocks: {names} are not two or more different blocks"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ class TieLayers:
         axis: which axis numbers the layers.
 
     Raises:
-        RuleError: the numbers have a gap, or no two layers share one.
+        MismatchError: the numbers have a gap, or no two layers share one.
     """
 
     below: str
@@ -80,12 +82,12 @@ class TieLayers:
         object.__setattr__(self, "groups", tuple(int(n) for n in self.groups))
         count = len(set(self.groups))
         if sorted(set(self.groups)) != list(range(count)):
-            raise RuleError(
+            raise MismatchError(
                 f"TieLayers: groups {self.groups} of {self.below} are not numbered "
                 "0, 1, ... without a gap"
             )
         if count == len(self.groups):
-            raise RuleError(
+            raise MismatchError(
                 f"TieLayers: no two layers of {self.below} share an array in groups "
                 f"{self.groups}"
             )
@@ -112,7 +114,7 @@ def tie(params: Any, ties: Sequence[Tie], *, initial: Initial = Initial.MEAN) ->
 
     Raises:
         TypeError: `ties` is no sequence of `TieBlocks` and `TieLayers`.
-        RuleError: there is no tie; a name is of no leaf or subtree; the leaves of
+        MismatchError: there is no tie; a name is of no leaf or subtree; the leaves of
             blocks differ in names, shapes or dtypes; a leaf has not as many layers as
             `groups`; a leaf is in two ties, or is no array of floats.
 
@@ -171,7 +173,7 @@ def untie(params: Any, ties: Sequence[Tie]) -> Any:
 
     Raises:
         TypeError: as `tie`.
-        RuleError: the tree was not made with these ties: a leaf that they leave out is
+        MismatchError: the tree was not made with these ties: a leaf that they leave out is
             present, or one is missing or of another size.
     """
     return _untied("untie", params, ties)
@@ -208,19 +210,21 @@ def _untied(transform: str, params: Any, ties: Sequence[Tie]) -> Any:
     plan = _plan(transform, ties, leaves)
     for path, first in plan.source.items():
         if leaves[path] is not None:
-            raise RuleError(
+            raise MismatchError(
                 f"{transform}: {path} is present, though {first} serves it; give the "
                 "tree that tie(params, ties) made"
             )
         if leaves[first] is None:
-            raise RuleError(f"{transform}: {first}, which serves {path}, is missing")
+            raise MismatchError(
+                f"{transform}: {first}, which serves {path}, is missing"
+            )
     full = dict(leaves)
     for path, first in plan.source.items():
         full[path] = leaves[first]
     for path, spec in plan.layers.items():
         leaf = leaves[path]
         if is_compressed(leaf):
-            raise RuleError(
+            raise MismatchError(
                 f"{transform}: {path} is a {type(leaf).__name__}, of which layers "
                 "cannot be repeated; tie blocks, or compress the untied tree"
             )
@@ -248,7 +252,7 @@ def _plan(transform: str, ties: Sequence[Tie], leaves: Mapping[str, Any]) -> _Pl
             f"{transform}: ties are a list of TieBlocks and TieLayers, not {ties!r}"
         )
     if not ties:
-        raise RuleError(f"{transform}: there is no tie, so there is nothing to do")
+        raise MismatchError(f"{transform}: there is no tie, so there is nothing to do")
     source: dict[str, str] = {}
     layers: dict[str, TieLayers] = {}
     taken: dict[str, int] = {}
@@ -259,7 +263,7 @@ def _plan(transform: str, ties: Sequence[Tie], leaves: Mapping[str, Any]) -> _Pl
             )
         for path, first in _pairs(transform, spec, leaves):
             if path in taken:
-                raise RuleError(
+                raise MismatchError(
                     f"{transform}: {path} is in tie {taken[path]} and in tie {number}; "
                     "list all that share its array in one tie"
                 )
@@ -285,14 +289,14 @@ def _pairs(
         if block.startswith(first + "/") or (block != first and first.startswith(
             block + "/"
         )):  # fmt: skip
-            raise RuleError(f"{transform}: {first} and {block} lie in one another")
+            raise MismatchError(f"{transform}: {first} and {block} lie in one another")
     for rest in names:
         yield first + rest, first + rest
     for block in others:
         found = _below(transform, block, leaves)
         if set(found) != set(names):
             odd = sorted(set(found) ^ set(names))
-            raise RuleError(
+            raise MismatchError(
                 f"{transform}: {first} and {block} have different leaves: "
                 f"{', '.join(rest.strip('/') for rest in odd[:6])} in one only"
             )
@@ -307,7 +311,7 @@ def _below(transform: str, prefix: str, leaves: Mapping[str, Any]) -> list[str]:
         if name == prefix or name.startswith(prefix + "/")
     ]
     if not found:
-        raise RuleError(
+        raise MismatchError(
             f"{transform}: no leaf is named {prefix} or lies below it; the tree has "
             f"{', '.join(list(leaves)[:8])}"
         )
@@ -316,12 +320,12 @@ def _below(transform: str, prefix: str, leaves: Mapping[str, Any]) -> list[str]:
 
 def _check_array(path: str, leaf: Any) -> None:
     if is_compressed(leaf):
-        raise RuleError(
+        raise MismatchError(
             f"tie: {path} is already a {type(leaf).__name__}; tie the dense arrays, "
             "then compress"
         )
     if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
-        raise RuleError(f"tie: {path} is {leaf!r}, no array of floats")
+        raise MismatchError(f"tie: {path} is {leaf!r}, no array of floats")
 
 
 def _check_same(users: Sequence[str], leaves: Mapping[str, Any]) -> None:
@@ -329,7 +333,7 @@ def _check_same(users: Sequence[str], leaves: Mapping[str, Any]) -> None:
     for path in users[1:]:
         leaf = leaves[path]
         if leaf.shape != first.shape or leaf.dtype != first.dtype:
-            raise RuleError(
+            raise MismatchError(
                 f"tie: {users[0]} is {first.dtype} {list(first.shape)} and {path} is "
                 f"{leaf.dtype} {list(leaf.shape)}; one array cannot be both"
             )
@@ -339,7 +343,7 @@ def _check_layers(
     path: str, shape: tuple[int, ...], spec: TieLayers, count: int
 ) -> None:
     if not -len(shape) <= spec.axis < len(shape) or shape[spec.axis] != count:
-        raise RuleError(
+        raise MismatchError(
             f"TieLayers: {path} is {list(shape)}, and its axis {spec.axis} should "
             f"number {count} layers for groups {spec.groups}"
         )

@@ -1,5 +1,6 @@
 """Remove units: channels, heads and widths, in all the arrays that they touch."""
 
+from jcompress.errors import MismatchError
 from jcompress.shrinking.choosing import Cost as Cost
 from jcompress.shrinking.choosing import Ranking as Ranking
 from jcompress.shrinking.choosing import Width as Width
@@ -11,7 +12,6 @@ from jcompress.shrinking.groups import Groups as Groups
 from jcompress.shrinking.groups import Member as Member
 from jcompress.shrinking.groups import find_groups as find_groups
 from jcompress.shrinking.plan import Plan as Plan
-from jcompress.shrinking.plan import ShrinkError as ShrinkError
 from jcompress.shrinking.plan import cut_inputs as cut_inputs
 from jcompress.shrinking.plan import cut_outputs as cut_outputs
 from jcompress.shrinking.plan import shrink as shrink

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jcompress.shrinking._cutting import ShrinkError
+from jcompress.errors import MismatchError
 from jcompress.shrinking._ids import Ids, Why
 from jcompress.shrinking._labels import Constant, Labels, Product
 from jcompress.sites import PRODUCTS
@@ -110,7 +110,7 @@ class Attention:
             sizes: of contracted axes the number of positions before and after.
 
         Raises:
-            ShrinkError: a query-key size shrinks and its constant is not found, found
+            MismatchError: a query-key size shrinks and its constant is not found, found
                 more than once, or stands where it cannot be changed.
         """
         found: dict[Location, tuple[int, float]] = {}
@@ -129,13 +129,13 @@ class Attention:
             if total != -0.5:
                 if product.at in self._known.derived:
                     continue
-                raise ShrinkError(_not_found(scores, before, after, total))
+                raise MismatchError(_not_found(scores, before, after, total))
             for constant, power in set(powers):
                 self._check(constant, scores)
                 number = after ** (-power if constant.divides else power)
                 new = (constant.operand, number)
                 if found.setdefault(constant.at, new) != new:
-                    raise ShrinkError(
+                    raise MismatchError(
                         f"{_ASKED}: one constant scales products of several sizes, "
                         f"among them {scores.why}"
                     )
@@ -143,7 +143,7 @@ class Attention:
         strict = [p for p in unscaled if p.at not in self._known.derived]
         if strict and not rescaled:
             before, after = sizes(strict[0].contracted)
-            raise ShrinkError(
+            raise MismatchError(
                 f"{_ASKED}: {strict[0].why} sums over {before} positions, of which "
                 f"{after} are left, and no softmax follows it"
             )
@@ -152,7 +152,7 @@ class Attention:
     def _check(self, constant: Constant, scores: Product) -> None:
         for place in self.sealed:
             if constant.at[: len(place)] == place:
-                raise ShrinkError(
+                raise MismatchError(
                     f"{_ASKED}: the constant of {scores.why} stands in a function with "
                     "a gradient rule of its own, which has it, too"
                 )
@@ -161,7 +161,7 @@ class Attention:
                 p for p in past if p.at in self._products and p.at not in self._scores
             ]
             if elsewhere and other.equals(constant.factor):
-                raise ShrinkError(
+                raise MismatchError(
                     f"{_ASKED}: the constant of {scores.why} also scales what "
                     f"{elsewhere[0].why} makes; of a function that differentiates, "
                     "shrink what it differentiates: jax.grad(shrunk(fn, plan, ...))"

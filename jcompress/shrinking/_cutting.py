@@ -7,16 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.errors import MismatchError
 from jcompress.leaves import path_name
 from jcompress.shrinking._sized import Keeps, cut
 from jcompress.tensors import is_compressed
 
 Masks = Mapping[str, Mapping[str, Any]]
 """By the name of an array and by axis (a number, as text) which positions are kept."""
-
-
-class ShrinkError(ValueError):
-    """A plan that cannot be made or does not fit; names the leaf and the operation."""
 
 
 def axis_name(path: str, axis: int, kind: str = "leaf") -> str:
@@ -50,7 +47,7 @@ def changed(
         change: `change(name, leaf, keeps, axes)` makes the new leaf.
 
     Raises:
-        ShrinkError: the tree lacks a leaf or it is compressed; or `change` raises it.
+        MismatchError: the tree lacks a leaf or it is compressed; or `change` raises it.
     """
     flat, structure = jax.tree_util.tree_flatten_with_path(
         variables, is_leaf=is_compressed
@@ -72,7 +69,7 @@ def changed_leaves(
     absent = [path for path in masks if path not in set(names)]
     if absent:
         what = "tree" if kind == "leaf" else "function"
-        raise ShrinkError(
+        raise MismatchError(
             f"{transform}: the plan is for another {what}: it has no {kind} "
             f"{absent[0]!r}; it has {', '.join(names[:8])}"
             f"{', ...' if len(names) > 8 else ''}"
@@ -83,7 +80,7 @@ def changed_leaves(
             made.append(leaf)
             continue
         if is_compressed(leaf):
-            raise ShrinkError(
+            raise MismatchError(
                 f"{transform}: {name!r} is a {type(leaf).__name__}; shrink the dense "
                 "tree and compress afterwards"
             )
@@ -101,7 +98,7 @@ def _fits(
         size = shape[int(axis)] if int(axis) < len(shape) else None
         if size != wanted:
             kind = "shrunk" if after else "dense"
-            raise ShrinkError(
+            raise MismatchError(
                 f"{axis_name(name, int(axis))}: the plan speaks of {wanted} positions "
                 f"of the {kind} {of}, and this array has the shape {shape}{hint}"
             )

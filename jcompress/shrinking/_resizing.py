@@ -65,7 +65,7 @@ def resizing(
 
     Raises:
         Conflict: an operation fixes what is to be removed.
-        ShrinkError: the constant of attention is to be changed and is not found.
+        MismatchError: the constant of attention is to be changed and is not found.
     """
     outs: list[Labels] = []
 

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jcompress.errors import MismatchError
 from jcompress.shrinking.choosing import Width, check_scores
 from jcompress.shrinking.groups import Groups, find_groups
-from jcompress.shrinking.plan import Plan, ShrinkError, shrink, shrunk
+from jcompress.shrinking.plan import Plan, shrink, shrunk
 from jcompress.shrinking.scoring import Scores, score_units
 
 LOG = "log.jsonl"
@@ -47,7 +48,7 @@ class Log:
         lines = self._path.read_text().splitlines(True) if self._path.exists() else []
         whole = [line for line in lines if line.endswith("\n")]
         if whole and json.loads(whole[0]) != head:
-            raise ShrinkError(
+            raise MismatchError(
                 f"adjust: {self._path} is of another search: {whole[0].strip()}; give "
                 "another folder"
             )

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from jcompress.rules import RuleError, Rules, matches
+from jcompress.errors import MismatchError
+from jcompress.rules import Rules, matches
 from jcompress.shrinking.groups import Group, Groups
-from jcompress.shrinking.plan import Plan, ShrinkError
+from jcompress.shrinking.plan import Plan
 from jcompress.shrinking.scoring import Scores
 
 
@@ -107,8 +108,8 @@ def choose(
         The plan with the most units left that meets the target.
 
     Raises:
-        RuleError: a rule takes no group.
-        ShrinkError: the target cannot be met, with what can; or a group has no scores,
+        MismatchError: a rule takes no group.
+        MismatchError: the target cannot be met, with what can; or a group has no scores,
             not one for each unit, or scores that are not numbers.
         ValueError: `target` is not between 0 and 1.
     """
@@ -117,7 +118,7 @@ def choose(
     widths = resolve_widths(groups, rules)
     missing = [name for name in widths if name not in scores]
     if missing:
-        raise ShrinkError(f"choose: the group {missing[0]!r} has no scores")
+        raise MismatchError(f"choose: the group {missing[0]!r} has no scores")
     for name in widths:
         check_scores(groups[name], scores[name], "choose")
     ranked = _ranked(groups, scores, widths, ranking)
@@ -131,14 +132,14 @@ def choose(
 
     smallest = plan(0.0)
     if smallest is None:
-        raise ShrinkError("choose: the rules leave every group as it is")
+        raise MismatchError("choose: the rules leave every group as it is")
     if isinstance(cost, Cost):
         whole = static_cost(groups, cost)(None)
     else:
         whole = cost(_nearly_whole(groups, widths, scores))
     reached = measure(smallest)
     if reached > target * whole:
-        raise ShrinkError(
+        raise MismatchError(
             f"choose: the target {target} of {_named(cost)} cannot be met: with the "
             f"smallest sizes that the rules allow {reached / whole:.3f} is left"
         )
@@ -178,16 +179,16 @@ def static_cost(groups: Groups, cost: Cost) -> Callable[[Plan | None], float]:
 
 
 def check_scores(group: Group, given: Any, transform: str) -> None:
-    """Raise ShrinkError unless there is one number for each unit of a group."""
+    """Raise MismatchError unless there is one number for each unit of a group."""
     scores = np.asarray(given)
     if scores.shape != (group.size,):
-        raise ShrinkError(
+        raise MismatchError(
             f"{transform}: the scores of the group {group.name!r} have the shape "
             f"{list(scores.shape)}, and it has {group.size} units"
         )
     unordered = np.flatnonzero(np.isnan(scores))
     if unordered.size:
-        raise ShrinkError(
+        raise MismatchError(
             f"{transform}: the scores of {unordered.size} units of the group "
             f"{group.name!r}, the first of them {unordered[0]}, are not numbers (NaN), "
             "so that no unit is the lowest"
@@ -214,10 +215,10 @@ def resolve_widths(groups: Groups, rules: Rules[Width]) -> dict[str, Width]:
 
     Raises:
         TypeError: a spec is no `Width`.
-        RuleError: a rule takes no group, or the rules leave none.
+        MismatchError: a rule takes no group, or the rules leave none.
     """
     if not rules:
-        raise RuleError(
+        raise MismatchError(
             "choose: rules are a list of pairs (predicate, Width() or None)"
         )
     taken: dict[str, Width | None] = {}
@@ -231,14 +232,14 @@ def resolve_widths(groups: Groups, rules: Rules[Width]) -> dict[str, Width]:
             opt_in = [group for group in hits if group.reduced]
             hits = [group for group in hits if not group.reduced]
             if opt_in and not hits:
-                raise RuleError(
+                raise MismatchError(
                     f"choose: rule {index} ({predicate!r}) matches only "
                     f"{opt_in[0].name!r}, over which {opt_in[0].reduced} reduces; "
                     "Width(reduced=True) shrinks it all the same"
                 )
         if not hits:
             names = ", ".join(group.name for group in groups) or "none"
-            raise RuleError(
+            raise MismatchError(
                 f"choose: rule {index} ({predicate!r}) matches no group; the groups "
                 f"are {names}"
             )
@@ -246,7 +247,7 @@ def resolve_widths(groups: Groups, rules: Rules[Width]) -> dict[str, Width]:
             taken.setdefault(group.name, width)
     found = {name: width for name, width in taken.items() if width is not None}
     if not found:
-        raise RuleError("choose: the rules exclude every group")
+        raise MismatchError("choose: the rules exclude every group")
     return found
 
 

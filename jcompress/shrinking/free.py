@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jcompress.errors import MismatchError
 from jcompress.leaves import path_name
-from jcompress.shrinking._cutting import ShrinkError, axis_name
+from jcompress.shrinking._cutting import axis_name
 from jcompress.tracing.trace import is_array
 
 
@@ -112,19 +113,19 @@ def free_axes(
     """For each array of these names and shapes the axes that may shrink.
 
     Raises:
-        ShrinkError: there is no such array or axis, or it has a single position.
+        MismatchError: there is no such array or axis, or it has a single position.
     """
     names = [name for name, _ in shapes]
     for name, axes in wanted.items():
         if name not in names:
-            raise ShrinkError(
+            raise MismatchError(
                 f"Free: the function has no {kind} {name!r} that is an array; it has "
                 f"{', '.join(map(repr, names)) or 'none'}"
             )
         shape = dict(shapes)[name]
         for axis in axes:
             if not -len(shape) <= axis < len(shape) or shape[axis] < 2:
-                raise ShrinkError(
+                raise MismatchError(
                     f"Free: {axis_name(name, axis, kind)} cannot shrink: its shape is "
                     f"{list(shape)}"
                 )

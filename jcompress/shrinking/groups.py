@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jcompress.errors import MismatchError
 from jcompress.leaves import path_name
 from jcompress.shrinking._coupling import Choices, Coupling
 from jcompress.shrinking._grouping import Axis, Grouped, Kind, axes_of, grouped
@@ -14,7 +15,7 @@ from jcompress.shrinking._ids import Why
 from jcompress.shrinking._labels import Labels, fixed_ids
 from jcompress.shrinking._resizing import passes
 from jcompress.shrinking.free import Free, Named, free_axes
-from jcompress.shrinking.plan import Plan, ShrinkError, axis_name
+from jcompress.shrinking.plan import Plan, axis_name
 from jcompress.sites import Sites
 from jcompress.tracing.jaxprs import aval_shape
 from jcompress.tracing.trace import Traced, trace
@@ -103,7 +104,7 @@ class Groups:
         for group in self.table:
             if group.name == name:
                 return group
-        raise ShrinkError(self._no_group(name))
+        raise MismatchError(self._no_group(name))
 
     def __str__(self) -> str:
         lines = [str(group) for group in self.table]
@@ -129,14 +130,14 @@ class Groups:
             The plan for `shrink` and `shrunk`.
 
         Raises:
-            ShrinkError: a group does not exist or its axis is fixed, would become
+            MismatchError: a group does not exist or its axis is fixed, would become
                 empty, or an index comes twice or is out of range; or nothing shrinks.
         """
         checked = {
             name: self._checked(self[name], units) for name, units in kept.items()
         }
         if all(len(units) == self[name].size for name, units in checked.items()):
-            raise ShrinkError(
+            raise MismatchError(
                 "the plan removes nothing; give the units to keep by group"
             )
         gone = {}
@@ -167,23 +168,23 @@ class Groups:
     def _checked(self, group: Group, units: Any) -> Any:
         given = np.asarray(units)
         if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
-            raise ShrinkError(
+            raise MismatchError(
                 f"{group.name}: the units to keep are a list of integers, not {units!r}"
             )
         if not given.size:
-            raise ShrinkError(
+            raise MismatchError(
                 f"{group.name} would become empty ({_where(group)}); keep one unit at "
                 "least"
             )
         if given.min() < 0 or given.max() >= group.size:
-            raise ShrinkError(
+            raise MismatchError(
                 f"{group.name}: units are numbered 0 to {group.size - 1}, not "
                 f"{int(given.min())} to {int(given.max())} ({_where(group)})"
             )
         found, times = np.unique(given, return_counts=True)
         if times.max() > 1:
             twice = found[times > 1].tolist()
-            raise ShrinkError(
+            raise MismatchError(
                 f"{group.name}: the units {twice} are given twice ({_where(group)})"
             )
         return found.astype(np.int32)
@@ -221,7 +222,7 @@ def find_groups(
 
     Raises:
         ValueError: `variables` has no array leaf.
-        ShrinkError: a `Free` names an array or an axis that is not there, or an axis of
+        MismatchError: a `Free` names an array or an axis that is not there, or an axis of
             one position.
     """
     traced = trace(fn, variables, args, kwargs)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves, path_name
 from jcompress.shrinking._cutting import (
     Masks,
@@ -19,7 +20,6 @@ from jcompress.shrinking._cutting import (
     whole,
     zeroed,
 )
-from jcompress.shrinking._cutting import ShrinkError as ShrinkError
 from jcompress.shrinking._cutting import axis_name as axis_name
 from jcompress.shrinking._resizing import Conflict, evaluate
 from jcompress.shrinking.free import Free, Named
@@ -65,11 +65,11 @@ class Plan:
                 `outputs` if axes of arguments and results shrink.
 
         Raises:
-            ShrinkError: the tree is no plan.
+            MismatchError: the tree is no plan.
         """
         needed, known = {"kept", "masks"}, {"kept", "masks", "inputs", "outputs"}
         if not needed <= set(tree) <= known:
-            raise ShrinkError(
+            raise MismatchError(
                 "a plan has the entries 'kept' and 'masks', and 'inputs' and 'outputs' "
                 f"where they shrink, not {sorted(tree)}"
             )
@@ -83,7 +83,7 @@ class Plan:
         """This plan and afterwards another, made for the tree that this one leaves.
 
         Raises:
-            ShrinkError: the other plan is for another tree.
+            MismatchError: the other plan is for another tree.
         """
         masks = _both(self.masks, other.masks)
         inputs = _both(self.inputs, other.inputs)
@@ -112,7 +112,7 @@ def _both(first: Masks, second: Masks) -> Masks:
                 masks[path][axis] = mask
                 continue
             if int(np.sum(before)) != len(mask):
-                raise ShrinkError(
+                raise MismatchError(
                     f"{axis_name(path, int(axis))}: the first plan leaves "
                     f"{int(np.sum(before))} positions, the second is for {len(mask)}"
                 )
@@ -134,7 +134,7 @@ def shrink(variables: Any, plan: Plan) -> Any:
         The tree with smaller leaves; what does not shrink is passed on as it is.
 
     Raises:
-        ShrinkError: a leaf of the plan is not there, has another shape or is
+        MismatchError: a leaf of the plan is not there, has another shape or is
             compressed.
     """
     return changed(variables, plan.masks, "shrink", smaller)
@@ -157,7 +157,7 @@ def zero_units(variables: Any, plan: Plan) -> Any:
         plan: the plan.
 
     Raises:
-        ShrinkError: as `shrink`.
+        MismatchError: as `shrink`.
     """
     return changed(variables, plan.masks, "zero_units", zeroed)
 
@@ -191,7 +191,7 @@ def shrunk(
         A function with the arguments of `fn`, whose first is the smaller tree and
         whose others are those that `cut_inputs` makes. Results that depend on removed
         positions (updated statistics, axes that `Free` let shrink) are smaller, too. It
-        raises ShrinkError where `fn` fixes an axis that the plan shrinks, and where an
+        raises MismatchError where `fn` fixes an axis that the plan shrinks, and where an
         argument has not the size that the plan leaves; with `rescale_attention` also
         where a query-key size shrinks and there is no such constant. Of a `Free`, it is
         one again.
@@ -218,7 +218,7 @@ def shrunk(
             arguments = [array_name(name, "argument") for name, _ in given.arrays]
             names = [*traced.names, *arguments]
             name = axis_name(names[conflict.number], conflict.axis)
-            raise ShrinkError(
+            raise MismatchError(
                 f"shrunk: {name} cannot shrink: {conflict.why} fixes it in this "
                 "function"
             ) from conflict
@@ -243,7 +243,7 @@ def cut_inputs(
         The arguments and the keyword arguments for `shrunk(fn, plan)`.
 
     Raises:
-        ShrinkError: an argument of the plan is not there or has another shape.
+        MismatchError: an argument of the plan is not there or has another shape.
     """
     return _changed_inputs(Named.of(args, kwargs), plan, "cut_inputs", _CUT)
 
@@ -259,7 +259,7 @@ def cut_outputs(plan: Plan, results: Any) -> Any:
         results: what the function that the plan was made for gives.
 
     Raises:
-        ShrinkError: a result of the plan is not there or has another shape.
+        MismatchError: a result of the plan is not there or has another shape.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(results)
     names = [path_name(path) for path, _ in leaves]

@@ -45,7 +45,7 @@ def shrink_in_rounds(
         One plan for all rounds together, and the recovered tree.
 
     Raises:
-        RuleError, ShrinkError, ValueError: as `choose`.
+        MismatchError, ValueError: as `choose`.
     """
     if rounds < 1:
         raise ValueError(f"shrink_in_rounds: at least one round, not {rounds!r}")

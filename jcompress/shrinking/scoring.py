@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
 from jcompress.shrinking.groups import Groups
-from jcompress.shrinking.plan import ShrinkError
 from jcompress.tensors import is_compressed
 
 Scores = Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
@@ -32,7 +32,7 @@ def score_units(groups: Groups, elements: Any) -> Scores:
         float64 [units] by group.
 
     Raises:
-        ShrinkError: an array has another shape than its leaf, or a group has no leaf
+        MismatchError: an array has another shape than its leaf, or a group has no leaf
             with scores.
 
     References:
@@ -47,7 +47,7 @@ def score_units(groups: Groups, elements: Any) -> Scores:
             continue
         array = np.asarray(jax.device_get(leaf), np.float64)
         if array.shape != shapes[name]:
-            raise ShrinkError(
+            raise MismatchError(
                 f"score_units: the scores of {name!r} have the shape "
                 f"{list(array.shape)}, the leaf has {list(shapes[name])}"
             )
@@ -56,7 +56,7 @@ def score_units(groups: Groups, elements: Any) -> Scores:
     for group in groups:
         members = [member for member in group.members if member.path in found]
         if not members:
-            raise ShrinkError(
+            raise MismatchError(
                 f"score_units: no leaf of the group {group.name!r} has scores: "
                 + ", ".join(member.path for member in group.members)
             )

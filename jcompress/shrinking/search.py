@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jcompress import checkpoint
+from jcompress.errors import MismatchError
 from jcompress.rules import Rules
 from jcompress.shrinking._trials import LOG as LOG
 from jcompress.shrinking._trials import Candidate as Candidate
@@ -22,7 +23,7 @@ from jcompress.shrinking.choosing import (
     static_cost,
 )
 from jcompress.shrinking.groups import find_groups
-from jcompress.shrinking.plan import Plan, ShrinkError, shrink
+from jcompress.shrinking.plan import Plan, shrink
 
 _STATE = "state"
 
@@ -125,7 +126,7 @@ def adjust(
         The best plan, its tree and the log.
 
     Raises:
-        RuleError, ShrinkError: as `choose`; or the folder's log is of another search,
+        MismatchError: as `choose`; or the folder's log is of another search,
             or no candidate has a metric.
     """
     if not 0 < budget < 1:
@@ -149,7 +150,7 @@ def adjust(
         {name: width.rounded(0, groups[name].size) for name, width in widths.items()}
     )
     if least > budget:
-        raise ShrinkError(
+        raise MismatchError(
             f"adjust: the budget {budget} of {cost.value} cannot be met: with the "
             f"smallest sizes that the rules allow {least:.3f} is left"
         )
@@ -188,7 +189,7 @@ def _greedy(
             task.tried(step, trial, start) for trial in _steps_down(task, sizes, wanted)
         ]
         if not trials:
-            raise ShrinkError(
+            raise MismatchError(
                 f"adjust: no group alone can bring the cost to {wanted:.3f}; take a "
                 "larger step or fewer multiples"
             )
@@ -251,7 +252,7 @@ def _evolve(
 
 def _check_best(best: Trial, which: str) -> None:
     if math.isnan(best.metric):
-        raise ShrinkError(
+        raise MismatchError(
             f"adjust: `evaluate` gave no number (NaN) for any candidate {which}in the "
             "log; a recovery that diverges needs a smaller learning rate"
         )

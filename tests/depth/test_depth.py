@@ -10,8 +10,9 @@ import pytest
 
 from jcompress import checkpoint
 from jcompress.depth.removing import Removed, every, remove_blocks, skipped
+from jcompress.errors import MismatchError
 from jcompress.shrinking.groups import find_groups
-from jcompress.shrinking.plan import ShrinkError, shrink, shrunk
+from jcompress.shrinking.plan import shrink, shrunk
 
 
 class Perceptron(nn.Module):
@@ -155,13 +156,13 @@ def test_wrong_input() -> None:
 
     params = {"up": {"w": jnp.ones((3, 4))}, "down": {"w": jnp.ones((4, 3))}}
     x = jnp.ones((1, 3))
-    with pytest.raises(ShrinkError, match="'up' has no input of the shape"):
+    with pytest.raises(MismatchError, match="'up' has no input of the shape"):
         skipped(model, ["up"])(params, x)
-    with pytest.raises(ShrinkError, match=r"no leaf is below 'side'.*'up/w'"):
+    with pytest.raises(MismatchError, match=r"no leaf is below 'side'.*'up/w'"):
         skipped(model, ["side"])(params, x)
-    with pytest.raises(ShrinkError, match="blocks are a list of names, not 'up'"):
+    with pytest.raises(MismatchError, match="blocks are a list of names, not 'up'"):
         remove_blocks(params, "up")
-    with pytest.raises(ShrinkError, match="removed with its block; run the function"):
+    with pytest.raises(MismatchError, match="removed with its block; run the function"):
         remove_blocks(params, ["up"])["up"]["w"].dense()
     with pytest.raises(ValueError, match="keep is from 1 to 2"):
         every(["a", "b"], keep=0)

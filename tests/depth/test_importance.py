@@ -24,11 +24,12 @@ from jcompress.depth.importance import (
     score_layers,
 )
 from jcompress.depth.removing import remove_blocks, skipped
+from jcompress.errors import MismatchError
 from jcompress.quantization import Quantize, quantize
 from jcompress.shrinking.choosing import Cost, Width, choose
 from jcompress.shrinking.free import Free
 from jcompress.shrinking.groups import Groups, find_groups
-from jcompress.shrinking.plan import ShrinkError, shrink, shrunk
+from jcompress.shrinking.plan import shrink, shrunk
 from jcompress.shrinking.scoring import score_units
 
 DEPTH, IDLE = 4, 2
@@ -378,25 +379,29 @@ def test_wrong_input() -> None:
     params = {"w": WEIGHTS, "up": jnp.ones((3, 4)), "down": jnp.ones((4, 2))}
     found = find_groups(wide, params, X)
     score = functools.partial(score_layers, wide, params, X, groups=found)
-    with pytest.raises(ShrinkError, match=r"list of names of groups, not 'w:0'"):
+    with pytest.raises(MismatchError, match=r"list of names of groups, not 'w:0'"):
         score(stacks="w:0")
-    with pytest.raises(ShrinkError, match=r"no group 'v:0'; the groups are .*w:0"):
+    with pytest.raises(MismatchError, match=r"no group 'v:0'; the groups are .*w:0"):
         score(stacks=["v:0"])
-    with pytest.raises(ShrinkError, match=r"over the units of 'up:1'; .* are \['w:0'"):
+    with pytest.raises(
+        MismatchError, match=r"over the units of 'up:1'; .* are \['w:0'"
+    ):
         score(stacks=["up:1"])
     with pytest.raises(TypeError, match=r"by is BlockInfluence\(\), .*, not 'cosine'"):
         score(stacks=["w:0"], by="cosine")
     with pytest.raises(
-        ShrinkError, match="score_layers: the result has no array of fl"
+        MismatchError, match="score_layers: the result has no array of fl"
     ):
         score(stacks=["w:0"], by=OutputSimilarity())
-    with pytest.raises(ShrinkError, match=r"MetricDrop's metric gives an array .* \["):
+    with pytest.raises(
+        MismatchError, match=r"MetricDrop's metric gives an array .* \["
+    ):
         score(stacks=["w:0"], by=MetricDrop(lambda result: result))
-    with pytest.raises(ShrinkError, match=r"w:0 has 4 positions .* is \[3, 3, 3\]"):
+    with pytest.raises(MismatchError, match=r"w:0 has 4 positions .* is \[3, 3, 3\]"):
         score_layers(
             wide, {**params, "w": WEIGHTS[:3]}, X, groups=found, stacks=["w:0"]
         )
-    with pytest.raises(ShrinkError, match=r"w:0 has 4 positions .* is missing"):
+    with pytest.raises(MismatchError, match=r"w:0 has 4 positions .* is missing"):
         score_layers(
             lambda p, x: x @ p["up"],
             {"up": params["up"]},
@@ -412,7 +417,9 @@ def test_wrong_input() -> None:
         out: jax.Array = jax.lax.scan(step, jnp.float32(0), p["w"])[0]
         return out
 
-    with pytest.raises(ShrinkError, match="layers of 'w:0' carries no array of floats"):
+    with pytest.raises(
+        MismatchError, match="layers of 'w:0' carries no array of floats"
+    ):
         score_layers(
             summed, params, X, groups=find_groups(summed, params, X), stacks=["w:0"]
         )
@@ -423,10 +430,10 @@ def test_wrong_input() -> None:
 
     sealed.defvjp(lambda p, x: (sealed(p, x), p), lambda p, g: (p, g))
     pair = {"a": {"w": WEIGHTS[0]}, "b": {"w": WEIGHTS[1]}}
-    with pytest.raises(ShrinkError, match="'a' and 'b/w' are in one function with a"):
+    with pytest.raises(MismatchError, match="'a' and 'b/w' are in one function with a"):
         score_blocks(sealed, pair, X, blocks=["a"])
     with pytest.raises(
-        ShrinkError, match="skipped: the block 'a' and 'b/w' are in one"
+        MismatchError, match="skipped: the block 'a' and 'b/w' are in one"
     ):
         skipped(sealed, ["a"])(pair, X)
 
@@ -434,7 +441,9 @@ def test_wrong_input() -> None:
     closed.defvjp(lambda p, x: (closed(p, x), p), lambda p, g: (p, g))
     stack = {"w": WEIGHTS}
     found = find_groups(closed, stack, X)
-    with pytest.raises(ShrinkError, match="of 'w:0' is in a function with a gradient"):
+    with pytest.raises(
+        MismatchError, match="of 'w:0' is in a function with a gradient"
+    ):
         score_layers(closed, stack, X, groups=found, stacks=["w:0"])
-    with pytest.raises(ShrinkError, match=r"score_blocks: no leaf is below 'c'"):
+    with pytest.raises(MismatchError, match=r"score_blocks: no leaf is below 'c'"):
         score_blocks(sealed, pair, X, blocks=["c"])

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from jcompress.depth.merging import merge_blocks, merge_layers
+from jcompress.errors import MismatchError
 from jcompress.quantization import Quantize, quantize
 from jcompress.shrinking.groups import find_groups
-from jcompress.shrinking.plan import ShrinkError, shrink, shrunk
+from jcompress.shrinking.plan import shrink, shrunk
 
 LAYERS, STACK, WIDTH = 6, "layers/down:2", "layers/up:2"
 
@@ -124,38 +125,46 @@ def test_blocks(weights: Any) -> None:
 
 def test_wrong_input() -> None:
     twins = {"a": {"w": jnp.ones(2)}, "b": {"w": jnp.ones(2)}}
-    with pytest.raises(ShrinkError, match=r"blocks are a list of names, not \[\]"):
+    with pytest.raises(MismatchError, match=r"blocks are a list of names, not \[\]"):
         merge_blocks(twins, "a", [])
-    with pytest.raises(ShrinkError, match="merge_blocks: the block 'a' is named twice"):
+    with pytest.raises(
+        MismatchError, match="merge_blocks: the block 'a' is named twice"
+    ):
         merge_blocks(twins, "a", ["b", "a"])
     plan = GROUPS.keep({STACK: [0, 3]})
-    with pytest.raises(ShrinkError, match=r"no layers of a stack, only units of \['la"):
+    with pytest.raises(
+        MismatchError, match=r"no layers of a stack, only units of \['la"
+    ):
         merge_layers(PARAMS, GROUPS, GROUPS.keep({WIDTH: [0]}))
-    with pytest.raises(ShrinkError, match=r"weights of 'layers/down:2' are 6 numbers"):
+    with pytest.raises(
+        MismatchError, match=r"weights of 'layers/down:2' are 6 numbers"
+    ):
         merge_layers(PARAMS, GROUPS, plan, weights={STACK: [1.0, 2.0]})
     with pytest.raises(
-        ShrinkError, match=r"layers \[0, 1, 2\] of 'layers/down:2', .*neg"
+        MismatchError, match=r"layers \[0, 1, 2\] of 'layers/down:2', .*neg"
     ):
         merge_layers(PARAMS, GROUPS, plan, weights={STACK: [0, 0, 0, 1, 1, 1]})
-    with pytest.raises(ShrinkError, match=r"weights are of \['down'\], the stacks"):
+    with pytest.raises(MismatchError, match=r"weights are of \['down'\], the stacks"):
         merge_layers(PARAMS, GROUPS, plan, weights={"down": WEIGHTS})
-    with pytest.raises(ShrinkError, match=r"has 2 positions, the plan is for 6; merge"):
+    with pytest.raises(
+        MismatchError, match=r"has 2 positions, the plan is for 6; merge"
+    ):
         merge_layers(shrink(PARAMS, plan), GROUPS, plan)
-    with pytest.raises(ShrinkError, match=r"there is no leaf 'layers/"):
+    with pytest.raises(MismatchError, match=r"there is no leaf 'layers/"):
         merge_layers({"head": PARAMS["head"]}, GROUPS, plan)
     fewer = jax.tree.map(lambda leaf: leaf, PARAMS)
     fewer["layers"] = shrink(PARAMS, plan)["layers"]
     with pytest.raises(
-        ShrinkError, match=r"keeps layer 3 of 'layers/down:2', which has"
+        MismatchError, match=r"keeps layer 3 of 'layers/down:2', which has"
     ):
         merge_layers(fewer, find_groups(model, fewer, X), plan)
     packed = quantize(PARAMS, [("*/up", Quantize())], sites=GROUPS.sites)
-    with pytest.raises(ShrinkError, match="'layers/up' is a QTensor; merge dense"):
+    with pytest.raises(MismatchError, match="'layers/up' is a QTensor; merge dense"):
         merge_layers(packed, GROUPS, plan)
 
-    with pytest.raises(ShrinkError, match=r"there is no 'c/w' of that shape"):
+    with pytest.raises(MismatchError, match=r"there is no 'c/w' of that shape"):
         merge_blocks({**BLOCKS, "c": {"n": jnp.asarray([3])}}, "a", ["c"])
-    with pytest.raises(ShrinkError, match=r"2 numbers, one for each of \['a', 'b'\]"):
+    with pytest.raises(MismatchError, match=r"2 numbers, one for each of \['a', 'b'\]"):
         merge_blocks(BLOCKS, "a", ["b"], weights=[1.0, -1.0])
-    with pytest.raises(ShrinkError, match="merge_blocks: no leaf is below 'd'"):
+    with pytest.raises(MismatchError, match="merge_blocks: no leaf is below 'd'"):
         merge_blocks(BLOCKS, "a", ["d"])

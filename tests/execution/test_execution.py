@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import zoo
 
+from jcompress.errors import MismatchError
 from jcompress.execution import How, compressed, inspect
 from jcompress.execution.together import WHY
 from jcompress.quantization import (
@@ -26,7 +27,6 @@ from jcompress.quantization import (
     init_ranges,
     quantize,
 )
-from jcompress.rules import RuleError
 from jcompress.sites import PRODUCTS, Site, find_sites
 from jcompress.tensors import is_compressed
 
@@ -95,7 +95,7 @@ def converted(case: zoo.Case, rules: Any) -> tuple[Any, Any] | str:
     try:
         tree = quantize(case.variables, rules, sites=sites)
         return tree, jitted(fake_quant(case.fn, rules), case)(case.variables)
-    except RuleError as error:
+    except MismatchError as error:
         return str(error)
 
 

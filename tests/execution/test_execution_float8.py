@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jcompress import checkpoint
+from jcompress.errors import MismatchError
 from jcompress.execution import How, compressed, inspect
 from jcompress.low_rank.adapters import Lora, add_adapters
 from jcompress.low_rank.factorizing import Svd, factorize, quantize_factors
@@ -28,7 +29,6 @@ from jcompress.quantization import (
     quantize,
 )
 from jcompress.report.sizes import sizes
-from jcompress.rules import RuleError
 from jcompress.sites import find_sites
 
 TOLERANCE = 2e-5
@@ -204,5 +204,5 @@ def test_no_sparse_leaf_of_float8() -> None:
     tree = quantize(
         W, [("w", Quantize(weights=Weights(floating=True)))], sites=AT_LAYER
     )
-    with pytest.raises(RuleError, match=r"'w' is stored as float8; .*bits=8"):
+    with pytest.raises(MismatchError, match=r"'w' is stored as float8; .*bits=8"):
         to_sparse(tree, [("w", NM(2, 4))], sites=AT_LAYER)

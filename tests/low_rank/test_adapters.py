@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from jcompress.errors import MismatchError
 from jcompress.execution import How, compressed, inspect
 from jcompress.low_rank.adapters import (
     Lora,
@@ -29,7 +30,6 @@ from jcompress.quantization import (
     fake_quant,
     quantize,
 )
-from jcompress.rules import RuleError
 from jcompress.sites import find_sites
 from jcompress.tensors import Adapted, QTensor, is_compressed
 
@@ -317,7 +317,7 @@ def test_errors(call: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message) as caught:
         call()
     if re.match("rule|the spec", message) is None and "'a' is" in message:
-        assert isinstance(caught.value, RuleError)
+        assert isinstance(caught.value, MismatchError)
 
 
 def test_an_adapted_leaf_is_one_leaf() -> None:

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from jcompress import checkpoint
+from jcompress.errors import MismatchError
 from jcompress.execution import How, compressed, inspect
 from jcompress.low_rank.factorizing import (
     Cp,
@@ -21,7 +22,6 @@ from jcompress.low_rank.factorizing import (
 from jcompress.low_rank.terms import rank_bounds, sum_of_terms
 from jcompress.quantization import Weights
 from jcompress.report.sizes import sizes
-from jcompress.rules import RuleError
 from jcompress.sites import find_sites
 from jcompress.tensors import LowRank, QTensor
 
@@ -453,12 +453,14 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
 @pytest.mark.parametrize("what", WRONG)
 def test_errors(what: str) -> None:
     call, message = WRONG[what]
-    with pytest.raises((RuleError, ValueError), match=message):
+    with pytest.raises((MismatchError, ValueError), match=message):
         call()
 
 
 def test_a_product_is_refused() -> None:
     params, x = {"w": normal(4, 5)}, normal(2, 4)
     sites = find_sites(lambda p, x: x @ p["w"], params, x)
-    with pytest.raises(RuleError, match=r"gives 'w' a Cp, .* the leaf's uses are dot"):
+    with pytest.raises(
+        MismatchError, match=r"gives 'w' a Cp, .* the leaf's uses are dot"
+    ):
         factorize(params, [("w", Cp(rank=1))], sites=sites)

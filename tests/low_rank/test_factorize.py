@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from jcompress.errors import MismatchError
 from jcompress.execution import How, compressed, inspect
 from jcompress.low_rank import adapters, moments
 from jcompress.low_rank.factorizing import (
@@ -26,7 +27,6 @@ from jcompress.low_rank.factorizing import (
 )
 from jcompress.low_rank.split import Bid, spend
 from jcompress.quantization import PerGroup, Quantize, Weights, quantize
-from jcompress.rules import RuleError
 from jcompress.sites import find_sites
 from jcompress.tensors import LowRank, QTensor
 
@@ -368,12 +368,14 @@ def test_quantized_factors() -> None:
     assert 4 * four["a"].stored_bytes < 2 * small["a"].stored_bytes
     assert inspect(layer, four, X)[0].how is How.FACTORS
     check_close(compressed(layer)(four, X), X @ four["a"].dense())
-    with pytest.raises(RuleError, match="factor 0 of 'a' is already a QTensor"):
+    with pytest.raises(MismatchError, match="factor 0 of 'a' is already a QTensor"):
         quantize_factors(four, [("a", Weights())], sites=SITES)
-    with pytest.raises(RuleError, match=r"'a' is a Array.*not a LowRank"):
+    with pytest.raises(MismatchError, match=r"'a' is a Array.*not a LowRank"):
         quantize_factors(PARAMS, [("a", Weights())], sites=SITES)
     sixteen = [("a", Weights(granularity=PerGroup(16)))]
-    with pytest.raises(RuleError, match="factor 1 of 'a': groups of 16 do not divide"):
+    with pytest.raises(
+        MismatchError, match="factor 1 of 'a': groups of 16 do not divide"
+    ):
         quantize_factors(small, sixteen, sites=SITES)
     with pytest.raises(TypeError, match="the spec of rule 0 is Svd"):
         quantize_factors(small, [("a", Svd(rank=1))], sites=SITES)
@@ -397,7 +399,9 @@ def test_a_linen_model_and_its_summary() -> None:
     assert 0 < first.error <= np.sqrt(0.5)
     assert re.search(r"24x32 .* 3,072", str(summary))
     assert str(summary).endswith("(smaller)")
-    with pytest.raises(RuleError, match="layers_0/kernel' is not factored in `after`"):
+    with pytest.raises(
+        MismatchError, match="layers_0/kernel' is not factored in `after`"
+    ):
         summarize_factors(variables, variables, rules, sites=sites)
 
 
@@ -520,7 +524,7 @@ def test_the_channels_are_found() -> None:
     two = functools.partial(single, groups=2)
     sites = find_sites(two, params, normal(1, 8, 8, 6))
     for spec in (Spatial(rank=2), Tucker(energy=0.5)):
-        with pytest.raises(RuleError, match=r"of 'k' .* has 2 groups, and"):
+        with pytest.raises(MismatchError, match=r"of 'k' .* has 2 groups, and"):
             factorize(params, [("k", spec)], sites=sites)
     wide = {"k": normal(3, 3, 3, 3, 4)}
     sites = find_sites(
@@ -534,7 +538,9 @@ def test_the_channels_are_found() -> None:
         wide,
         normal(1, 4, 4, 4, 3),
     )
-    with pytest.raises(RuleError, match="a window of two axes, and that of 'k' has 3"):
+    with pytest.raises(
+        MismatchError, match="a window of two axes, and that of 'k' has 3"
+    ):
         factorize(wide, [("k", Spatial(rank=1))], sites=sites)
 
 
@@ -548,11 +554,11 @@ def test_lookups() -> None:
     assert small["t"].ranks == (2,)
     assert inspect(looked, small, ids)[0].how is How.ROWS
     check_close(compressed(looked)(small, ids), looked(params, ids))
-    with pytest.raises(RuleError, match="'t' takes part in no multiplication"):
+    with pytest.raises(MismatchError, match="'t' takes part in no multiplication"):
         factorize(params, [("t", Svd(macs=0.5))], sites=sites)
 
 
-@pytest.mark.parametrize("module", [low_rank, moments, adapters])
+@pytest.mark.parametrize("module", [factorizing, moments, adapters])
 def test_the_examples_run(module: Any) -> None:
     failed, attempted = doctest.testmod(module)
     assert attempted

@@ -14,6 +14,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 from mask_oracle import LEAVES, oracle, oracle_global, sites_of, weights_of
 
+from jcompress.errors import MismatchError
 from jcompress.pruning import (
     NM,
     Block,
@@ -26,7 +27,6 @@ from jcompress.pruning import (
     cubic_schedule,
     prune,
 )
-from jcompress.rules import RuleError
 from jcompress.sites import find_sites
 
 TREE = {"conv": LEAVES["conv"], "dense": LEAVES["dense"]}
@@ -311,7 +311,7 @@ def test_masked():
     assert densities(params) == [0.5, 0.5]
     assert isinstance(state.inner_state.masks["bias"], optax.MaskedNode)
     hidden = optax.masked(half(optax.adam(0.1)), where | {"dense": False})
-    with pytest.raises(RuleError, match="'dense', which is not in the tree: conv"):
+    with pytest.raises(MismatchError, match="'dense', which is not in the tree: conv"):
         hidden.init(params)
 
 
@@ -395,7 +395,9 @@ def test_linen_train_state():
     assert float(jnp.mean(state.params["layers_2"]["kernel"] != 0)) == 0.5
     whole = find_sites(model.apply, variables, x)
     astray = prune(optax.adam(1e-2), [(..., Prune(sparsity=0.5))], sites=whole)
-    with pytest.raises(RuleError, match=r"'params/layers_0/kernel'.*below\('params'\)"):
+    with pytest.raises(
+        MismatchError, match=r"'params/layers_0/kernel'.*below\('params'\)"
+    ):
         astray.init(variables["params"])
 
 
@@ -444,11 +446,11 @@ class TestBadInput:
             half(optax.sgd(0.1), every=every)
 
     def test_wrong_rules_raise_before_init(self):
-        with pytest.raises(RuleError, match=r"prune: 'conv'.*does not divide"):
+        with pytest.raises(MismatchError, match=r"prune: 'conv'.*does not divide"):
             prune(optax.sgd(0.1), [(..., Prune(pattern=NM(2, 5)))], sites=SITES)
-        with pytest.raises(RuleError, match="prune: rule 0 has no sparsity"):
+        with pytest.raises(MismatchError, match="prune: rule 0 has no sparsity"):
             prune(optax.sgd(0.1), [(..., Prune())], sites=SITES)
-        with pytest.raises(RuleError, match="matches no weight"):
+        with pytest.raises(MismatchError, match="matches no weight"):
             prune(optax.sgd(0.1), [("nowhere", Prune(sparsity=0.5))], sites=SITES)
 
     def test_missing_gradient(self):
@@ -456,11 +458,13 @@ class TestBadInput:
         params = params_of()
         state = optimizer.init(params)
         grads = {path: leaf for path, leaf in params.items() if path != "dense"}
-        with pytest.raises(RuleError, match="'dense'"):
+        with pytest.raises(MismatchError, match="'dense'"):
             optimizer.update(grads, state, params)
 
     def test_parameters_without_leaves(self):
         optimizer = half(optax.sgd(0.1))
         state = optimizer.init(params_of())
-        with pytest.raises(RuleError, match="'conv', which is not in the tree: it is"):
+        with pytest.raises(
+            MismatchError, match="'conv', which is not in the tree: it is"
+        ):
             optimizer.update({}, state, {})

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from mask_oracle import LEAVES, sites_of
 
+from jcompress.errors import MismatchError
 from jcompress.pruning import (
     NM,
     Block,
@@ -14,7 +15,6 @@ from jcompress.pruning import (
     Unstructured,
     make_masks,
 )
-from jcompress.rules import RuleError
 
 
 def build(pattern, leaf, scope=Scope.LEAF):
@@ -28,7 +28,7 @@ def build(pattern, leaf, scope=Scope.LEAF):
 
 def test_nm_that_does_not_divide_names_what_would():
     with pytest.raises(
-        RuleError,
+        MismatchError,
         match=r"make_masks: 'deep/w' of shape \(7, 5\) has 7 inputs \(axes \(0,\)\), "
         r"which the 4 of NM\(2, 4\) does not divide; 1, 7 would",
     ):
@@ -44,41 +44,41 @@ def test_nm_that_does_not_divide_names_what_would():
     ],
 )
 def test_block_that_does_not_tile(shape, text):
-    with pytest.raises(RuleError, match=text):
+    with pytest.raises(MismatchError, match=text):
         build(Block(shape), LEAVES["dense"])
 
 
 def test_long_lists_of_divisors_are_cut():
     leaf = ((5040, 2), (), (1,), (0,))
-    with pytest.raises(RuleError, match=r"12, \.\.\., 5040 would"):
+    with pytest.raises(MismatchError, match=r"12, \.\.\., 5040 would"):
         build(NM(1, 11), leaf)
 
 
 def test_single_channel():
-    with pytest.raises(RuleError, match=r"'deep/w' .*has 1 output channel"):
+    with pytest.raises(MismatchError, match=r"'deep/w' .*has 1 output channel"):
         build(Channels(), LEAVES["vector"])
 
 
 def test_single_entry():
-    with pytest.raises(RuleError, match="single entry"):
+    with pytest.raises(MismatchError, match="single entry"):
         build(Unstructured(), ((1, 1), (), (1,), (0,)))
 
 
 @pytest.mark.parametrize(("n", "m"), [(4, 4), (0, 4), (5, 4), (2.0, 4), (True, 4)])
 def test_nm_numbers(n, m):
-    with pytest.raises(RuleError, match="1 <= n < m"):
+    with pytest.raises(MismatchError, match="1 <= n < m"):
         NM(n, m)
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 0), [4, 4], 4, (4, 4.0), (2, 2, 2)])
 def test_block_numbers(shape):
-    with pytest.raises(RuleError, match="positive integers"):
+    with pytest.raises(MismatchError, match="positive integers"):
         Block(shape)
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, float("nan"), 50])
 def test_sparsity_out_of_range(sparsity):
-    with pytest.raises(RuleError, match=r"in \[0, 1\)"):
+    with pytest.raises(MismatchError, match=r"in \[0, 1\)"):
         Prune(sparsity=sparsity)
 
 
@@ -89,13 +89,13 @@ def test_sparsity_of_no_known_kind(sparsity):
 
 
 def test_nm_with_another_sparsity():
-    with pytest.raises(RuleError, match=r"NM\(2, 4\) removes 0.5, but .* 0.8"):
+    with pytest.raises(MismatchError, match=r"NM\(2, 4\) removes 0.5, but .* 0.8"):
         Prune(pattern=NM(2, 4), sparsity=0.8)
     assert Prune(pattern=NM(2, 3), sparsity=1 / 3).sparsity == pytest.approx(1 / 3)
 
 
 def test_nm_with_a_global_scope():
-    with pytest.raises(RuleError, match="leave the scope out"):
+    with pytest.raises(MismatchError, match="leave the scope out"):
         Prune(pattern=NM(2, 4), scope=Scope.GLOBAL)
 
 

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import pytest
 from mask_oracle import LEAVES, sites_of
 
+from jcompress.errors import MismatchError
 from jcompress.pruning import (
     NM,
     Prune,
@@ -11,7 +12,6 @@ from jcompress.pruning import (
     score_by_magnitude,
     summarize,
 )
-from jcompress.rules import RuleError
 
 SITES = sites_of(head=LEAVES["odd"], body=LEAVES["dense"], tail=LEAVES["transposed"])
 RULES = [("body", Prune(pattern=NM(1, 4))), ("head", None)]
@@ -44,7 +44,7 @@ def test_densities_and_reasons():
 
 def test_masks_of_other_rules_are_refused():
     masks = make_masks(score_by_magnitude(tree()), RULES, sites=SITES)
-    with pytest.raises(RuleError, match="'head' has a rule but no mask"):
+    with pytest.raises(MismatchError, match="'head' has a rule but no mask"):
         summarize(tree(), masks, [(..., Prune(sparsity=0.5))], sites=SITES)
-    with pytest.raises(RuleError, match="has a mask but no rule"):
+    with pytest.raises(MismatchError, match="has a mask but no rule"):
         summarize(tree(), masks, [("tail", Prune(sparsity=0.5))], sites=SITES)

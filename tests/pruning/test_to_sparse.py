@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jcompress import checkpoint
+from jcompress.errors import MismatchError
 from jcompress.pruning import (
     NM,
     Block,
@@ -20,7 +21,6 @@ from jcompress.pruning import (
 )
 from jcompress.pruning.convert import to_sparse
 from jcompress.quantization import Activation, Quantize, Weights, quantize
-from jcompress.rules import RuleError
 from jcompress.sites import Sites, find_sites
 from jcompress.tensors import BlockSparse, NMSparse
 
@@ -95,7 +95,7 @@ def test_quantized_leaves_become_sparse_integers(tmp_path: Any) -> None:
 
 def test_the_other_order_is_refused() -> None:
     sparse = converted(pruned())
-    with pytest.raises(RuleError, match=r"a'? is already a NMSparse"):
+    with pytest.raises(MismatchError, match=r"a'? is already a NMSparse"):
         quantize(sparse, [("a", Quantize())], sites=SITES)
 
 
@@ -122,12 +122,12 @@ def as_sites(change: Any) -> Any:
     ],
 )
 def test_what_cannot_be_converted(tree: Any, patterns: Any, message: str) -> None:
-    with pytest.raises(RuleError, match=message):
+    with pytest.raises(MismatchError, match=message):
         converted(tree, **patterns)
 
 
 def test_what_is_converted_already() -> None:
-    with pytest.raises(RuleError, match="'a' is already a NMSparse"):
+    with pytest.raises(MismatchError, match="'a' is already a NMSparse"):
         converted(converted(pruned()), a=NM(2, 4))
 
 
@@ -141,7 +141,9 @@ def test_what_is_converted_already() -> None:
 )
 def test_formats_that_sparse_leaves_do_not_have(spec: Quantize) -> None:
     small = quantize(pruned(), [("a", spec)], sites=SITES)
-    with pytest.raises(RuleError, match=re.escape("take symmetric integers of 5 to 8")):
+    with pytest.raises(
+        MismatchError, match=re.escape("take symmetric integers of 5 to 8")
+    ):
         converted(small, a=NM(2, 4))
 
 
@@ -155,7 +157,7 @@ def test_rules_and_tracing() -> None:
 def test_a_subtree_needs_its_sites() -> None:
     params = {"params": PARAMS}
     sites = find_sites(lambda p, x: model(p["params"], x), params, X)
-    with pytest.raises(RuleError, match=r"pass sites=sites.below\('params'\)"):
+    with pytest.raises(MismatchError, match=r"pass sites=sites.below\('params'\)"):
         to_sparse(pruned(), [("params/a", NM(2, 4))], sites=sites)
     below: Sites = sites.below("params")
     assert isinstance(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from quant_oracle import LEAVES, Format, Leaf, fake_quantize, normal
 
+from jcompress.errors import MismatchError
 from jcompress.quantization import (
     Activation,
     MovingAverage,
@@ -21,7 +22,6 @@ from jcompress.quantization import (
     fake_quantize_weight,
     quantize,
 )
-from jcompress.rules import RuleError
 from jcompress.sites import Operation, Site, Sites
 from jcompress.tensors import QTensor
 from jcompress.tensors.axes import Axes
@@ -189,15 +189,15 @@ AVERAGED = [("w", Quantize(activation=Activation(range=MovingAverage())))]
     ],
 )  # fmt: skip
 def test_rules_that_cannot_apply(rules: Any, message: str) -> None:
-    with pytest.raises(RuleError, match=message):
+    with pytest.raises(MismatchError, match=message):
         quantize({"w": jnp.ones((12, 5))}, rules, sites=one())
 
 
 def test_ranges_of_another_function() -> None:
     ranges = {"w": [(-1, 1), (-1, 1)]}
-    with pytest.raises(RuleError, match="w is in 1 products and `ranges` has 2"):
+    with pytest.raises(MismatchError, match="w is in 1 products and `ranges` has 2"):
         quantize({"w": jnp.ones((12, 5))}, AVERAGED, sites=one(), ranges=ranges)
-    with pytest.raises(RuleError, match="it has: v"):
+    with pytest.raises(MismatchError, match="it has: v"):
         quantize({"w": jnp.ones((12, 5))}, AVERAGED, sites=one(), ranges={"v": ()})
 
 
@@ -208,13 +208,13 @@ def test_a_spec_of_another_kind() -> None:
 
 def test_a_leaf_of_integers() -> None:
     table = one(dtype=np.dtype("int32"))
-    with pytest.raises(RuleError, match=r"w is int32 \[12, 5\], and only floats"):
+    with pytest.raises(MismatchError, match=r"w is int32 \[12, 5\], and only floats"):
         quantize({"w": jnp.ones((12, 5), jnp.int32)}, rule(), sites=table)
 
 
 def test_a_leaf_that_is_compressed_already() -> None:
     tree = quantize({"w": jnp.ones((12, 5))}, rule(), sites=one())
-    with pytest.raises(RuleError, match="w is already a QTensor"):
+    with pytest.raises(MismatchError, match="w is already a QTensor"):
         quantize(tree, rule(), sites=one())
 
 

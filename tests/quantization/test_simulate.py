@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jcompress.errors import MismatchError
 from jcompress.quantization import (
     Activation,
     Dynamic,
@@ -23,7 +24,6 @@ from jcompress.quantization import (
     fake_quant,
     init_ranges,
 )
-from jcompress.rules import RuleError
 from jcompress.sites import Operation
 
 rng = np.random.default_rng(0)
@@ -284,13 +284,13 @@ def test_training_step_composes_with_jit_grad_vmap_and_donation() -> None:
     ],
 )
 def test_errors(rules: Any, message: str) -> None:
-    with pytest.raises((RuleError, TypeError), match=message):
+    with pytest.raises((MismatchError, TypeError), match=message):
         fake_quant(layer, rules)(PARAMS, X)
 
 
 def test_errors_about_ranges() -> None:
     dynamic = [("w", Quantize(activation=Activation(range=Dynamic())))]
-    with pytest.raises(RuleError, match="no rule has an Activation"):
+    with pytest.raises(MismatchError, match="no rule has an Activation"):
         init_ranges(layer, dynamic, PARAMS, X)
     averaged = [("w", Quantize(activation=Activation(range=MovingAverage())))]
     good = Range(jnp.float32(0), jnp.float32(1))
@@ -299,7 +299,7 @@ def test_errors_about_ranges() -> None:
         ({"w": (good, good)}, "2 entries for w, which is in 1 products"),
         ({"w": (Range(jnp.zeros(3), jnp.ones(3)),)}, r"shape \[3\] and \[3\]"),
     ):
-        with pytest.raises(RuleError, match=message):
+        with pytest.raises(MismatchError, match=message):
             fake_quant(layer, averaged, ranges=ranges)(PARAMS, X)
 
 
@@ -308,7 +308,7 @@ def test_error_for_an_activation_that_is_only_looked_up() -> None:
         return params["w"][ids]
 
     rules = [(Operation.LOOKUP, Quantize(weights=None, activation=Activation()))]
-    with pytest.raises(RuleError, match="w is only looked up"):
+    with pytest.raises(MismatchError, match="w is only looked up"):
         fake_quant(embed, rules)({"w": W}, jnp.array([1, 2]))
 
 
@@ -322,7 +322,7 @@ def test_error_for_an_activation_behind_a_custom_gradient() -> None:
     def sealed(params: Any, x: jax.Array) -> jax.Array:
         return product(x, params["w"])
 
-    with pytest.raises(RuleError, match="custom gradient"):
+    with pytest.raises(MismatchError, match="custom gradient"):
         fake_quant(sealed, [(..., Quantize(activation=Activation()))])(PARAMS, X)
     out = fake_quant(sealed, [(..., Quantize(weights=Weights(bits=2)))])(PARAMS, X)
     assert not np.array_equal(out, sealed(PARAMS, X))
@@ -333,5 +333,5 @@ def test_error_for_joined_weights_with_different_activations() -> None:
         return x @ jnp.concatenate([params["w"], params["v"]], axis=1)
 
     rules = [("w", Quantize(activation=Activation())), ("v", Quantize())]
-    with pytest.raises(RuleError, match="w and v are one matrix"):
+    with pytest.raises(MismatchError, match="w and v are one matrix"):
         fake_quant(joined, rules)({"w": W, "v": W}, X)

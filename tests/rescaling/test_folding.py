@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jcompress.errors import MismatchError
 from jcompress.execution import compressed
 from jcompress.leaves import named_leaves
 from jcompress.quantization import Quantize, quantize
 from jcompress.rescaling.folding import fold, folded
-from jcompress.rules import RuleError
 from jcompress.sites import find_sites
 
 
@@ -312,7 +312,7 @@ def in_a_loop(p: Any, x: jax.Array) -> Any:
     ],
 )
 def test_what_stays_and_why(fn: Any, message: str) -> None:
-    with pytest.raises(RuleError, match=f"fold: nothing to fold. .*{message}"):
+    with pytest.raises(MismatchError, match=f"fold: nothing to fold. .*{message}"):
         fold(fn, P, ROWS)
 
 
@@ -329,27 +329,31 @@ def test_some_fold_and_others_are_named() -> None:
 def test_training_mode_is_refused() -> None:
     variables = made_of(CNN(), IMAGES)
     train = functools.partial(CNN().apply, train=True, mutable=["batch_stats"])
-    with pytest.raises(RuleError, match=r"comes from .*in evaluation mode only"):
+    with pytest.raises(MismatchError, match=r"comes from .*in evaluation mode only"):
         fold(train, variables, IMAGES)
     made = fold(CNN().apply, variables, IMAGES)
-    with pytest.raises(RuleError, match="norm0/mean was folded away, and the function"):
+    with pytest.raises(
+        MismatchError, match="norm0/mean was folded away, and the function"
+    ):
         folded(train, made.removed)(made.small, IMAGES)
 
 
 def test_trees_that_do_not_fit() -> None:
     made = fold(separate, P, ROWS)
     with pytest.raises(
-        RuleError, match=r"folded: \w+ is present, though it was folded"
+        MismatchError, match=r"folded: \w+ is present, though it was folded"
     ):
         folded(separate, made.removed)(made.variables, ROWS)
     with pytest.raises(
-        RuleError, match=r"folded: b, .* was removed, which is no leaf of"
+        MismatchError, match=r"folded: b, .* was removed, which is no leaf of"
     ):
         folded(separate, made.removed)({"w": P["w"]}, ROWS)
-    with pytest.raises(RuleError, match="folded: nothing was removed"):
+    with pytest.raises(MismatchError, match="folded: nothing was removed"):
         folded(separate, {})(made.small, ROWS)
     with pytest.raises(ValueError, match=r"fold: \w+ is traced"):
         jax.jit(lambda p: fold(separate, p, ROWS).variables)(P)
     packed = quantize(P, [("w", Quantize())], sites=find_sites(separate, P, ROWS))
-    with pytest.raises(RuleError, match="w is already a QTensor; fold, then compress"):
+    with pytest.raises(
+        MismatchError, match="w is already a QTensor; fold, then compress"
+    ):
         fold(separate, packed, ROWS)

@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from jcompress import checkpoint
+from jcompress.errors import MismatchError
 from jcompress.execution import How, compressed, inspect
 from jcompress.quantization import Quantize, quantize
-from jcompress.rules import RuleError
 from jcompress.sharing.hashing import Hash, hashed
 from jcompress.sites import find_sites
 from jcompress.tensors.axes import Axes, to_matrix
@@ -151,22 +151,22 @@ def test_stacks_and_a_scan() -> None:
     ],
 )  # fmt: skip
 def test_rules_that_cannot_apply(rules: Any, message: str) -> None:
-    with pytest.raises((RuleError, TypeError), match=message):
+    with pytest.raises((MismatchError, TypeError), match=message):
         hashed(PARAMS, rules, sites=SITES)
 
 
 def test_what_does_not_fit() -> None:
     rules = [("up", Hash(entries=2))]
-    with pytest.raises(RuleError, match=r"entries is 0\.5; at least 1"):
+    with pytest.raises(MismatchError, match=r"entries is 0\.5; at least 1"):
         Hash(entries=0.5)
-    with pytest.raises(RuleError, match="seed is -1"):
+    with pytest.raises(MismatchError, match="seed is -1"):
         Hash(entries=2, seed=-1)
     with pytest.raises(ValueError, match=r"up is \[12, 8\] in the tree and \[8, 12\]"):
         hashed({**PARAMS, "up": PARAMS["up"].T}, rules, sites=SITES)
     with pytest.raises(ValueError, match="up, which is not in the tree: down"):
         hashed({"down": PARAMS["down"]}, rules, sites=SITES)
     packed = quantize(PARAMS, [("up", Quantize())], sites=SITES)
-    with pytest.raises(RuleError, match="up is already a QTensor"):
+    with pytest.raises(MismatchError, match="up is already a QTensor"):
         hashed(packed, rules, sites=SITES)
     given: Any = {"shape": (2, 3), "dtype": jnp.float32}
     axes = Axes((), (0,), (1,))

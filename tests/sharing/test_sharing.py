@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from jcompress import checkpoint
+from jcompress.errors import MismatchError
 from jcompress.execution import How, compressed, inspect
 from jcompress.quantization import Quantize, quantize
-from jcompress.rules import RuleError
 from jcompress.sharing.clustering import Cluster, Start, cluster, make_tables
 from jcompress.sharing.clusters import fit_table, nearest
 from jcompress.sharing.codebooks import fake_cluster, to_codebooks
@@ -343,18 +343,18 @@ def test_a_checkpoint(tmp_path: Any) -> None:
     ],
 )
 def test_rules_that_cannot_apply(rules: Any, message: str) -> None:
-    with pytest.raises((RuleError, TypeError), match=message):
+    with pytest.raises((MismatchError, TypeError), match=message):
         cluster(PARAMS, rules, sites=SITES)
 
 
 @pytest.mark.parametrize(
     ("fields", "kind", "message"),
     [
-        ({"entries": 1}, RuleError, "entries is 1, not 2 to 256"),
-        ({"entries": 257}, RuleError, "entries is 257"),
+        ({"entries": 1}, MismatchError, "entries is 1, not 2 to 256"),
+        ({"entries": 257}, MismatchError, "entries is 257"),
         ({"entries": 2.0}, TypeError, "entries is 2.0, not an int"),
-        ({"rows": 0}, RuleError, "rows is 0"),
-        ({"iterations": 0}, RuleError, "iterations is 0"),
+        ({"rows": 0}, MismatchError, "rows is 0"),
+        ({"iterations": 0}, MismatchError, "iterations is 0"),
         ({"start": "linear"}, TypeError, r"'linear'; use Start.LINEAR"),
     ],
 )
@@ -380,7 +380,7 @@ def test_trees_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="importance of head is negative"):
         make_tables(PARAMS, rules, sites=SITES, importance=matter)
     packed = quantize(PARAMS, [("head", Quantize())], sites=SITES)
-    with pytest.raises(RuleError, match="head is already a QTensor"):
+    with pytest.raises(MismatchError, match="head is already a QTensor"):
         make_tables(packed, rules, sites=SITES)
 
 
@@ -390,9 +390,9 @@ def test_tables_that_do_not_fit() -> None:
         lambda t: to_codebooks(PARAMS, t, sites=SITES),
         lambda t: fake_cluster(model)(PARAMS, t, X),
     ):
-        with pytest.raises(RuleError, match="there is no table, so"):
+        with pytest.raises(MismatchError, match="there is no table, so"):
             use({})
-        with pytest.raises(RuleError, match="table for bias, which is no weight"):
+        with pytest.raises(MismatchError, match="table for bias, which is no weight"):
             use({"bias": table})
         with pytest.raises(ValueError, match=r"\[5, 4\], not float32 \[R, C\] with R"):
             use({"head": jnp.zeros((5, 4), jnp.float32)})

@@ -11,9 +11,9 @@ import pytest
 from flax import nnx
 
 from jcompress import checkpoint
+from jcompress.errors import MismatchError
 from jcompress.execution import compressed
 from jcompress.quantization import Quantize, quantize
-from jcompress.rules import RuleError
 from jcompress.sharing.tying import Initial, TieBlocks, TieLayers, tie, tied, untie
 from jcompress.sites import find_sites
 
@@ -179,18 +179,18 @@ def test_nnx() -> None:
     ],
 )  # fmt: skip
 def test_ties_that_cannot_be(ties: Any, message: str) -> None:
-    with pytest.raises(RuleError, match=message):
+    with pytest.raises(MismatchError, match=message):
         tie(VARIABLES, ties)
 
 
 def test_specs_that_make_no_sense() -> None:
-    with pytest.raises(RuleError, match="not two or more different blocks"):
+    with pytest.raises(MismatchError, match="not two or more different blocks"):
         TieBlocks(("a", "a"))
     with pytest.raises(TypeError, match="give names of subtrees"):
         TieBlocks("a")  # type: ignore[arg-type]
-    with pytest.raises(RuleError, match="without a gap"):
+    with pytest.raises(MismatchError, match="without a gap"):
         TieLayers(below="a", groups=(0, 2))
-    with pytest.raises(RuleError, match="no two layers"):
+    with pytest.raises(MismatchError, match="no two layers"):
         TieLayers(below="a", groups=(1, 0))
     with pytest.raises(TypeError, match="list of TieBlocks"):
         tie(VARIABLES, TIES[0])  # type: ignore[arg-type]
@@ -199,12 +199,14 @@ def test_specs_that_make_no_sense() -> None:
 
 
 def test_a_tree_that_was_not_tied() -> None:
-    with pytest.raises(RuleError, match=r"tied: params/Block_2/\w+ is present, though"):
+    with pytest.raises(
+        MismatchError, match=r"tied: params/Block_2/\w+ is present, though"
+    ):
         tied(Net().apply, TIES)(VARIABLES, X)
     ties = [TieLayers(below="layers", groups=(0, 0, 1, 1))]
-    with pytest.raises(RuleError, match="should number 2 layers"):
+    with pytest.raises(MismatchError, match="should number 2 layers"):
         untie(STACK, ties)
     packed = quantize(VARIABLES, [(..., Quantize())], sites=find_sites(
         Net().apply, VARIABLES, X))  # fmt: skip
-    with pytest.raises(RuleError, match="kernel is already a QTensor"):
+    with pytest.raises(MismatchError, match="kernel is already a QTensor"):
         tie(packed, TIES)

@@ -10,15 +10,8 @@ import numpy as np
 import pytest
 import shrinking_models as models
 
-from jcompress.shrinking import (
-    Groups,
-    Plan,
-    ShrinkError,
-    find_groups,
-    shrink,
-    shrunk,
-    zero_units,
-)
+from jcompress.errors import MismatchError
+from jcompress.shrinking import Groups, Plan, find_groups, shrink, shrunk, zero_units
 
 FAST = {"xla_backend_optimization_level": 0}
 HEADS, SIZE, LEFT = 2, 6, 4
@@ -339,6 +332,6 @@ def differentiated(tree: Any, x: jax.Array) -> jax.Array:
 def test_what_cannot_be_rescaled_is_said(fn: Callable[..., Any], words: str) -> None:
     plan = narrow(find_groups(fn, TREE, X))
     small = shrink(TREE, plan)
-    with pytest.raises(ShrinkError, match=f"rescale_attention: .*{words}"):
+    with pytest.raises(MismatchError, match=f"rescale_attention: .*{words}"):
         jax.eval_shape(shrunk(fn, plan, rescale_attention=True), small, X)
     assert jax.eval_shape(shrunk(fn, plan), small, X).shape[0] == 2

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jcompress.errors import MismatchError
 from jcompress.pruning import score_by_magnitude
-from jcompress.rules import RuleError
 from jcompress.shrinking import (
     Cost,
     Plan,
     Ranking,
-    ShrinkError,
     Width,
     choose,
     find_groups,
@@ -154,7 +153,7 @@ def test_multiples_minimum_and_exclusions() -> None:
 
 
 def test_a_group_that_is_reduced_over_has_to_be_asked_for() -> None:
-    with pytest.raises(RuleError, match="over which reduce_sum reduces; Width"):
+    with pytest.raises(MismatchError, match="over which reduce_sum reduces; Width"):
         choose(GROUPS, SCORES, [("c", Width())], target=0.9)
     plan = choose(GROUPS, SCORES, [("c", Width(reduced=True))], target=0.9)
     assert "b:1" in plan.kept
@@ -203,24 +202,26 @@ def test_targets(target: float) -> None:
 
 def test_wrong_input() -> None:
     with pytest.raises(
-        ShrinkError, match=r"0\.01 of parameters cannot be met.* 0\.\d+"
+        MismatchError, match=r"0\.01 of parameters cannot be met.* 0\.\d+"
     ):
         choose(GROUPS, SCORES, target=0.01)
-    with pytest.raises(RuleError, match=r"rule 0 .'nothing'. matches no group"):
+    with pytest.raises(MismatchError, match=r"rule 0 .'nothing'. matches no group"):
         choose(GROUPS, SCORES, [("nothing", Width())], target=0.5)
     with pytest.raises(TypeError, match="rule 0 carries 3"):
         choose(GROUPS, SCORES, [(..., 3)], target=0.5)  # type: ignore[list-item]
-    with pytest.raises(ShrinkError, match="the group 'a:1' has no scores"):
+    with pytest.raises(MismatchError, match="the group 'a:1' has no scores"):
         choose(GROUPS, {}, target=0.5)
     broken = {name: np.array(units, np.float32) for name, units in SCORES.items()}
     broken["a:1"][2] = np.nan
-    with pytest.raises(ShrinkError, match=r"1 units of the group 'a:1', the first.* 2"):
+    with pytest.raises(
+        MismatchError, match=r"1 units of the group 'a:1', the first.* 2"
+    ):
         choose(GROUPS, broken, target=0.5)
-    with pytest.raises(ShrinkError, match=r"'a:1' have the shape \[2\], and it has"):
+    with pytest.raises(MismatchError, match=r"'a:1' have the shape \[2\], and it has"):
         choose(GROUPS, {**SCORES, "a:1": np.ones(2)}, target=0.5)
-    with pytest.raises(ShrinkError, match="no leaf of the group 'a:1' has scores"):
+    with pytest.raises(MismatchError, match="no leaf of the group 'a:1' has scores"):
         score_units(GROUPS, {"c": jnp.ones((12, 3))})
-    with pytest.raises(ShrinkError, match=r"scores of 'c' have the shape \[2\]"):
+    with pytest.raises(MismatchError, match=r"scores of 'c' have the shape \[2\]"):
         score_units(GROUPS, {"c": jnp.ones(2)})
     with pytest.raises(ValueError, match="at least 1"):
         Width(multiple=0)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from jcompress import checkpoint
+from jcompress.errors import MismatchError
 from jcompress.shrinking import (
     Free,
     Plan,
-    ShrinkError,
     cut_inputs,
     cut_outputs,
     find_groups,
@@ -159,13 +159,17 @@ def plan() -> Plan:
 def test_arguments_that_were_not_cut(plan: Plan) -> None:
     small = shrink(TREE, plan)
     words = "argument 0:1: the plan speaks of 3 positions of the shrunk function, "
-    with pytest.raises(ShrinkError, match=words + r".*\[3, 5\]; `cut_inputs` cuts it"):
+    with pytest.raises(
+        MismatchError, match=words + r".*\[3, 5\]; `cut_inputs` cuts it"
+    ):
         shrunk(mlp, plan)(small, X)
-    with pytest.raises(ShrinkError, match=r"argument 0:1: .* 5 positions of the dense"):
+    with pytest.raises(
+        MismatchError, match=r"argument 0:1: .* 5 positions of the dense"
+    ):
         cut_inputs(plan, X[:, :3])
-    with pytest.raises(ShrinkError, match=r"result:1: .* 4 positions of the dense"):
+    with pytest.raises(MismatchError, match=r"result:1: .* 4 positions of the dense"):
         cut_outputs(plan, X)
-    with pytest.raises(ShrinkError, match="has no argument '0'; it has x"):
+    with pytest.raises(MismatchError, match="has no argument '0'; it has x"):
         shrunk(lambda tree, *, x: mlp(tree, x), plan)(small, x=X[:, :3])
 
 
@@ -173,7 +177,7 @@ def test_function_that_fixes_an_argument_that_the_plan_cuts(plan: Plan) -> None:
     def sums(tree: Any, x: jax.Array) -> jax.Array:
         return jnp.cumsum(x, axis=1)
 
-    with pytest.raises(ShrinkError, match="argument 0:1 cannot shrink: cumsum fixes"):
+    with pytest.raises(MismatchError, match="argument 0:1 cannot shrink: cumsum fixes"):
         shrunk(sums, plan)(shrink(TREE, plan), X[:, :3])
 
 
@@ -187,7 +191,7 @@ def test_function_that_fixes_an_argument_that_the_plan_cuts(plan: Plan) -> None:
     ],
 )
 def test_axes_that_are_not_there(free: Any, words: str) -> None:
-    with pytest.raises(ShrinkError, match=re.escape(words)):
+    with pytest.raises(MismatchError, match=re.escape(words)):
         find_groups(Free(mlp, **free), TREE, X)
 
 

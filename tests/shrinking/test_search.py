@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jcompress.errors import MismatchError
 from jcompress.pruning import score_by_magnitude
 from jcompress.shrinking.choosing import Cost, Width, static_cost
 from jcompress.shrinking.groups import find_groups
-from jcompress.shrinking.plan import ShrinkError
 from jcompress.shrinking.search import LOG, Evolution, Found, Greedy, adjust
 
 pytestmark = pytest.mark.once
@@ -118,17 +118,19 @@ def test_a_tree_that_diverged_is_never_the_best(tmp_path: Any, search: Any) -> N
         def __call__(self, fn: Any, params: Any) -> float:
             return float("nan")
 
-    with pytest.raises(ShrinkError, match=r"gave no number \(NaN\) for any candidate"):
+    with pytest.raises(
+        MismatchError, match=r"gave no number \(NaN\) for any candidate"
+    ):
         run(tmp_path / "b", Lost(), search)
 
 
 def test_wrong_input(tmp_path: Any) -> None:
-    with pytest.raises(ShrinkError, match=r"0\.01 of parameters cannot be met"):
+    with pytest.raises(MismatchError, match=r"0\.01 of parameters cannot be met"):
         run(tmp_path, Calls(), Greedy(), budget=0.01)
     run(tmp_path, Calls(), Greedy(step=0.5))
-    with pytest.raises(ShrinkError, match="is of another search"):
+    with pytest.raises(MismatchError, match="is of another search"):
         run(tmp_path, Calls(), Greedy(step=0.6))
-    with pytest.raises(ShrinkError, match="no group alone can bring the cost to"):
+    with pytest.raises(MismatchError, match="no group alone can bring the cost to"):
         run(
             tmp_path / "b",
             Calls(),
@@ -137,7 +139,7 @@ def test_wrong_input(tmp_path: Any) -> None:
             budget=0.47,
         )
     lost = jax.tree.map(lambda leaf: leaf * np.float32("nan"), PARAMS)
-    with pytest.raises(ShrinkError, match=r"adjust: the scores of 12 units .*NaN"):
+    with pytest.raises(MismatchError, match=r"adjust: the scores of 12 units .*NaN"):
         run(tmp_path / "d", Calls(), Greedy(), score=lambda fn, params: lost)
     with pytest.raises(ValueError, match=r"step is in \(0, 1\)"):
         Greedy(step=1.0)
