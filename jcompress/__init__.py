@@ -15,6 +15,7 @@ The namespaces, each the one home of its names:
     execution     run a function on a tree with compressed leaves
     kernels       products with compressed weights
     distillation  losses against a teacher
+    errors        what every transform raises
     checkpoint    save and load trees with compressed leaves
     report        sizes, latencies and the labels they earn
     recipes       the main job
@@ -29,6 +30,7 @@ if _TYPE_CHECKING:
     from jcompress import checkpoint as checkpoint
     from jcompress import depth as depth
     from jcompress import distillation as distillation
+    from jcompress import errors as errors
     from jcompress import execution as execution
     from jcompress import kernels as kernels
     from jcompress import low_rank as low_rank
@@ -46,7 +48,8 @@ if _TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMESPACES = (
-    *("checkpoint", "depth", "distillation", "execution", "kernels", "low_rank"),
+    *("checkpoint", "depth", "distillation", "errors", "execution"),
+    *("kernels", "low_rank"),
     *("pruning", "quantization", "recipes", "report", "rescaling", "rules"),
     *("sharing", "shrinking", "sites", "tensors"),
 )

@@ -6,6 +6,8 @@ import jax
 
 from jcompress.tensors import is_compressed
 
+__all__ = ["named_leaves", "path_name"]
+
 
 def path_name(path: tuple[Any, ...]) -> str:
     """The name of a leaf: its keys joined by slashes, `params/Dense_0/kernel`.

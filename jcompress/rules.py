@@ -9,6 +9,18 @@ from typing import Any, Generic, TypeVar
 from jcompress.errors import MismatchError
 from jcompress.sites import WEIGHTS, Operation, Site, Sites
 
+__all__ = [
+    "AllOf",
+    "AnyOf",
+    "AtLeast",
+    "Not",
+    "Predicate",
+    "Resolved",
+    "Rules",
+    "matches",
+    "resolve",
+]
+
 Spec = TypeVar("Spec")
 
 Predicate = str | Operation | EllipsisType | Callable[[Site], bool]
@@ -123,8 +135,8 @@ def resolve(rules: Rules[Spec], sites: Sites, *, transform: str) -> Resolved[Spe
     Raises:
         TypeError: `rules` is not a sequence of pairs, or a predicate is of no known
             kind.
-        MismatchError: a rule matches no weight, only weights that earlier rules took, or
-            nothing remains to be done.
+        MismatchError: a rule matches no weight, only weights that earlier rules took,
+            or nothing remains to be done.
     """
     rules = _checked(rules, transform)
     weights = [site for site in sites if site.operation in WEIGHTS]

@@ -42,7 +42,7 @@ def environment():
 
 
 def command(*arguments):
-    return [sys.executable, "-P", "-m", "jcompress.cli", *map(str, arguments)]
+    return [sys.executable, "-P", "-m", "jcompress", *map(str, arguments)]
 
 
 def jcompress(*arguments):

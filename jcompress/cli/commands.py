@@ -209,7 +209,3 @@ def _bad(message: str) -> int:
     line = " ".join(message.split())
     print(f"jcompress: {line}", file=sys.stderr)
     return BAD_INPUT
-
-
-if __name__ == "__main__":
-    sys.exit(main())

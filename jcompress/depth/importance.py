@@ -85,7 +85,7 @@ def score_blocks(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jcompress.shrinking.depth import remove_blocks, skipped
+        >>> from jcompress.depth.removing import remove_blocks, skipped
         >>> def model(params, x):
         ...     for name in ("a", "b", "c"):
         ...         x = x + jnp.tanh(x @ params[name]["w"])

@@ -90,8 +90,8 @@ def skipped(fn: Callable[..., Any], blocks: Sequence[str]) -> Callable[..., Any]
 
     Returns:
         A function with the arguments of `fn`; its tree may hold anything, also
-        `Removed`, in the place of the blocks' arrays. It raises MismatchError for a block
-        that changes the shape of what it gets, or that is not found.
+        `Removed`, in the place of the blocks' arrays. It raises MismatchError for a
+        block that changes the shape of what it gets, or that is not found.
     """
 
     @functools.wraps(fn)

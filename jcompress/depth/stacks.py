@@ -67,8 +67,9 @@ def find_layers(
         transform: who asks.
 
     Raises:
-        MismatchError: the group is not there or is of another function, no scan runs over
-            its units, or one carries nothing that they change or has a gradient rule
+        MismatchError: the group is not there or is of another function, no scan runs
+            over its units, or one carries nothing that they change or has a gradient
+            rule
             around it.
     """
     group = groups[name]

@@ -87,8 +87,9 @@ def add_adapters(
 
     Raises:
         TypeError: the rules are malformed, or a spec is no `Lora`.
-        MismatchError: a rule matches no weight; a matched leaf is absent, of another shape
-            than at its sites, not of floats, adapted already, or stored for other axes;
+        MismatchError: a rule matches no weight; a matched leaf is absent, of another
+            shape than at its sites, not of floats, adapted already, or stored for other
+            axes;
             its base has ranges of several products; the rank exceeds its matrix; or
             `original` has no dense leaf of this name and shape.
 
@@ -101,7 +102,7 @@ def add_adapters(
         >>> import jax, jax.numpy as jnp
         >>> from jcompress.execution import compressed
         >>> from jcompress.quantization import Quantize, Weights, quantize
-        >>> from jcompress.shrinking.adapters import (
+        >>> from jcompress.low_rank.adapters import (
         ...     Lora, add_adapters, put_adapters, take_adapters)
         >>> from jcompress.sites import find_sites
         >>> model = lambda params, x: x @ params["w"]

@@ -47,8 +47,9 @@ class CpSplit:
         """Bring the leaf into order.
 
         Raises:
-            MismatchError: the leaf is empty, its convolution is grouped, its input channels
-                are not one axis, no axis of its window is longer than 1, or the factors
+            MismatchError: the leaf is empty, its convolution is grouped, its input
+                channels are not one axis, no axis of its window is longer than 1, or
+                the factors
                 would not be smaller than the leaf.
         """
         uses = product_sites(sites, path)

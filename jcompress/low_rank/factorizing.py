@@ -59,8 +59,9 @@ def factorize(
 
     Raises:
         TypeError: the rules are malformed, or a spec is of another kind.
-        MismatchError: a rule matches no weight; a matched leaf is absent, of another shape
-            than at its sites, not of floats, or already compressed; the factors would
+        MismatchError: a rule matches no weight; a matched leaf is absent, of another
+            shape than at its sites, not of floats, or already compressed; the factors
+            would
             not be smaller, with the largest rank that would be; a budget is too small
             for one rank each; the moments are not those of the leaves; a spec for
             convolutions meets another operation; or `Cp` a grouped convolution.
@@ -73,7 +74,7 @@ def factorize(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jcompress.shrinking.low_rank import Svd, factorize
+        >>> from jcompress.low_rank.factorizing import Svd, factorize
         >>> from jcompress.sites import find_sites
         >>> params = {"w": jnp.outer(jnp.arange(8.0), jnp.ones(6))}
         >>> sites = find_sites(lambda p, x: x @ p["w"], params, jnp.ones((1, 8)))
@@ -119,8 +120,9 @@ def quantize_factors(tree: Any, rules: Rules[Weights], *, sites: Sites) -> Any:
 
     Raises:
         TypeError: the rules are malformed, or a spec is no `Weights`.
-        MismatchError: a rule matches no weight, a matched leaf is no `LowRank`, a factor
-            is compressed already, or a group size does not divide a factor's inputs.
+        MismatchError: a rule matches no weight, a matched leaf is no `LowRank`, a
+            factor is compressed already, or a group size does not divide a factor's
+            inputs.
     """
     resolved = resolve(rules, sites, transform="quantize_factors")
     leaves = dict(named_leaves(tree))

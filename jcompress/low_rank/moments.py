@@ -42,7 +42,7 @@ def input_moments(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jcompress.shrinking.low_rank import Svd, input_moments
+        >>> from jcompress.low_rank.factorizing import Svd, input_moments
         >>> layer = lambda params, x: x @ params["w"]
         >>> observed = input_moments(layer, [("w", Svd(rank=1))])
         >>> _, moments = observed({"w": jnp.ones((2, 3))}, jnp.array([[1.0, 2.0]]))

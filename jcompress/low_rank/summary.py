@@ -125,8 +125,8 @@ def check_factoring(
 
     Raises:
         TypeError: the rules are malformed, or a spec is of another kind.
-        MismatchError: a rule matches no weight, or a spec for convolutions meets another
-            operation.
+        MismatchError: a rule matches no weight, or a spec for convolutions meets
+            another operation.
     """
     resolved: Resolved[Factoring] = resolve(rules, sites, transform=transform)
     for path, spec in resolved.leaves.items():

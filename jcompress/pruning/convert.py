@@ -43,8 +43,8 @@ def to_sparse(tree: Any, rules: Rules[Pattern], *, sites: Sites) -> Any:
 
     Raises:
         TypeError: the rules are malformed, or a spec is neither `Block` nor `NM`.
-        MismatchError: a rule matches no weight; a matched leaf is absent, of another shape
-            than at its sites, of a dtype that is not stored, quantized in another
+        MismatchError: a rule matches no weight; a matched leaf is absent, of another
+            shape than at its sites, of a dtype that is not stored, quantized in another
             format, or compressed otherwise; the blocks do not tile it; a group has
             more than n weights that are not zero; or the leaf would not become
             smaller, with the count of its blocks.

@@ -42,8 +42,9 @@ def make_masks(
         for keep, and None at the others, so that nothing is stored for them.
 
     Raises:
-        MismatchError: a rule matches nothing, does not fit its leaves or has no sparsity;
-            a leaf is missing or has a score that is NaN (checked outside of tracing);
+        MismatchError: a rule matches nothing, does not fit its leaves or has no
+            sparsity; a leaf is missing or has a score that is NaN (checked outside of
+            tracing);
             a schedule without a `step`.
 
     Example:

@@ -75,8 +75,8 @@ def prune(
 
     Raises:
         TypeError: a rule carries something else than a `Prune`.
-        MismatchError: a rule matches nothing, has no sparsity or does not fit a leaf; or,
-            in `init` and `update`, a leaf is missing from the tree.
+        MismatchError: a rule matches nothing, has no sparsity or does not fit a leaf;
+            or, in `init` and `update`, a leaf is missing from the tree.
         ValueError: `every` below 1, or an `update` without parameters.
 
     Example:

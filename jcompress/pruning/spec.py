@@ -155,8 +155,8 @@ def make_plan(
 
     Raises:
         TypeError: a spec is no `Prune`.
-        MismatchError: a rule matches nothing, lacks a sparsity, does not fit a leaf that
-            it matches, or would remove nothing.
+        MismatchError: a rule matches nothing, lacks a sparsity, does not fit a leaf
+            that it matches, or would remove nothing.
     """
     resolved = resolve(rules, sites, transform=transform)
     axes: dict[str, Axes] = {}

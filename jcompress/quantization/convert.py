@@ -41,8 +41,8 @@ def check(
 
     Raises:
         TypeError: the rules are malformed, or a spec is no `Quantize`.
-        MismatchError: a rule matches no weight, the rules touch nothing, a matched leaf is
-            not of a float dtype, or a group size does not divide its inputs.
+        MismatchError: a rule matches no weight, the rules touch nothing, a matched
+            leaf is not of a float dtype, or a group size does not divide its inputs.
     """
     resolved = resolve(rules, sites, transform=transform)
     for path, spec in resolved.leaves.items():
@@ -104,8 +104,8 @@ def quantize(
 
     Raises:
         TypeError: the rules are malformed.
-        MismatchError: a rule cannot apply (see `check`), asks for activations only, needs
-            ranges that are not given, or meets a leaf that is already compressed.
+        MismatchError: a rule cannot apply (see `check`), asks for activations only,
+            needs ranges that are not given, or meets a leaf that is already compressed.
         ValueError: a matched leaf is absent from the tree, of another shape than at
             its sites, or holds a number that is not finite.
 

@@ -251,7 +251,7 @@ def _shrink(
 
 def _verify_elsewhere(home: pathlib.Path) -> str:
     # -P: the working directory may hold files that are named like modules.
-    command = [sys.executable, "-P", "-m", "jcompress.cli", "verify", str(home)]
+    command = [sys.executable, "-P", "-m", "jcompress", "verify", str(home)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stdout + done.stderr).strip().splitlines()

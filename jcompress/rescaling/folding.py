@@ -83,8 +83,8 @@ def fold(fn: Callable[..., Any], variables: Any, *args: Any, **kwargs: Any) -> F
         The new trees, and what was folded and what not.
 
     Raises:
-        MismatchError: nothing can be folded; the error names every leaf that scales data
-            and why it stays.
+        MismatchError: nothing can be folded; the error names every leaf that scales
+            data and why it stays.
         ValueError: a leaf is traced, or the tree has no array.
 
     References:
@@ -93,7 +93,7 @@ def fold(fn: Callable[..., Any], variables: Any, *args: Any, **kwargs: Any) -> F
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jcompress.shrinking.folding import fold, folded
+        >>> from jcompress.rescaling.folding import fold, folded
         >>> def layer(p, x):
         ...     return (x @ p["w"] - p["mean"]) * p["scale"]
         >>> p = {"w": jnp.eye(2), "mean": jnp.ones(2), "scale": jnp.array([2.0, 3.0])}
@@ -171,8 +171,9 @@ def folded(
 
     Returns:
         A function of `Folding.small` with the further arguments and the results of
-        `fn`. Called, it raises MismatchError if a leaf in `removed` is present in the tree
-        or not known, or if the function uses one for something else than scaling and
+        `fn`. Called, it raises MismatchError if a leaf in `removed` is present in the
+        tree or not known, or if the function uses one for something else than scaling
+        and
         shifting a product's result (in training mode, say).
     """
 

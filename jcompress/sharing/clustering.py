@@ -80,8 +80,9 @@ def check_clusters(
 
     Raises:
         TypeError: the rules are malformed, or a spec is no `Cluster`.
-        MismatchError: a rule matches no weight, or the rules touch nothing; a matched leaf
-            holds no floats, its outputs do not fall into groups of `rows`, or it would
+        MismatchError: a rule matches no weight, or the rules touch nothing; a matched
+            leaf holds no floats, its outputs do not fall into groups of `rows`, or it
+            would
             not become smaller.
     """
     resolved = resolve(rules, sites, transform=transform)
@@ -153,8 +154,8 @@ def make_tables(
 
     Raises:
         TypeError: the rules are malformed.
-        MismatchError: a rule cannot apply (see `check_clusters`), meets a compressed leaf,
-            or needs a key.
+        MismatchError: a rule cannot apply (see `check_clusters`), meets a compressed
+            leaf, or needs a key.
         ValueError: a leaf or its importance is absent, of another shape than at its
             sites, traced, or holds a number that is not finite or is negative.
 
@@ -251,7 +252,7 @@ def cluster(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jcompress.shrinking.sharing import Cluster, cluster
+        >>> from jcompress.sharing.clustering import Cluster, cluster
         >>> from jcompress.sites import find_sites
         >>> params = {"w": jnp.linspace(-1, 1, 64).reshape(8, 8)}
         >>> sites = find_sites(lambda p, x: x @ p["w"], params, jnp.ones((1, 8)))

@@ -42,8 +42,8 @@ def to_codebooks(params: Any, tables: Tables, *, sites: Sites) -> Any:
         The tree with `Codebook` leaves.
 
     Raises:
-        MismatchError: there is no table, a leaf is no weight at any site, or is compressed
-            already.
+        MismatchError: there is no table, a leaf is no weight at any site, or is
+            compressed already.
         ValueError: a leaf is absent or of another shape than at its sites, or a table
             does not fit its leaf.
     """
@@ -100,8 +100,9 @@ def fake_cluster(fn: Callable[..., Any]) -> Callable[..., Any]:
         fn: any function of a parameter tree, such as `model.apply`.
 
     Returns:
-        The function. Called, it raises MismatchError if there is no table or a leaf with a
-        table is no weight or compressed otherwise, and ValueError if a table does not
+        The function. Called, it raises MismatchError if there is no table or a leaf
+        with a table is no weight or compressed otherwise, and ValueError if a table
+        does not
         fit its leaf.
 
     References:

@@ -57,8 +57,9 @@ def check_hashes(
 
     Raises:
         TypeError: the rules are malformed, or a spec is no `Hash`.
-        MismatchError: a rule matches no weight, or the rules touch nothing; a matched leaf
-            holds no floats, is too large for a hash of 32 bits, or would not become
+        MismatchError: a rule matches no weight, or the rules touch nothing; a matched
+            leaf holds no floats, is too large for a hash of 32 bits, or would not
+            become
             smaller.
     """
     resolved = resolve(rules, sites, transform=transform)
@@ -124,7 +125,7 @@ def hashed(tree: Any, rules: Rules[Hash], *, sites: Sites) -> Any:
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from jcompress.execution import compressed
-        >>> from jcompress.shrinking.hashing import Hash, hashed
+        >>> from jcompress.sharing.hashing import Hash, hashed
         >>> from jcompress.sites import find_sites
         >>> layer = lambda params, x: x @ params["w"]
         >>> params, x = {"w": jnp.ones((16, 16))}, jnp.ones((1, 16))

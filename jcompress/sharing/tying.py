@@ -124,7 +124,7 @@ def tie(params: Any, ties: Sequence[Tie], *, initial: Initial = Initial.MEAN) ->
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jcompress.shrinking.tying import TieBlocks, tie, tied
+        >>> from jcompress.sharing.tying import TieBlocks, tie, tied
         >>> def model(params, x):
         ...     return (x @ params["a"]["w"]) @ params["b"]["w"]
         >>> params = {"a": {"w": jnp.eye(2)}, "b": {"w": 3 * jnp.eye(2)}}
@@ -173,8 +173,8 @@ def untie(params: Any, ties: Sequence[Tie]) -> Any:
 
     Raises:
         TypeError: as `tie`.
-        MismatchError: the tree was not made with these ties: a leaf that they leave out is
-            present, or one is missing or of another size.
+        MismatchError: the tree was not made with these ties: a leaf that they leave
+            out is present, or one is missing or of another size.
     """
     return _untied("untie", params, ties)
 

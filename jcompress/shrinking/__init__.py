@@ -1,6 +1,5 @@
 """Remove units: channels, heads and widths, in all the arrays that they touch."""
 
-from jcompress.errors import MismatchError
 from jcompress.shrinking.choosing import Cost as Cost
 from jcompress.shrinking.choosing import Ranking as Ranking
 from jcompress.shrinking.choosing import Width as Width

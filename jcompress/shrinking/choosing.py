@@ -109,8 +109,8 @@ def choose(
 
     Raises:
         MismatchError: a rule takes no group.
-        MismatchError: the target cannot be met, with what can; or a group has no scores,
-            not one for each unit, or scores that are not numbers.
+        MismatchError: the target cannot be met, with what can; or a group has no
+            scores, not one for each unit, or scores that are not numbers.
         ValueError: `target` is not between 0 and 1.
     """
     if not 0 < target < 1:

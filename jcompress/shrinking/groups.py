@@ -222,8 +222,8 @@ def find_groups(
 
     Raises:
         ValueError: `variables` has no array leaf.
-        MismatchError: a `Free` names an array or an axis that is not there, or an axis of
-            one position.
+        MismatchError: a `Free` names an array or an axis that is not there, or an axis
+            of one position.
     """
     traced = trace(fn, variables, args, kwargs)
     leaves = [(name, tuple(leaf.shape)) for name, leaf in traced.sites.leaves]

@@ -191,8 +191,8 @@ def shrunk(
         A function with the arguments of `fn`, whose first is the smaller tree and
         whose others are those that `cut_inputs` makes. Results that depend on removed
         positions (updated statistics, axes that `Free` let shrink) are smaller, too. It
-        raises MismatchError where `fn` fixes an axis that the plan shrinks, and where an
-        argument has not the size that the plan leaves; with `rescale_attention` also
+        raises MismatchError where `fn` fixes an axis that the plan shrinks, and where
+        an argument has not the size that the plan leaves; with `rescale_attention` also
         where a query-key size shrinks and there is no such constant. Of a `Free`, it is
         one again.
     """

@@ -15,7 +15,7 @@ import pytest
 
 from jcompress.errors import MismatchError
 from jcompress.execution import How, compressed, inspect
-from jcompress.low_rank import adapters, moments
+from jcompress.low_rank import adapters, factorizing, moments
 from jcompress.low_rank.factorizing import (
     Spatial,
     Svd,
