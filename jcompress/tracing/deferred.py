@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from jcompress.tensors import CompressedTensor
+from jcompress.tracing.views import SAME
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +27,14 @@ class Deferred:
     def viewed(self, value: jax.Array) -> jax.Array:
         """An array after the views that were put off."""
         for primitive, params in self.pending:
-            value = primitive.bind(value, **params)
+            out = primitive.bind(value, **primitive.get_bind_params(params))
+            value = out[0] if primitive.multiple_results else out
         return value
 
     @property
     def only_cast(self) -> bool:
-        """Whether the views are changes of dtype, which any part of the leaf takes."""
-        return all(p.name == "convert_element_type" for p, _ in self.pending)
+        """Whether the views keep every element in its place, in another dtype maybe."""
+        return all(p.name in SAME for p, _ in self.pending)
 
 
 def opened(values: Sequence[Any]) -> tuple[list[Any], Callable[[Any], list[Any]]]:
