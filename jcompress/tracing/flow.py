@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -143,7 +144,9 @@ class Flow:
             ]
             role = Role(Operation.ELEMENTWISE)
             self._note(eqn, values, [role if v else None for v in spread], place)
-        return [dataclasses.replace(v, derived=True) for v in full], used
+        # A leaf that comes by several ways is one leaf.
+        changed = dict.fromkeys(dataclasses.replace(v, derived=True) for v in full)
+        return list(changed), used
 
     def _note(
         self, eqn: Any, ins: list[Value], roles: list[Role | None], place: Place
@@ -157,8 +160,9 @@ class Flow:
             shown = {view.leaf for view in value.views}
             # Where two parameters meet, the multiplications count once.
             counted = not any(roles[operand + 1 :])
-            for view in value.views:
-                macs = role.repeats * view.size if counted else 0
+            size = math.prod(aval_shape(eqn.invars[operand])) if counted else 0
+            for view, count in zip(value.views, _shared(size, value.views), strict=True):
+                macs = role.repeats * count
                 sites.append(self._site(eqn, operand, role, view, macs, place))
             for leaf in sorted(value.sources - shown):
                 lost = View.whole(leaf, self._leaves[leaf][1].shape)
@@ -324,3 +328,21 @@ class Flow:
                 self._note(eqn, [opaque], [Role(Operation.OPAQUE)], place)
             return DATA
         return Value(False, tuple(v for v in a.views if v in b.views), lost)
+
+
+def _shared(size: int, views: Sequence[View]) -> list[int]:
+    """Share out the elements of an input among the leaves that it shows.
+
+    Parts that are joined count each for itself; of leaves that lie over each other (a
+    sum of two weights) only the first counts, and so does it where the input holds more
+    than its leaves do.
+    """
+    left = Fraction(size)
+    counts = []
+    for view in views:
+        count = min(view.size, math.floor(left / view.share))
+        left -= count * view.share
+        counts.append(count)
+    if counts and left >= 1 and all(view.share == 1 for view in views):
+        counts[0] += math.floor(left)
+    return counts
