@@ -12,6 +12,7 @@ import zoo
 
 from jcompress.leaves import named_leaves
 from jcompress.quantization import Quantize, Weights, quantize
+from jcompress.report.sizes import sizes
 from jcompress.sites import PRODUCTS, WEIGHTS, Operation, Site, Sites, find_sites
 from jcompress.tensors import QTensor
 
@@ -326,3 +327,57 @@ def test_transforms_around_the_function_change_nothing(
 ) -> None:
     plain = [as_use(site) for site in find_sites(layer, PARAMS, X)]
     assert [as_use(site) for site in find_sites(wrap(layer), PARAMS, X)] == plain
+
+
+ROWS = jnp.ones((3, 8))
+MASK = np.eye(8, dtype=bool)
+ONE_PRODUCT = {
+    "where": lambda p, x: x @ jnp.where(MASK, jnp.exp(p["w"]), p["w"]),
+    "gated": lambda p, x: x @ (p["w"] * jax.nn.sigmoid(p["w"])),
+    "normalised": lambda p, x: x @ (p["w"] / jnp.linalg.norm(p["w"])),
+    "centred": lambda p, x: x @ (p["w"] - p["w"].mean(0, keepdims=True)),
+    "sum": lambda p, x: x @ (p["w"] + p["v"]),
+    "with itself": lambda p, x: x @ jnp.concatenate([p["w"], p["w"]], 1),
+    "joined": lambda p, x: x @ jnp.concatenate([p["w"], p["v"]], 1),
+    "squared": lambda p, x: x @ (p["w"].T @ p["w"]),
+}
+
+
+@pytest.mark.parametrize("name", ONE_PRODUCT)
+def test_an_equation_counts_once(name: str) -> None:
+    """However many ways or leaves reach it; as XLA counts two operations a product."""
+    params = {"w": jnp.eye(8) + 1, "v": jnp.eye(8)}
+    fn = ONE_PRODUCT[name]
+    whole = {"with itself": 384, "joined": 384, "squared": 192 + 512}.get(name, 192)
+    assert find_sites(fn, params, ROWS).macs == whole
+    assert sizes(fn, params, ROWS).macs == whole
+    cost = jax.jit(fn).lower(params, ROWS).compile().cost_analysis()
+    assert 2 * whole <= cost["flops"] < 2 * whole + 400  # the arithmetic beside it
+
+
+SCALINGS = {
+    "einsum": lambda p, x: x @ jnp.einsum("sd,s->sd", p["w"], jnp.exp(p["g"])).T,
+    "turned": lambda p, x: x @ jnp.einsum("s,sd->ds", p["g"], p["w"]),
+    "two ways": lambda p, x: (
+        x @ jnp.einsum("sd,s->sd", p["w"], jnp.exp(p["g"]) / p["g"]).T
+    ),
+    "product": lambda p, x: x @ (p["w"] * p["g"][:, None]).T,
+    "stacked": lambda p, x: x @ jnp.einsum("sd,s->sd", p["w"], p["g"]).reshape(16, 8).T,
+}
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_a_scale_in_an_einsum_is_no_weight(name: str) -> None:
+    params = {"w": jnp.ones((16, 8)), "g": jnp.ones(16)}
+    sites = find_sites(SCALINGS[name], params, ROWS)
+    assert sites.weights == ("w",)
+    (site,) = (site for site in sites if site.path == "w")
+    assert (site.operation, site.derived) == (Operation.DOT, True)
+    assert (site.input_axes, site.output_axes) == ((1,), (0,))
+    assert {site.operation for site in sites.of("g")} == {Operation.ELEMENTWISE}
+
+
+def test_a_scale_of_data_in_an_einsum_is_no_weight() -> None:
+    params = {"g": jnp.ones(8)}
+    sites = find_sites(lambda p, x: jnp.einsum("bd,d->bd", x, p["g"]), params, ROWS)
+    assert [site.operation for site in sites] == [Operation.ELEMENTWISE]

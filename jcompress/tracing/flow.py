@@ -22,12 +22,13 @@ from jcompress.tracing.site import Operation, Site
 from jcompress.tracing.uses import (
     ELEMENTWISE,
     Role,
+    is_scaling,
     leaf_axes_of,
     lookup_role,
     product_role,
 )
 from jcompress.tracing.values import CONST, DATA, Location, Place, Use, Value
-from jcompress.tracing.views import SAME, View, follow
+from jcompress.tracing.views import SAME, View, arranged, follow
 
 
 class Flow:
@@ -82,6 +83,9 @@ class Flow:
         if eqn.primitive.name in SAME and len(ins) == len(eqn.outvars):
             return ins
         meets_data = any(value.data for value in ins)
+        scaling = any(is_scaling(eqn, operand) for operand in range(len(ins)))
+        if scaling and not meets_data:
+            return self._parameters_only(eqn, ins, place)
         roles: list[Role | None] = [None] * len(ins)
         for operand, value in enumerate(ins):
             if value.sources:
@@ -96,6 +100,8 @@ class Flow:
             plain = Operation.OPAQUE
             if eqn.primitive.name in ELEMENTWISE:
                 plain = Operation.ELEMENTWISE
+            if scaling:
+                plain = Operation.ELEMENTWISE
             roles = [Role(plain) if value.sources else None for value in ins]
             self._note(eqn, ins, roles, place)
             return [DATA] * len(eqn.outvars)
@@ -104,7 +110,8 @@ class Flow:
     def _parameters_only(self, eqn: Any, ins: list[Value], place: Place) -> list[Value]:
         sources = frozenset[int]().union(*(value.sources for value in ins))
         views: list[list[View]] = [[] for _ in eqn.outvars]
-        if eqn.primitive.name in ELEMENTWISE:
+        scaling = any(is_scaling(eqn, operand) for operand in range(len(ins)))
+        if scaling or eqn.primitive.name in ELEMENTWISE:
             found, spread = self._combined(eqn, ins, place)
             views[0] = found
             sources -= spread - {view.leaf for view in found}
@@ -129,8 +136,8 @@ class Flow:
         """
         shape = aval_shape(eqn.outvars[0])
         shown = [
-            tuple(view.spread(aval_shape(var), shape) for view in value.views)
-            for value, var in zip(ins, eqn.invars, strict=True)
+            tuple(arranged(eqn, operand, view, shape) for view in value.views)
+            for operand, value in enumerate(ins)
         ]
         full = [v for views in shown for v in views if not v.broadcast]
         spread = [tuple(v for v in views if v.broadcast) for views in shown]
@@ -161,7 +168,9 @@ class Flow:
             # Where two parameters meet, the multiplications count once.
             counted = not any(roles[operand + 1 :])
             size = math.prod(aval_shape(eqn.invars[operand])) if counted else 0
-            for view, count in zip(value.views, _shared(size, value.views), strict=True):
+            for view, count in zip(
+                value.views, _shared(size, value.views), strict=True
+            ):
                 macs = role.repeats * count
                 sites.append(self._site(eqn, operand, role, view, macs, place))
             for leaf in sorted(value.sources - shown):

@@ -108,6 +108,8 @@ def product_role(eqn: Any, operand: int) -> Role | None:
     name = eqn.primitive.name
     if operand > 1 or name not in _PRODUCTS:
         return None
+    if is_scaling(eqn, operand):
+        return None
     other = 1 - operand
     data_shape = aval_shape(eqn.invars[other])
     if name == "dot_general":
@@ -148,6 +150,19 @@ def product_role(eqn: Any, operand: int) -> Role | None:
         stack = (*batch[1], *experts_dims)
         return Role(Operation.RAGGED_DOT, tuple(contract[1]), stack, 0, repeats)
     return None
+
+
+def is_scaling(eqn: Any, operand: int) -> bool:
+    """Whether an input scales the other one element by element.
+
+    `einsum("sd,s->sd", w, gamma)` is a `dot_general` that sums over nothing, of which
+    every axis of `gamma` is a batch axis: it multiplies as `w * gamma[:, None]` does.
+    """
+    if eqn.primitive.name != "dot_general":
+        return False
+    contract, batch = eqn.params["dimension_numbers"]
+    rank = len(aval_shape(eqn.invars[operand]))
+    return not contract[operand] and len(batch[operand]) == rank
 
 
 def lookup_role(eqn: Any, operand: int, meets_data: bool) -> Role | None:
