@@ -197,7 +197,16 @@ def round_to(x: jax.Array, dtype: Any) -> jax.Array:
     """Cast float32 to a float dtype so that later casts cannot undo the rounding."""
     kind = jnp.finfo(dtype)
     if kind.bits < 32:
-        x = jax.lax.reduce_precision(x, kind.nexp, kind.nmant)
+        rounded = jax.lax.reduce_precision(x, kind.nexp, kind.nmant)
+        if kind.minexp > jnp.finfo(jnp.float32).minexp:
+            # Which makes 0 of what is below the smallest normal number. There numbers
+            # of the dtype lie evenly, as those of float32 around this sum do; the
+            # clipping keeps it from being one operation with a product before it.
+            normal = np.float32(kind.smallest_normal)
+            even = np.float32(1.5 * 2.0 ** (23 + kind.minexp - kind.nmant))
+            near = jnp.clip(x, -normal, normal)
+            rounded = jnp.where(jnp.abs(x) < normal, (near + even) - even, rounded)
+        x = rounded
     return x.astype(dtype)
 
 
