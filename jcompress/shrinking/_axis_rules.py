@@ -102,7 +102,7 @@ def _random_bits(
     return [Labels((*keys, *c.fresh(shape[len(keys) :])))]
 
 
-_POINTWISE = ELEMENTWISE | {
+POINTWISE = ELEMENTWISE | {
     "bessel_i0e",
     "bessel_i1e",
     "clz",
@@ -120,7 +120,7 @@ RULES: dict[str, Rule] = {
     **MOVES,
     **SUMS,
     **LOOKUPS,
-    **dict.fromkeys(_POINTWISE, _elementwise),
+    **dict.fromkeys(POINTWISE, _elementwise),
     **dict.fromkeys(SAME, _same),
     "convert_element_type": _convert,
     "bitcast_convert_type": _bitcast,

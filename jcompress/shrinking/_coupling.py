@@ -7,9 +7,15 @@ from typing import Any
 import numpy as np
 
 from jcompress.shrinking._attention import Attention
-from jcompress.shrinking._axis_rules import RULES
+from jcompress.shrinking._axis_rules import POINTWISE, RULES
 from jcompress.shrinking._ids import FIXED, Ids, Ties, Why
-from jcompress.shrinking._labels import Labels, fixed_ids, literal_labels, number_of
+from jcompress.shrinking._labels import (
+    Labels,
+    fixed_ids,
+    fixed_labels,
+    literal_labels,
+    number_of,
+)
 from jcompress.shrinking._rule import unknown
 from jcompress.tracing.jaxprs import (
     Body,
@@ -21,6 +27,7 @@ from jcompress.tracing.jaxprs import (
     split,
 )
 from jcompress.tracing.values import Location
+from jcompress.tracing.views import SAME
 
 Choices = dict[tuple[Location, int], int]
 """Which of several axes keeps its ids at a reshape that mixes axes."""
@@ -45,7 +52,10 @@ class Coupling:
     Attributes:
         ties: what the operations said.
         equations: for each equation the labels of its inputs and results.
-        consts: the labels of the constants of each program, by its location.
+        taken: which inputs of which equations are constants, each with the ids of the
+            part that the equation takes.
+        returned: the same for the results of programs within the program, by the
+            location of the program.
         counts: the equations that divide a sum by the number of its terms: which input
             is that number, whether it is its reciprocal, and the ids of the summed
             axes.
@@ -64,7 +74,8 @@ class Coupling:
         self.equations: dict[
             Location, tuple[tuple[Labels, ...], tuple[Labels, ...]]
         ] = {}
-        self.consts: dict[Location, tuple[Labels, ...]] = {}
+        self.taken: dict[Location, dict[int, Labels]] = {}
+        self.returned: dict[Location, dict[int, Labels]] = {}
         self.counts: dict[Location, tuple[int, bool, tuple[Ids, ...]]] = {}
         self.ambiguities: list[Ambiguity] = []
         self._choices = choices
@@ -107,10 +118,12 @@ class Coupling:
         self, body: Body, inputs: Sequence[Labels], at: Location = (), scope: str = ""
     ) -> list[Labels]:
         """Move the ids of the inputs through a program; gives those of the results."""
-        consts = tuple(
-            Labels(self.fresh(np.shape(c)), number=number_of(c)) for c in body.consts
-        )
-        self.consts[at] = consts
+        consts = [
+            Labels(
+                tuple(map(fixed_ids, np.shape(c))), number=number_of(c), constant=True
+            )
+            for c in body.consts
+        ]
         known: dict[Any, Labels] = dict(zip(body.jaxpr.constvars, consts, strict=True))
         known.update(zip(body.jaxpr.invars, inputs, strict=True))
 
@@ -119,11 +132,70 @@ class Coupling:
 
         for index, eqn in enumerate(body.jaxpr.eqns):
             ins = [of(atom) for atom in eqn.invars]
+            constant = all(value.constant for value in ins) and not eqn.effects
+            if not constant:
+                ins = self._parts(eqn, ins, (*at, index))
             inside = _joined(scope, str(eqn.source_info.name_stack))
-            outs = self._equation(eqn, ins, (*at, index), inside)
+            if constant:
+                outs = self._constant(eqn, ins, (*at, index), inside)
+            else:
+                outs = self._equation(eqn, ins, (*at, index), inside)
             self.equations[*at, index] = (tuple(ins), tuple(outs))
             known.update(zip(eqn.outvars, outs, strict=True))
         return [of(atom) for atom in body.jaxpr.outvars]
+
+    def _constant(
+        self, eqn: Any, ins: list[Labels], here: Location, scope: str
+    ) -> list[Labels]:
+        """What depends on constants only is one, of which the number may be known."""
+        numbers: list[float | None] = [None] * len(eqn.outvars)
+        if eqn.primitive.name in POINTWISE or eqn.primitive.name in SAME:
+            outs = self._equation(eqn, ins, here, scope)
+            numbers = [value.number for value in outs]
+        return [
+            dataclasses.replace(fixed_labels(var), number=number, constant=True)
+            for var, number in zip(eqn.outvars, numbers, strict=True)
+        ]
+
+    def _parts(self, eqn: Any, ins: list[Labels], here: Location) -> list[Labels]:
+        """The inputs with ids of their own for the parts of constants.
+
+        So no two layers are tied that read the same table. Programs within the program
+        get the whole constant, but for those that change it from step to step.
+        """
+        kept = range(0)
+        match kind_of(eqn):
+            case Kind.CALL | Kind.INLINE | Kind.REMAT | Kind.COND:
+                kept = range(len(ins))
+            case Kind.SCAN:
+                kept = range(scan_counts(eqn)[0])
+            case Kind.WHILE:
+                kept = range(eqn.params["cond_nconsts"] + eqn.params["body_nconsts"])
+        parts = {
+            number: self._part(value)
+            for number, value in enumerate(ins)
+            if value.constant and value.ids and number not in kept
+        }
+        if parts:
+            self.taken[here] = parts
+        return [parts.get(number, value) for number, value in enumerate(ins)]
+
+    def _part(self, value: Labels) -> Labels:
+        return dataclasses.replace(value, ids=self.fresh(value.shape), constant=False)
+
+    def _results(
+        self, body: Body, inputs: Sequence[Labels], at: Location, scope: str
+    ) -> list[Labels]:
+        """As `run`, for a program whose results meet others: of the next step, say."""
+        outs = self.run(body, inputs, at, scope)
+        parts = {
+            number: self._part(value)
+            for number, value in enumerate(outs)
+            if value.constant and value.ids
+        }
+        if parts:
+            self.returned[at] = parts
+        return [parts.get(number, value) for number, value in enumerate(outs)]
 
     def _equation(
         self, eqn: Any, ins: list[Labels], here: Location, scope: str
@@ -164,7 +236,7 @@ class Coupling:
         self.ties.reduce(steps, why)
         slices = [Labels(x.ids[1:], past=x.past) for x in xs]
         carry = [Labels(value.ids) for value in carry]
-        outs = self.run(body, [*consts, *carry, *slices], (*here, 0), scope)
+        outs = self._results(body, [*consts, *carry, *slices], (*here, 0), scope)
         for before, after in zip(carry, outs[:n_carry], strict=True):
             self.alike(before, after, why)
         stacked = (Labels((steps, *y.ids), past=y.past) for y in outs[n_carry:])
@@ -178,7 +250,7 @@ class Coupling:
         cond_consts, body_consts, carry = split(ins, n_cond, n_body)
         carry = [Labels(value.ids) for value in carry]
         self.run(cond, [*cond_consts, *carry], (*here, 0), scope)
-        outs = self.run(body, [*body_consts, *carry], (*here, 1), scope)
+        outs = self._results(body, [*body_consts, *carry], (*here, 1), scope)
         for before, after in zip(carry, outs, strict=True):
             self.alike(before, after, why)
         return carry
@@ -187,7 +259,7 @@ class Coupling:
         self, eqn: Any, ins: list[Labels], why: Why, here: Location, scope: str
     ) -> list[Labels]:
         results = [
-            self.run(branch, ins[1:], (*here, number), scope)
+            self._results(branch, ins[1:], (*here, number), scope)
             for number, branch in enumerate(bodies(eqn))
         ]
         for other in results[1:]:

@@ -64,12 +64,15 @@ class Labels:
         number: the value itself, if it is one number that the program holds.
         past: the products that the value was made of by other operations, if they are
             followed.
+        constant: whether it depends on no leaf and no argument. Such a value is
+            computed whole; what meets it takes the part that it needs.
     """
 
     ids: tuple[Ids, ...]
     summed: tuple[Ids, ...] | None = None
     number: float | None = None
     past: tuple[Product, ...] = ()
+    constant: bool = False
 
     def with_past(self, past: tuple[Product, ...]) -> "Labels":
         """The same, made of these products."""
@@ -96,7 +99,7 @@ def literal_labels(atom: Any) -> Labels:
     number = None
     if np.ndim(atom.val) == 0 and _is_number(atom.aval.dtype):
         number = float(atom.val)
-    return dataclasses.replace(fixed_labels(atom), number=number)
+    return dataclasses.replace(fixed_labels(atom), number=number, constant=True)
 
 
 def number_of(const: Any) -> float | None:

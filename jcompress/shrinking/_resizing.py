@@ -2,9 +2,10 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,7 +16,7 @@ from jcompress.shrinking._labels import Labels
 from jcompress.shrinking._sized import SIZED, Equation, Keep, Keeps, cut
 from jcompress.shrinking._sized_gradients import GRADIENTS
 from jcompress.tracing.interpreter import Program, Resizing, bind
-from jcompress.tracing.jaxprs import Body, bodies
+from jcompress.tracing.jaxprs import Body
 from jcompress.tracing.trace import Traced
 from jcompress.tracing.values import Location
 
@@ -113,12 +114,12 @@ def resizing(
             equations[here] = functools.partial(
                 _resized, before=before, after=after, count=count, scale=scale
             )
-    consts = {}
-    for at, labels in coupling.consts.items():
-        held = [keep_of(value) for value in labels]
-        if any(keep is not None for value in held for keep in value):
-            consts[at] = held
-    return Resizing(equations, _cut_consts(body, consts)), [keep_of(v) for v in outs]
+    change = Resizing(
+        equations=equations,
+        inputs=_parts(coupling.taken, keep_of),
+        results=_parts(coupling.returned, keep_of),
+    )
+    return change, [keep_of(v) for v in outs]
 
 
 class _Keeps:
@@ -160,17 +161,27 @@ def _count(
     return operand, (terms / left if reciprocal else left / terms)
 
 
-def _cut_consts(
-    body: Body, held: dict[Location, list[Keeps]]
-) -> dict[Location, tuple[Any, ...]]:
-    """The constants of programs within the program, without what was removed."""
+def _parts(
+    constants: Mapping[Location, Mapping[int, Labels]], keep_of: _Keeps
+) -> dict[Location, Callable[[list[Any]], list[Any]]]:
+    """Functions that take from lists of values the parts of constants that are left."""
     found = {}
-    for at, keeps in held.items():
-        inner = body
-        for index in range(0, len(at), 2):
-            inner = bodies(inner.jaxpr.eqns[at[index]])[at[index + 1]]
-        found[at] = tuple(map(cut, inner.consts, keeps))
+    for here, parts in constants.items():
+        keeps = {number: keep_of(labels) for number, labels in parts.items()}
+        if any(keep is not None for axes in keeps.values() for keep in axes):
+            found[here] = functools.partial(_cut_constants, keeps)
     return found
+
+
+def _cut_constants(keeps: Mapping[int, Keeps], values: list[Any]) -> list[Any]:
+    values = list(values)
+    for number, axes in keeps.items():
+        value = values[number]
+        tracer = isinstance(value, jax.core.Tracer)
+        if not tracer and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            value = np.asarray(value)  # cut here, not in the compiled program
+        values[number] = cut(value, axes)
+    return values
 
 
 def _resized(

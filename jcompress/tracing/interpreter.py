@@ -45,7 +45,8 @@ class Program:
     def _prefixes(self) -> frozenset[Location]:
         places = [*self.handlers, *self.opened]
         if self.resizing is not None:
-            places += [*self.resizing.equations, *self.resizing.consts]
+            change = self.resizing
+            places += [*change.equations, *change.inputs, *change.results]
         return frozenset(
             location[:cut] for location in places for cut in range(len(location) + 1)
         )
@@ -101,10 +102,7 @@ class Program:
         Returns:
             Its results, and the statistics of the handlers in it.
         """
-        consts = body.consts
-        if self.resizing is not None:
-            consts = self.resizing.consts.get(at, consts)
-        env: dict[Any, Any] = dict(zip(body.jaxpr.constvars, consts, strict=True))
+        env: dict[Any, Any] = dict(zip(body.jaxpr.constvars, body.consts, strict=True))
         env.update(zip(body.jaxpr.invars, inputs, strict=True))
         statistics: dict[Location, Any] = {}
 
@@ -126,6 +124,8 @@ class Program:
             if index in unused:
                 continue
             ins = [value_of(atom) for atom in eqn.invars]
+            if self.resizing is not None and (*at, index) in self.resizing.inputs:
+                ins = self.resizing.inputs[*at, index](ins)
             with eqn.ctx.manager, _scope(eqn):
                 outs = self._equation(eqn, ins, (*at, index), reads, statistics)
             env.update(zip(eqn.outvars, outs, strict=True))
@@ -133,7 +133,10 @@ class Program:
                 # Outside of jit a value that nothing needs any more frees its memory.
                 if not is_literal(atom) and last_use.get(self._source(atom)) == index:
                     env.pop(self._source(atom), None)
-        return [value_of(atom) for atom in body.jaxpr.outvars], statistics
+        outs = [value_of(atom) for atom in body.jaxpr.outvars]
+        if self.resizing is not None and at in self.resizing.results:
+            outs = self.resizing.results[at](outs)
+        return outs, statistics
 
     def _source(self, atom: Any) -> Any:
         while atom in self.bypass:
@@ -205,11 +208,14 @@ class Resizing:
     Attributes:
         equations: how to evaluate each equation whose inputs or results have other
             sizes; of those that hold a program to follow only the location counts.
-        consts: the constants of the programs that have others, by location.
+        inputs: what takes from the inputs of an equation the parts of constants that
+            it needs, by location.
+        results: the same for the results of a program within the program.
     """
 
     equations: Mapping[Location, Resize]
-    consts: Mapping[Location, tuple[Any, ...]]
+    inputs: Mapping[Location, Callable[[list[Any]], list[Any]]]
+    results: Mapping[Location, Callable[[list[Any]], list[Any]]]
 
 
 def bind(eqn: Any, inputs: Sequence[Any], **changed: Any) -> list[Any]:

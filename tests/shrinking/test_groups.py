@@ -538,3 +538,83 @@ def test_trees_that_are_no_plan(tree: Any) -> None:
         MismatchError, match="a plan has the entries 'kept' and 'masks'"
     ):
         Plan.from_tree(tree)
+
+
+MASK = jnp.arange(1.0, 13.0).reshape(2, 1, 6) / 6
+TABLE = jnp.arange(6.0).reshape(1, 6) + 1
+
+
+def _masked(p: Any, x: jax.Array) -> jax.Array:
+    mask = jnp.ones((2, 1, 6)) * MASK  # made in the function: (layers, 1, units)
+    for i, block in enumerate("ab"):
+        x = x + (jnp.tanh(x @ p[block]["up"]) * mask[i]) @ p[block]["down"]
+    return x
+
+
+def _closed_over(p: Any, x: jax.Array) -> jax.Array:
+    for block in "ab":
+        x = x + (jnp.tanh(x @ p[block]["up"]) * TABLE) @ p[block]["down"]
+    return x
+
+
+def _numbered(p: Any, x: jax.Array) -> jax.Array:
+    slopes = jax.lax.broadcasted_iota(jnp.float32, (1, 6), 1) / 6
+
+    @jax.jit
+    def call(x: jax.Array, up: jax.Array, slopes: jax.Array) -> jax.Array:
+        return jnp.tanh(x @ up) * slopes
+
+    for block in "ab":
+        x = x + call(x, p[block]["up"], slopes) @ p[block]["down"]
+    return x
+
+
+def _looped(p: Any, x: jax.Array) -> jax.Array:
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), p["a"], p["b"])
+
+    def step(carry: Any, block: Any) -> Any:
+        x, rest = carry
+        h = jnp.tanh(x @ block["up"]) * TABLE + rest
+        return (x + h @ block["down"], jnp.zeros((1, 6))), None
+
+    (x, _), _ = jax.lax.scan(step, (x, jnp.zeros((1, 6))), stacked)
+    return x
+
+
+def _branched(p: Any, x: jax.Array) -> jax.Array:
+    for block in "ab":
+        h = jax.lax.cond(
+            x.sum() > 0,
+            lambda h: jnp.tanh(h),
+            lambda h: TABLE * jnp.ones((3, 1)),
+            x @ p[block]["up"],
+        )
+        x = x + (h * h) @ p[block]["down"]
+    return x
+
+
+@pytest.mark.parametrize(
+    "model", [_masked, _closed_over, _numbered, _looped, _branched]
+)
+def test_layers_that_read_one_constant_are_not_tied(model: Callable[..., Any]) -> None:
+    """What depends on no leaf and no input may be cut for each use by itself."""
+    keys = iter(jax.random.split(jax.random.key(0), 4))
+    params = {
+        block: {
+            "up": jax.random.normal(next(keys), (8, 6)),
+            "down": jax.random.normal(next(keys), (6, 8)),
+        }
+        for block in "ab"
+    }
+    x = jax.random.normal(jax.random.key(1), (3, 8))
+    groups = find_groups(model, params, x)
+    names = [group.name for group in groups]
+    assert names == (["a/up:1"] if model is _looped else ["a/up:1", "b/up:1"])
+    plan = groups.keep({"a/up:1": [0, 2, 5]})
+    small = shrunk(model, plan)
+    np.testing.assert_allclose(
+        jax.jit(small)(shrink(params, plan), x),
+        model(zero_units(params, plan), x),
+        rtol=2e-5,
+        atol=1e-5,
+    )
