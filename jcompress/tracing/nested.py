@@ -9,6 +9,7 @@ import jax
 
 from jcompress.tracing.deferred import Deferred, opened
 from jcompress.tracing.jaxprs import Body, Kind, bodies, scan_counts, split
+from jcompress.tracing.meshes import spread, varying
 from jcompress.tracing.values import Location
 
 if TYPE_CHECKING:
@@ -148,7 +149,14 @@ def _empty(program: "Program", like: dict[Location, Any]) -> dict[Location, Any]
     if not like:
         return {}
     assert program.statistic is not None
-    return {key: program.statistic.empty(value) for key, value in like.items()}
+    return {
+        key: jax.tree.map(
+            lambda nothing, one: spread(nothing, varying(one)),
+            program.statistic.empty(value),
+            value,
+        )
+        for key, value in like.items()
+    }
 
 
 def _joined(program: "Program", a: Any, b: Any) -> Any:
@@ -193,11 +201,18 @@ def _shard_map(
     here_reads = _below(here, reads)
     axes = tuple(sorted(params.get("newly_manual_axes", params["mesh"].axis_names)))
 
+    def across(value: Any) -> Any:
+        # What is the same on several devices counts once, where JAX knows that it is.
+        apart = varying(value) if params["check_vma"] else axes
+        if not apart:
+            return value
+        assert program.statistic is not None
+        return program.statistic.across(spread(value, apart), tuple(sorted(apart)))
+
     def call(flat: Sequence[Any], read: Any) -> Any:
         outs, inner = program.run(body, flat, (*here, 0), read)
         if inner:
-            assert program.statistic is not None
-            inner = {k: program.statistic.across(v, axes) for k, v in inner.items()}
+            inner = {k: across(v) for k, v in inner.items()}
         return [program.dense(out, "shard_map") for out in outs], inner
 
     replicated = jax.sharding.PartitionSpec()
