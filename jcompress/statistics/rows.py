@@ -104,6 +104,9 @@ def observer(
     )
     if view.stacked - set(axes.stack):
         return "other products of it sum over its copies"
+    part = math.prod(shape) != view.size
+    if part and not view.broadcast and not view.partial:
+        return "each device of a shard_map multiplies with a part of it"
     lengths = tuple(length for _, length in use.stacked)
     first = axes.stack[: len(lengths)]
     if set(first) != view.stacked or tuple(site.shape[a] for a in first) != lengths:
@@ -121,27 +124,29 @@ def observer(
                 return planned
             rows = planned
         case _:
-            if not _plain_experts(use, site.operand, within):
+            if not _plain_experts(use, site.operand, shape, within):
                 return "the product is not rows [M, K] by experts [G, K, N]"
-            rows, experts = (lambda x: x), 2
+            rows, experts = jnp.asarray, 2
     stacks = 0 if experts is not None else len(within.stack)
     return Observer(statistic, rows, stacks, experts, outputs)
 
 
-def _plain_experts(use: Use, operand: int, axes: Axes) -> bool:
+def _plain_experts(use: Use, operand: int, shape: tuple[int, ...], axes: Axes) -> bool:
     numbers = use.eqn.params["ragged_dot_dimension_numbers"]
-    (view,) = use.views[operand]
-    straight = [[factor.axis for factor in dim] for dim in view.dims]
-    return (
-        operand == 1
-        and tuple(map(tuple, numbers.dot_dimension_numbers[0])) == ((1,), (1,))
-        and not any(numbers.dot_dimension_numbers[1])
-        and tuple(numbers.lhs_ragged_dimensions) == (0,)
-        and tuple(numbers.rhs_group_dimensions) == (0,)
-        and all(len(dim) == 1 for dim in straight)
-        and tuple(axes) == ((0,), (2,), (1,))
-        and not view.partial
-        and not view.broadcast
+    (contracted, inputs), batch = numbers.dot_dimension_numbers
+    if operand != 1 or any(batch) or tuple(contracted) != (1,):
+        return False
+    groups = tuple(numbers.rhs_group_dimensions)
+    outputs = tuple({0, 1, 2} - {*groups, *inputs})
+    orders = stored_orders(
+        use,
+        operand,
+        shape,
+        ((groups, axes.stack), (inputs, axes.input), (outputs, axes.output)),
+    )
+    # With one factor each there is no other order than the leaf's.
+    return tuple(numbers.lhs_ragged_dimensions) == (0,) and all(
+        not isinstance(order, str) and len(order.sizes) <= 1 for order in orders
     )
 
 

@@ -62,8 +62,6 @@ def _within(room: Room) -> Iterator[Room]:
                 stacked = (*stacked, step)
             case Kind.WHILE:
                 hidden = hidden or "in a while loop, whose number of steps is not known"
-            case Kind.SHARD_MAP:
-                hidden = hidden or "in a shard_map, where each device has its own"
         for number, inner in enumerate(bodies(eqn)):
             yield Room(
                 body=inner,

@@ -2,8 +2,12 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
+
+import jax
+import jax.numpy as jnp
 
 from jcompress.errors import MismatchError
 from jcompress.rules import matches_name
@@ -15,6 +19,23 @@ from jcompress.tracing.trace import Traced, trace
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Values = tuple[dict[str, Any], ...]
+
+
+class _Apart(Sums):
+    """The values of all devices beside each other; those not computed are zeros."""
+
+    def across(self, value: Any, axis_names: tuple[str, ...]) -> Any:
+        """A leading axis for the devices."""
+        count = math.prod(jax.lax.axis_size(name) for name in axis_names)
+        number = jax.lax.axis_index(axis_names)
+
+        def one(x: jax.Array) -> jax.Array:
+            wide = jnp.zeros((count, *x.shape), x.dtype).at[number].set(x)
+            if x.dtype != jnp.bool_:
+                return jax.lax.psum(wide, axis_names)
+            return jax.lax.psum(wide.astype(jnp.int32), axis_names) > 0
+
+        return jax.tree.map(one, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +93,11 @@ def tap(
         scope that returns several arrays has a tuple of them, in the order of
         execution. The second use of a leaf, or call of a scope, is named `name#2`, and
         so on; calls of one scope that nothing separates are one. Values in a `scan`
-        have a leading axis for its steps; in a branch of `cond` that was not taken they
-        are zeros. It jits and vmaps like `fn`, and gradients flow through the values.
-        Called, it raises MismatchError if a place matches nothing that can be handed
-        out, and lists what there is.
+        have a leading axis for its steps, those in a `shard_map` one for the devices
+        between which they differ (for all with `check_vma=False`); in a branch of
+        `cond` that was not taken they are zeros. It jits and vmaps like `fn`, and
+        gradients flow through the values. Called, it raises MismatchError if a place
+        matches nothing that can be handed out, and lists what there is.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -101,7 +123,7 @@ def tap(
         every = list(rooms(traced.body))
         found = [_found(place, traced, every) for place in places]
         watches = [one for each in found for one in each.values()]
-        outs, made = watch(traced, watches, Sums(), traced.leaves, traced.data)
+        outs, made = watch(traced, watches, _Apart(), traced.leaves, traced.data)
         values = iter(made)
         return traced.rebuild(outs), tuple(
             {name: next(values) for name in each} for each in found

@@ -130,10 +130,12 @@ def _while(
         outs, inner = program.run(body, [*body_consts, *carried], (*here, 1), reads)
         return [program.dense(out, "while") for out in outs], inner
 
+    def check(carried: Sequence[Any]) -> Any:
+        outs, inner = program.run(cond, [*cond_consts, *carried], (*here, 0), reads)
+        return outs[0], inner
+
     def goes_on(state: Any) -> Any:
-        carried, _ = state
-        outs, _ = program.run(cond, [*cond_consts, *carried], (*here, 0), reads)
-        return outs[0]
+        return check(state[0])[0]
 
     def advance(state: Any) -> Any:
         carried, before = state
@@ -142,7 +144,26 @@ def _while(
         return outs, joined
 
     like = jax.eval_shape(step, carry)[1] if _below(here, reads) else {}
-    return jax.lax.while_loop(goes_on, advance, (carry, _empty(program, like)))
+    start = _empty(program, like)
+    if not _below((*here, 0), reads):
+        return jax.lax.while_loop(goes_on, advance, (carry, start))
+
+    # A condition hands back nothing but its verdict, so that one with statistics is
+    # evaluated in the body, and its verdict carried to the next step.
+    def advance_and_check(state: Any) -> Any:
+        (carried, before), passed, _ = state
+        outs, inner = advance((carried, before))
+        verdict, more = check(outs)
+        joined = {k: _joined(program, passed[k], v) for k, v in more.items()}
+        return (outs, inner), joined, verdict
+
+    verdict, first = check(carry)
+    (outs, inner), passed, _ = jax.lax.while_loop(
+        lambda state: state[2],
+        advance_and_check,
+        ((carry, start), first, verdict),
+    )
+    return outs, {**inner, **passed}
 
 
 def _empty(program: "Program", like: dict[Location, Any]) -> dict[Location, Any]:

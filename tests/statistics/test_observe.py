@@ -121,13 +121,21 @@ def loops() -> Case:
     """A while loop, a branch that is taken and one that is not."""
 
     def fn(p: Any, x: jax.Array, n: jax.Array) -> jax.Array:
-        x = jax.lax.fori_loop(0, n, lambda _, x: jnp.tanh(x @ p["w"]), x)
+        def goes_on(state: Any) -> jax.Array:
+            return (state[0] < n) & (jnp.max(state[1] @ p["u"]) < 1e3)
+
+        def step(state: Any) -> Any:
+            return state[0] + 1, jnp.tanh(state[1] @ p["w"])
+
+        _, x = jax.lax.while_loop(goes_on, step, (jnp.int32(0), x))
         return jax.lax.cond(n > 1, lambda x: x @ p["w"], lambda x: x @ p["v"], x)
 
-    p, x = {"w": normal(4, 4), "v": normal(4, 4)}, normal(5, 4)
+    p = {"w": normal(4, 4), "v": normal(4, 4), "u": normal(4, 2)}
+    x = normal(5, 4)
     once = jnp.tanh(x @ p["w"])
     twice = jnp.tanh(once @ p["w"])
-    rows = {"w": [jnp.concatenate([x, once, twice])], "v": [x[:0]]}
+    every = jnp.concatenate([x, once, twice])
+    rows = {"w": [every], "u": [every], "v": [x[:0]]}
     return Case(fn, p, (x, jnp.asarray(2)), rows)
 
 
@@ -164,7 +172,7 @@ def experts() -> Case:
 
     def fn(p: Any, x: jax.Array, sizes: jax.Array) -> jax.Array:
         def layer(x: jax.Array, w: jax.Array) -> tuple[jax.Array, None]:
-            return jnp.tanh(jax.lax.ragged_dot(x, w, sizes)), None
+            return jnp.tanh(jax.lax.ragged_dot(x, w.transpose(0, 2, 1), sizes)), None
 
         return jax.lax.scan(layer, x, p["w"])[0]
 
@@ -173,7 +181,7 @@ def experts() -> Case:
     for layer in p["w"]:
         groups = np.split(y, np.cumsum(sizes))
         rows += groups[:4]
-        outs = [g @ w for g, w in zip(groups, layer, strict=False)]
+        outs = [g @ w.T for g, w in zip(groups, layer, strict=False)]
         y = jnp.tanh(jnp.concatenate([*outs, jnp.zeros((2, 3))]))
     return Case(fn, p, (x, jnp.asarray(sizes)), {"w": rows})
 

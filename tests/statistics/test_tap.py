@@ -1,6 +1,7 @@
 """`tap` against the same values written out by hand."""
 
 import doctest
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -174,16 +175,36 @@ def looped(p: Any, x: jax.Array) -> Any:
 
 def mapped(p: Any, x: jax.Array) -> Any:
     mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
-    whole = PartitionSpec()
+    whole, split = PartitionSpec(), PartitionSpec("d")
     return jax.shard_map(
-        lambda a, x: x @ a, mesh=mesh, in_specs=(whole, whole), out_specs=whole
-    )(p["a"], x)
+        lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"],
+        mesh=mesh,
+        in_specs=(whole, split),
+        out_specs=split,
+    )(p, x)
+
+
+def test_devices() -> None:
+    """A leading axis for the devices, and the gradient of the whole."""
+    x = normal(8, 4)
+    tapped = tap(mapped, [Input("b")])
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def run(p: Any) -> Any:
+        outs, values = tapped(p, x)
+        return loss(values), (outs, values)
+
+    got, (outs, (inputs,)) = run(P)
+    close(outs, jnp.tanh(x @ P["a"]) @ P["b"])
+    close(inputs["b"], jnp.tanh(x @ P["a"]).reshape(4, 2, 4))
+    wanted = jax.grad(lambda p: loss(jnp.tanh(x @ p["a"])))(P)
+    np.testing.assert_allclose(got["a"], wanted["a"], rtol=1e-4, atol=1e-5)
 
 
 WRONG: dict[str, tuple[Any, Any, str]] = {
     "while": (looped, Scope("step"), "'step' is in a while loop"),
-    "mesh": (mapped, Input("a"), "'a' is in a shard_map"),
-    "no scopes": (mapped, Scope("*"), "the scopes are none"),
+    "no scopes": (lambda p, x: x @ p["a"], Scope("*"), "the scopes are none"),
     "no leaf": (model, Output("w"), "leaves with such values are a, s, b, c"),
     "a bias": (model, Input("c"), "leaves with such values are a, s, b$"),
 }
