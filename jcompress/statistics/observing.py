@@ -90,9 +90,10 @@ def observe(
 
     For each leaf that a rule selects and a product or convolution uses, the statistic
     of all inputs x [K] that one call multiplies with the leaf's matrix [*S, N, K] (see
-    `jcompress.sites.leaf_axes`): of a convolution the patches, in the order of the
-    kernel's input axes; of experts (`ragged_dot`) the rows of each. S are the axes that
-    number copies, such as the layers of a `scan`. Several products of one leaf, the
+    `jcompress.sites.leaf_axes`). S are the axes that number copies, such as the layers
+    of a `scan`. Of a convolution the inputs are the patches, in the order of the
+    kernel's input axes; if it has G > 1 groups, those of each group, [*S, G, K]. Of
+    experts (`ragged_dot`) they are the rows of each. Several products of one leaf, the
     steps of a loop that uses it whole and the devices of a `shard_map` count together;
     devices that do the same work count once (each counts with `check_vma=False`).
 
@@ -115,7 +116,7 @@ def observe(
         differentiates like `fn`. Called, it raises what `jcompress.rules.resolve`
         raises, and MismatchError if no selected leaf has inputs, or if those of one
         cannot be seen as rows beside its matrix: inside of a function with a custom
-        gradient, of a grouped convolution, of a part of a leaf.
+        gradient, of a part of a leaf, of a matrix joined from several.
 
     Example:
         >>> import jax.numpy as jnp
@@ -186,7 +187,5 @@ def _stacked(
     where = site.location
     axes = leaf_axes(traced.sites.of(site.path))
     stacks = tuple(site.shape[axis] for axis in axes.stack)
-    handler = handlers[where]
-    within = 1 if handler.experts is not None else handler.stacks
-    lead = len(traced.uses[where].stacked) + within
+    lead = len(traced.uses[where].stacked) + handlers[where].stacks
     return jax.tree.map(lambda x: x.reshape(*stacks, *x.shape[lead:]), values[where])

@@ -26,8 +26,9 @@ class Observer:
 
     Attributes:
         statistic: what is collected.
-        rows: brings the data or the result to [*S, ..., K].
+        rows: brings the data or the result to [*S, ..., K], or [*S, G, M, K].
         stacks: how many axes S has, less those of enclosing scans.
+        groups: how many axes number the groups of a convolution: 0 or 1.
         experts: of a ragged product, the input that holds the sizes of the groups.
         outputs: whether the result is looked at, not the data.
     """
@@ -35,6 +36,7 @@ class Observer:
     statistic: Statistic
     rows: Rows
     stacks: int
+    groups: int
     experts: int | None
     outputs: bool
 
@@ -47,7 +49,8 @@ class Observer:
         outs = bind(inputs)
         seen = outs[0] if self.outputs else inputs[use.data]
         rows = self.rows(jax.lax.stop_gradient(seen).astype(jnp.float32))
-        lead = rows.shape[: self.stacks]
+        apart = self.stacks if self.experts is None else 0
+        lead = rows.shape[: apart + self.groups]
         rows = rows.reshape(*lead, math.prod(rows.shape[len(lead) : -1]), -1)
         if self.experts is not None:
             value = self._by_expert(rows, inputs[self.experts])
@@ -111,7 +114,7 @@ def observer(
     first = axes.stack[: len(lengths)]
     if set(first) != view.stacked or tuple(site.shape[a] for a in first) != lengths:
         return "its copies are not taken apart in their order"
-    experts = None
+    experts, groups = None, 0
     match use.eqn.primitive.name:
         case "dot_general":
             plan = Product.of(use, site.operand, shape, within)
@@ -123,12 +126,12 @@ def observer(
             if isinstance(planned, str):
                 return planned
             rows = planned
+            groups = int(site.groups > 1 and not outputs)
         case _:
             if not _plain_experts(use, site.operand, shape, within):
                 return "the product is not rows [M, K] by experts [G, K, N]"
             rows, experts = jnp.asarray, 2
-    stacks = 0 if experts is not None else len(within.stack)
-    return Observer(statistic, rows, stacks, experts, outputs)
+    return Observer(statistic, rows, len(within.stack), groups, experts, outputs)
 
 
 def _plain_experts(use: Use, operand: int, shape: tuple[int, ...], axes: Axes) -> bool:
@@ -153,13 +156,17 @@ def _plain_experts(use: Use, operand: int, shape: tuple[int, ...], axes: Axes) -
 def _convolution(
     use: Use, operand: int, shape: tuple[int, ...], axes: Axes, outputs: bool
 ) -> Rows | str:
-    """What brings a convolution's patches to [M, K], or its results to [M, N]."""
+    """What brings a convolution's patches to [M, K], or its results to [M, N].
+
+    The patches of one in G > 1 groups become [G, M, K].
+    """
     params = use.eqn.params
     numbers = params["dimension_numbers"]
     if operand != 1:
         return "the weight is the data of the convolution"
-    if params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
-        return "each group of channels of a convolution has inputs of its own"
+    groups = params["feature_group_count"]
+    if params["batch_group_count"] != 1 or (groups != 1 and axes.stack):
+        return "it is the kernel of several convolutions at once"
     features, depth, *spatial = numbers.rhs_spec
     roles: Sequence[tuple[Sequence[int], tuple[int, ...]]] = (
         ((depth, *spatial), axes.input),
@@ -186,8 +193,11 @@ def _convolution(
                 precision=jax.lax.Precision.HIGHEST,
             )
             flat = jnp.moveaxis(patches, 1, -1)
-        split = flat.reshape(-1, *columns.sizes)
-        turned = jnp.transpose(split, (0, *columns.to_leaf(1)))
-        return turned.reshape(split.shape[0], -1)
+        apart = 1 if outputs else groups
+        # The channels, of which each group has a run, come before the window.
+        split = flat.reshape(math.prod(flat.shape[:-1]), apart, *columns.sizes)
+        turned = jnp.transpose(split, (1, 0, *columns.to_leaf(2)))
+        matrices = turned.reshape(*turned.shape[:2], math.prod(columns.sizes))
+        return matrices if apart > 1 else matrices[0]
 
     return rows

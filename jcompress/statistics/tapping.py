@@ -31,9 +31,11 @@ class _Apart(Sums):
 
         def one(x: jax.Array) -> jax.Array:
             wide = jnp.zeros((count, *x.shape), x.dtype).at[number].set(x)
-            if x.dtype != jnp.bool_:
-                return jax.lax.psum(wide, axis_names)
-            return jax.lax.psum(wide.astype(jnp.int32), axis_names) > 0
+            truth = x.dtype == jnp.bool_
+            numbers = wide.astype(jnp.int32) if truth else wide
+            # One device has the value, the others zeros.
+            summed: jax.Array = jax.lax.psum(numbers, axis_names)
+            return summed > 0 if truth else summed
 
         return jax.tree.map(one, value)
 
@@ -64,7 +66,10 @@ class Output:
 
 @dataclasses.dataclass(frozen=True)
 class Scope:
-    """What a scope returns: of a Flax module, or of `with jax.named_scope(...)`.
+    """What a scope returns: of a module, or of `with jax.named_scope(...)`.
+
+    Modules of Linen, Haiku and Equinox open scopes, those of NNX do not: their values
+    are found by `Input` and `Output`.
 
     Attributes:
         name: a glob of scopes' names, `"Encoder/layer_*"`. A Linen model's begin with
