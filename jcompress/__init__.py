@@ -9,6 +9,8 @@ The namespaces, each the one home of its names:
     depth         fewer blocks and layers
     low_rank      weights as thin factors; adapters
     sharing       weights that share values: codebooks, ties, hashing
+    statistics    what weights meet, and values from inside a function
+    allocation    a budget shared out: ranks, bits, sparsity
     rescaling     scales moved between neighbours: folding
     quantization  formats, fake quantization, calibration, conversion
     tensors       the compressed leaves that stand in a tree for arrays
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 if _TYPE_CHECKING:
+    from jcompress import allocation as allocation
     from jcompress import checkpoint as checkpoint
     from jcompress import depth as depth
     from jcompress import distillation as distillation
@@ -43,15 +46,16 @@ if _TYPE_CHECKING:
     from jcompress import sharing as sharing
     from jcompress import shrinking as shrinking
     from jcompress import sites as sites
+    from jcompress import statistics as statistics
     from jcompress import tensors as tensors
 
 __version__ = "0.1.0"
 
 _NAMESPACES = (
-    *("checkpoint", "depth", "distillation", "errors", "execution"),
+    *("allocation", "checkpoint", "depth", "distillation", "errors", "execution"),
     *("kernels", "low_rank"),
     *("pruning", "quantization", "recipes", "report", "rescaling", "rules"),
-    *("sharing", "shrinking", "sites", "tensors"),
+    *("sharing", "shrinking", "sites", "statistics", "tensors"),
 )
 
 _here = _pathlib.Path(__file__).parent

@@ -18,6 +18,7 @@ __all__ = [
     "Resolved",
     "Rules",
     "matches",
+    "matches_name",
     "resolve",
 ]
 
@@ -89,6 +90,11 @@ class AtLeast:
         return site.size >= self.size
 
 
+def matches_name(glob: str, name: str) -> bool:
+    """Whether a path glob matches a name of parts between slashes."""
+    return _glob(glob).fullmatch(name) is not None
+
+
 def matches(predicate: Predicate, site: Site) -> bool:
     """Whether a predicate matches a site."""
     if predicate is ...:
@@ -96,7 +102,7 @@ def matches(predicate: Predicate, site: Site) -> bool:
     if isinstance(predicate, Operation):
         return site.operation is predicate
     if isinstance(predicate, str):
-        return _glob(predicate).fullmatch(site.path) is not None
+        return matches_name(predicate, site.path)
     return bool(predicate(site))
 
 
@@ -214,7 +220,7 @@ def _no_match(transform: str, index: int, predicate: Any, sites: Sites) -> str:
             f"the weights are {_listed(sites.weights)}"
         )
     if isinstance(predicate, str):
-        unused = [name for name in sites.unused if _glob(predicate).fullmatch(name)]
+        unused = [name for name in sites.unused if matches_name(predicate, name)]
         if unused:
             return f"{text}, only leaves that meet no data: {_listed(unused)}"
     return f"{text}; the weights are {_listed(sites.weights)}"

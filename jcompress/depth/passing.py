@@ -1,7 +1,6 @@
 """What enters and what leaves blocks, compared in one evaluation of a function."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,11 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress.depth.blocks import Passage
-from jcompress.low_rank.moments import Sums
-from jcompress.tracing.interpreter import Program
-from jcompress.tracing.jaxprs import Body, split
+from jcompress.statistics.kinds import Sums
+from jcompress.statistics.watching import Watch, watch
 from jcompress.tracing.trace import Traced
-from jcompress.tracing.values import Location
 
 
 def unlikeness(a: Any, b: Any) -> jax.Array:
@@ -37,42 +34,6 @@ def unlikeness(a: Any, b: Any) -> jax.Array:
     return jnp.stack([jnp.sum(apart), jnp.asarray(apart.size, jnp.float32)])
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Watching(Program):
-    """A program that also compares what passes through blocks.
-
-    Attributes:
-        passages: the blocks, by the location of their statistic.
-    """
-
-    passages: Mapping[Location, Passage]
-
-    def run(
-        self,
-        body: Body,
-        inputs: Sequence[Any],
-        at: Location,
-        reads: Mapping[Location, Any],
-    ) -> tuple[list[Any], dict[Location, Any]]:
-        here = {key: one for key, one in self.passages.items() if one.place == at}
-        if not here:
-            return super().run(body, inputs, at, reads)
-        results = body.jaxpr.outvars
-        passing = [
-            value for one in here.values() for pair in one.pairs for value in pair
-        ]
-        wider = body.jaxpr.replace(outvars=[*results, *passing])
-        found, statistics = super().run(Body(wider, body.consts), inputs, at, reads)
-        outs, values = split(found, len(results))
-        for key, one in here.items():
-            own, values = split(values, 2 * len(one.pairs))
-            pairs = zip(own[::2], own[1::2], strict=True)
-            statistics[key] = sum(
-                (unlikeness(a, b) for a, b in pairs), start=jnp.zeros(2, jnp.float32)
-            )
-        return outs, statistics
-
-
 def compare_passing(
     traced: Traced, passages: Sequence[Passage]
 ) -> list[np.ndarray[Any, np.dtype[np.float64]]]:
@@ -82,17 +43,23 @@ def compare_passing(
         For each block float64 [*steps, 2]: sums and numbers of rows, as of
         `unlikeness`, with an axis for each enclosing scan that takes its leaves apart.
     """
-    # Below zero no equation stands, so that blocks may share a use of a leaf.
-    keys = {(*one.place, -1 - n): one for n, one in enumerate(passages)}
-    uses = {key: traced.uses[one.use] for key, one in keys.items()}
-    program = _Watching(
-        traced=dataclasses.replace(traced, uses={**traced.uses, **uses}),
-        handlers={},
-        statistic=Sums(),
-        opened=frozenset(one.place for one in passages),
-        passages=keys,
+    watches = [
+        Watch(
+            place=one.place,
+            atoms=tuple(value for pair in one.pairs for value in pair),
+            made=_summed,
+            stacked=traced.uses[one.use].stacked,
+        )
+        for one in passages
+    ]
+    watched = jax.jit(
+        lambda leaves, data: watch(traced, watches, Sums(), leaves, data)[1]
     )
-    reads = dict.fromkeys(keys)
-    watched = jax.jit(lambda leaves, data: program(leaves, data, reads)[1])
     statistics = jax.device_get(watched(traced.leaves, traced.data))
-    return [np.asarray(statistics[key], np.float64) for key in keys]
+    return [np.asarray(each, np.float64) for each in statistics]
+
+
+def _summed(values: Sequence[Any]) -> jax.Array:
+    """The unlikeness of pairs of values, what enters beside what leaves."""
+    pairs = zip(values[::2], values[1::2], strict=True)
+    return sum((unlikeness(a, b) for a, b in pairs), start=jnp.zeros(2, jnp.float32))

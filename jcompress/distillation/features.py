@@ -1,4 +1,4 @@
-"""Learning from a teacher's hidden states."""
+"""Learning from a teacher's hidden states, which `jcompress.statistics.tap` returns."""
 
 import jax
 import jax.numpy as jnp

@@ -14,6 +14,5 @@ from jcompress.low_rank.factorizing import Spatial as Spatial
 from jcompress.low_rank.factorizing import Svd as Svd
 from jcompress.low_rank.factorizing import Tucker as Tucker
 from jcompress.low_rank.factorizing import factorize as factorize
-from jcompress.low_rank.factorizing import input_moments as input_moments
 from jcompress.low_rank.factorizing import quantize_factors as quantize_factors
 from jcompress.low_rank.factorizing import summarize_factors as summarize_factors

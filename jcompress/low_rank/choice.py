@@ -8,21 +8,19 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.allocation import allocate
 from jcompress.errors import MismatchError
-from jcompress.low_rank.moments import product_sites
 from jcompress.low_rank.specs import Cp, Factoring, Spatial, Svd, Tucker
 from jcompress.low_rank.split import (
-    Bid,
     Host,
     Spectrum,
     rank_of,
-    spend,
     tucker,
     unfold_inputs,
     unfold_outputs,
 )
 from jcompress.rules import Resolved
-from jcompress.sites import Site, Sites, leaf_axes
+from jcompress.sites import Sites, leaf_axes
 from jcompress.tensors import LowRank
 from jcompress.tensors.axes import Axes, matrix_shape
 
@@ -187,7 +185,7 @@ def _shared(splits: Mapping[str, Split], sites: Sites) -> dict[str, int]:
     for path, split in splits.items():
         whole[path], each[path] = float(split.size), float(split.cost)
         if isinstance(spec, Svd) and spec.macs is not None:
-            macs = sum(site.total_macs for site in product_sites(sites, path))
+            macs = sum(site.total_macs for site in sites.products(path))
             if not macs:
                 raise MismatchError(
                     f"factorize: {path!r} takes part in no multiplication, so it has "
@@ -205,11 +203,13 @@ def _shared(splits: Mapping[str, Split], sites: Sites) -> dict[str, int]:
             f"factorize: a fraction of {fraction} is less than rank 1 of each of "
             f"{', '.join(map(repr, splits))} takes; it is {least / total:.4f} at least"
         )
-    bids = {
-        path: Bid(held=split.spectrum.held, cost=each[path], most=split.most)
+    options = {
+        path: split.spectrum.options(each[path], split.most)
         for path, split in splits.items()
     }
-    return spend(bids, fraction * total)
+    # The first option is rank 1.
+    chosen = allocate(options, fraction * total).chosen
+    return {path: option + 1 for path, option in chosen.items()}
 
 
 def split_tucker(path: str, leaf: Host, spec: Tucker, sites: Sites) -> LowRank:
@@ -284,7 +284,7 @@ def channel_axis(path: str, spec: Spatial | Tucker | Cp, sites: Sites) -> int:
     Raises:
         MismatchError: there is no such axis, or its convolution is grouped.
     """
-    uses: list[Site] = product_sites(sites, path)
+    uses = sites.products(path)
     use = uses[0]
     if any(each.groups != 1 for each in uses):
         raise MismatchError(

@@ -8,7 +8,6 @@ import numpy as np
 
 from jcompress.errors import MismatchError
 from jcompress.low_rank.choice import channel_axis, low_rank_leaf
-from jcompress.low_rank.moments import product_sites
 from jcompress.low_rank.specs import Cp
 from jcompress.low_rank.split import Host
 from jcompress.low_rank.terms import Terms, rank_bounds, sum_of_terms
@@ -52,7 +51,7 @@ class CpSplit:
                 the factors
                 would not be smaller than the leaf.
         """
-        uses = product_sites(sites, path)
+        uses = sites.products(path)
         axes = leaf_axes(sites.of(path))
         if not leaf.size:
             raise MismatchError(

@@ -13,8 +13,6 @@ from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves, path_name
 from jcompress.low_rank.choice import Split, choose_ranks, split_tucker
 from jcompress.low_rank.cp import CpSplit
-from jcompress.low_rank.moments import input_moments as input_moments
-from jcompress.low_rank.moments import product_sites
 from jcompress.low_rank.specs import Cp as Cp
 from jcompress.low_rank.specs import Factoring as Factoring
 from jcompress.low_rank.specs import Spatial as Spatial
@@ -51,8 +49,10 @@ def factorize(
             weights.
         rules: pairs of a predicate and an `Svd`, `Spatial`, `Tucker` or `Cp`.
         sites: the sites of the function that will use the tree, with the same names.
-        moments: what `input_moments` gave. `Svd` then keeps what matters for these
-            inputs: the rank-r matrix with the least mean of `|(W - W_r) x|^2`.
+        moments: for each leaf with an `Svd` the second moments of its inputs, float32
+            [*S, K, K], up to a factor: what `jcompress.statistics.observe(fn, rules,
+            SecondMoments())` gives. `Svd` then keeps what matters for these inputs: the
+            rank-r matrix with the least mean of `|(W - W_r) x|^2`.
 
     Returns:
         A tree of the same structure but for the factored leaves.
@@ -201,19 +201,13 @@ def _weighting(
     wanted = [
         path
         for path, spec in resolved.leaves.items()
-        if isinstance(spec, Svd) and product_sites(sites, path)
+        if isinstance(spec, Svd) and sites.products(path)
     ]
     absent = [path for path in wanted if path not in moments]
-    surplus = [path for path in moments if path not in wanted]
-    if absent or surplus:
-        what = (
-            f"has none of {absent[0]!r}, which a rule gives Svd"
-            if absent
-            else f"has some of {surplus[0]!r}, to which no rule gives Svd"
-        )
+    if absent:
         raise MismatchError(
-            f"factorize: moments {what}; collect them with input_moments(fn, rules) "
-            "and the same rules"
+            f"factorize: moments has none of {absent[0]!r}, to which a rule gives Svd; "
+            "collect them with observe(fn, rules, SecondMoments()) and the same rules"
         )
     for path in wanted:
         uses = sites.of(path)

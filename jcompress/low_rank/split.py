@@ -1,11 +1,11 @@
 """The arithmetic of splitting matrices and kernels, in NumPy on the host."""
 
 import dataclasses
-import heapq
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from jcompress.allocation import Options
 
 Host = np.ndarray[Any, Any]
 
@@ -66,6 +66,19 @@ class Spectrum:
         """The smallest rank that keeps a share of the squares in each matrix."""
         return max(1, int(np.max(rank_of(self.values, energy), initial=1)))
 
+    def options(self, cost: float, most: int) -> Options:
+        """The ranks 1 to `most` as options: what each costs and loses of the leaf.
+
+        Args:
+            cost: of one rank.
+            most: the largest rank that may be taken.
+        """
+        held = self.held
+        # Summed from the smallest on, so that small losses keep their digits.
+        lost = np.cumsum(held[::-1])[::-1]
+        errors = np.append(lost, 0.0)[1 : most + 1]
+        return Options(costs=cost * np.arange(1, most + 1), errors=errors)
+
     def factors(self, rank: int) -> tuple[Host, Host]:
         """`right` [*S, r, B] and `left` [*S, A, r], their columns equally long."""
         left, right = self.left[..., :rank], self.right[..., :rank, :]
@@ -94,54 +107,6 @@ def _root(moments: Host) -> Host:
     roots = np.sqrt(np.maximum(values, 0))[..., None, :]
     root: Host = np.matmul(vectors * roots, vectors.mT)
     return root
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Bid:
-    """What a leaf's ranks hold and cost.
-
-    Attributes:
-        held: the share of the leaf that each rank holds, falling.
-        cost: of one rank.
-        most: the largest rank that may be taken.
-    """
-
-    held: Host
-    cost: float
-    most: int
-
-
-def spend(bids: Mapping[str, Bid], budget: float) -> dict[str, int]:
-    """Choose ranks for several leaves: always the one that holds most for its cost.
-
-    Each leaf gets one; what a rank holds falls with the rank, so no exchange of equal
-    cost would hold more.
-
-    Args:
-        bids: what may be bought, by leaf.
-        budget: what may be spent.
-
-    Returns:
-        The ranks. If one of each costs more than the budget, those.
-    """
-    ranks = dict.fromkeys(bids, 1)
-    left = budget - sum(bid.cost for bid in bids.values())
-    queue = [(-_worth(bid, 1), name) for name, bid in bids.items() if bid.most > 1]
-    heapq.heapify(queue)
-    while queue:
-        _, name = heapq.heappop(queue)
-        bid = bids[name]
-        if bid.cost > left:
-            continue
-        left -= bid.cost
-        ranks[name] += 1
-        if ranks[name] < bid.most:
-            heapq.heappush(queue, (-_worth(bid, ranks[name]), name))
-    return ranks
-
-
-def _worth(bid: Bid, rank: int) -> float:
-    return float(bid.held[rank]) / bid.cost if bid.cost else 0.0
 
 
 def tucker(

@@ -7,7 +7,6 @@ import numpy as np
 
 from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
-from jcompress.low_rank.moments import product_sites
 from jcompress.low_rank.specs import Factoring, Svd
 from jcompress.rules import Resolved, Rules, resolve
 from jcompress.sites import Operation, Sites
@@ -136,7 +135,7 @@ def check_factoring(
                 f"{transform}: the spec of rule {rule} is {spec!r}; a rule carries "
                 "Svd(...), Spatial(...), Tucker(...) or Cp(...)"
             )
-        uses = product_sites(sites, path)
+        uses = sites.products(path)
         only = {site.operation for site in uses} == {Operation.CONV}
         if not isinstance(spec, Svd) and not only:
             found = sorted({site.operation.value for site in sites.of(path)})

@@ -35,28 +35,6 @@ def moving_average(old: Range, new: Range, decay: float) -> Range:
     return Range(one(old.low, new.low), one(old.high, new.high))
 
 
-class RangeStatistic:
-    """Ranges of several executions of a site become the range that holds them all."""
-
-    def empty(self, like: Any) -> Any:
-        """The range of no data."""
-        return empty_range(like.low.shape)
-
-    def join(self, a: Any, b: Any) -> Any:
-        """The range that holds both."""
-        return Range(jnp.minimum(a.low, b.low), jnp.maximum(a.high, b.high))
-
-    def reduce(self, stacked: Any) -> Any:
-        """The range that holds all along the leading axis."""
-        return Range(jnp.min(stacked.low, axis=0), jnp.max(stacked.high, axis=0))
-
-    def across(self, value: Any, axis_names: tuple[str, ...]) -> Any:
-        """The range that holds those of all devices."""
-        return Range(
-            jax.lax.pmin(value.low, axis_names), jax.lax.pmax(value.high, axis_names)
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class QuantizeInput:
     """Handler of a product whose input is quantized, or only looked at."""

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jcompress.errors import MismatchError
 from jcompress.quantization._inputs import (
     QuantizeInput,
-    RangeStatistic,
     moving_average,
 )
 from jcompress.quantization.convert import check
 from jcompress.rules import Rules
 from jcompress.sites import PRODUCTS, Site, leaf_axes
+from jcompress.statistics import kinds
 from jcompress.tensors import is_compressed
 from jcompress.tensors.formats import Activation, MovingAverage, Quantize
 from jcompress.tensors.numbers import Range, fake_quantize_weight
@@ -111,7 +111,7 @@ class Plan:
             for where, activation in self.inputs.items()
         }
         program = Program(
-            traced=self.traced, handlers=handlers, statistic=RangeStatistic()
+            traced=self.traced, handlers=handlers, statistic=kinds.Ranges()
         )
         return program(leaves, self.traced.data, reads)
 

@@ -9,6 +9,7 @@ import jax
 
 from jcompress.tracing.deferred import Deferred, opened
 from jcompress.tracing.jaxprs import Body, Kind, bodies, scan_counts, split
+from jcompress.tracing.meshes import spread, varying
 from jcompress.tracing.values import Location
 
 if TYPE_CHECKING:
@@ -129,10 +130,12 @@ def _while(
         outs, inner = program.run(body, [*body_consts, *carried], (*here, 1), reads)
         return [program.dense(out, "while") for out in outs], inner
 
+    def check(carried: Sequence[Any]) -> Any:
+        outs, inner = program.run(cond, [*cond_consts, *carried], (*here, 0), reads)
+        return outs[0], inner
+
     def goes_on(state: Any) -> Any:
-        carried, _ = state
-        outs, _ = program.run(cond, [*cond_consts, *carried], (*here, 0), reads)
-        return outs[0]
+        return check(state[0])[0]
 
     def advance(state: Any) -> Any:
         carried, before = state
@@ -141,14 +144,40 @@ def _while(
         return outs, joined
 
     like = jax.eval_shape(step, carry)[1] if _below(here, reads) else {}
-    return jax.lax.while_loop(goes_on, advance, (carry, _empty(program, like)))
+    start = _empty(program, like)
+    if not _below((*here, 0), reads):
+        return jax.lax.while_loop(goes_on, advance, (carry, start))
+
+    # A condition hands back nothing but its verdict, so that one with statistics is
+    # evaluated in the body, and its verdict carried to the next step.
+    def advance_and_check(state: Any) -> Any:
+        (carried, before), passed, _ = state
+        outs, inner = advance((carried, before))
+        verdict, more = check(outs)
+        joined = {k: _joined(program, passed[k], v) for k, v in more.items()}
+        return (outs, inner), joined, verdict
+
+    verdict, first = check(carry)
+    (outs, inner), passed, _ = jax.lax.while_loop(
+        lambda state: state[2],
+        advance_and_check,
+        ((carry, start), first, verdict),
+    )
+    return outs, {**inner, **passed}
 
 
 def _empty(program: "Program", like: dict[Location, Any]) -> dict[Location, Any]:
     if not like:
         return {}
     assert program.statistic is not None
-    return {key: program.statistic.empty(value) for key, value in like.items()}
+    return {
+        key: jax.tree.map(
+            lambda nothing, one: spread(nothing, varying(one)),
+            program.statistic.empty(value),
+            value,
+        )
+        for key, value in like.items()
+    }
 
 
 def _joined(program: "Program", a: Any, b: Any) -> Any:
@@ -193,11 +222,18 @@ def _shard_map(
     here_reads = _below(here, reads)
     axes = tuple(sorted(params.get("newly_manual_axes", params["mesh"].axis_names)))
 
+    def across(value: Any) -> Any:
+        # What is the same on several devices counts once, where JAX knows that it is.
+        apart = varying(value) if params["check_vma"] else axes
+        if not apart:
+            return value
+        assert program.statistic is not None
+        return program.statistic.across(spread(value, apart), tuple(sorted(apart)))
+
     def call(flat: Sequence[Any], read: Any) -> Any:
         outs, inner = program.run(body, flat, (*here, 0), read)
         if inner:
-            assert program.statistic is not None
-            inner = {k: program.statistic.across(v, axes) for k, v in inner.items()}
+            inner = {k: across(v) for k, v in inner.items()}
         return [program.dense(out, "shard_map") for out in outs], inner
 
     replicated = jax.sharding.PartitionSpec()

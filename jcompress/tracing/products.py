@@ -196,6 +196,28 @@ class Product:
             y = y.reshape(*self.batch_sizes, *free, *self.out_sizes)
         return y.astype(self.dtype)
 
+    def output_rows(self, y: jax.Array) -> jax.Array:
+        """Bring the equation's result to `[*S, *free, N]`, what `result` undoes."""
+        batch, rows = len(self.batch), len(self.free)
+        wide = len(self.out_sizes)
+        first, second = (wide, rows) if self.weight_first else (rows, wide)
+        start = list(range(batch))
+        left = list(range(batch, batch + first))
+        right = list(range(batch + first, batch + first + second))
+        free, outputs = (right, left) if self.weight_first else (left, right)
+        sizes = tuple(y.shape[d] for d in free)
+        y = jnp.transpose(y, (*start, *free, *outputs))
+        y = y.reshape(*self.stacks.sizes, *sizes, *self.outputs.sizes)
+        split = len(self.stacks.sizes)
+        last = split + rows
+        order = (
+            *self.stacks.to_leaf(0),
+            *range(split, last),
+            *self.outputs.to_leaf(last),
+        )
+        size = math.prod(self.outputs.sizes)
+        return jnp.transpose(y, order).reshape(*self.stack_sizes, *sizes, size)
+
     def run(
         self, kernel: Callable[..., jax.Array], rows: jax.Array, *arrays: Any
     ) -> jax.Array:

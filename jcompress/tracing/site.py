@@ -133,6 +133,10 @@ class Sites:
         """The sites of one leaf."""
         return tuple(site for site in self.table if site.path == path)
 
+    def products(self, path: str) -> tuple[Site, ...]:
+        """The products and convolutions of one leaf."""
+        return tuple(site for site in self.of(path) if site.operation in PRODUCTS)
+
     @property
     def weights(self) -> tuple[str, ...]:
         """Names of the leaves that a product or a lookup uses, in tree order."""

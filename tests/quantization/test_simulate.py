@@ -219,7 +219,9 @@ def test_range_inside_a_while_loop() -> None:
 
 
 def test_range_under_shard_map_holds_every_shard() -> None:
-    mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    # The data are the same along one of the axes.
+    axes = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh((2, 2), ("d", "m"), axis_types=axes)
     spec = jax.sharding.PartitionSpec
 
     def sharded(params: Any, x: jax.Array) -> jax.Array:
