@@ -199,7 +199,10 @@ def main() -> int:
         if not options.only or name in options.only
     ][:: 3 if options.quick else 1]
     head = ("model", "of", *STEPS, "s")
-    table, rows, absent, reasons = [head], [], [], []
+    table: list[tuple[str, ...]] = [head]
+    rows: list[dict[str, Any]] = []
+    absent: list[str] = []
+    reasons: list[str] = []
     for library, name, build in models:
         began = time.monotonic()
         try:

@@ -34,14 +34,14 @@ def _gru() -> Foreign:
     cell = eqx.nn.GRUCell(6, 12, key=jax.random.key(0))
     head = eqx.nn.Linear(12, 3, key=jax.random.key(1))
 
-    def call(net: Any, x: jax.Array) -> jax.Array:
+    def call(net: Any, x: jax.Array) -> Any:
         def step(carry: jax.Array, now: jax.Array) -> tuple[jax.Array, None]:
             return net[0](now, carry), None
 
         last, _ = jax.lax.scan(step, jnp.zeros(12), x)
         return net[1](last)
 
-    def batched(net: Any, x: jax.Array) -> jax.Array:
+    def batched(net: Any, x: jax.Array) -> Any:
         return jax.vmap(lambda one: call(net, one))(x)
 
     return _module((cell, head), batched, normal(3, 7, 6))

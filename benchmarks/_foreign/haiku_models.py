@@ -24,7 +24,7 @@ def _transformed(forward: Callable[..., Any], *inputs: jax.Array) -> Foreign:
 def _resnet() -> Foreign:
     import haiku as hk
 
-    def forward(x: jax.Array) -> jax.Array:
+    def forward(x: jax.Array) -> Any:
         network = hk.nets.ResNet(
             (1, 1, 1, 1),
             num_classes=5,
@@ -40,7 +40,7 @@ def _resnet() -> Foreign:
 def _mobilenet() -> Foreign:
     import haiku as hk
 
-    def forward(x: jax.Array) -> jax.Array:
+    def forward(x: jax.Array) -> Any:
         network = hk.nets.MobileNetV1(strides=(1, 2), channels=(8, 16), num_classes=5)
         return network(x, is_training=False)
 
@@ -50,7 +50,7 @@ def _mobilenet() -> Foreign:
 def _quantizer() -> Foreign:
     import haiku as hk
 
-    def forward(x: jax.Array) -> jax.Array:
+    def forward(x: jax.Array) -> Any:
         codes = hk.nets.VectorQuantizer(8, 12, commitment_cost=0.25)
         found = codes(hk.Linear(8)(x), is_training=False)
         return hk.Linear(3)(found["quantize"])
@@ -61,7 +61,7 @@ def _quantizer() -> Foreign:
 def _attention() -> Foreign:
     import haiku as hk
 
-    def forward(ids: jax.Array) -> jax.Array:
+    def forward(ids: jax.Array) -> Any:
         x = hk.Embed(50, 16)(ids)
         for _ in range(2):
             attend = hk.MultiHeadAttention(
@@ -84,7 +84,7 @@ def _graph() -> Foreign:
         raise Unavailable("pip install jraph") from error
     senders, receivers = jnp.array([0, 1, 2, 3, 1]), jnp.array([1, 2, 3, 0, 3])
 
-    def forward(nodes: jax.Array) -> jax.Array:
+    def forward(nodes: jax.Array) -> Any:
         graph = jraph.GraphsTuple(
             nodes=nodes,
             edges=None,

@@ -165,7 +165,7 @@ def _parts(
     constants: Mapping[Location, Mapping[int, Labels]], keep_of: _Keeps
 ) -> dict[Location, Callable[[list[Any]], list[Any]]]:
     """Functions that take from lists of values the parts of constants that are left."""
-    found = {}
+    found: dict[Location, Callable[[list[Any]], list[Any]]] = {}
     for here, parts in constants.items():
         keeps = {number: keep_of(labels) for number, labels in parts.items()}
         if any(keep is not None for axes in keeps.values() for keep in axes):
