@@ -9,6 +9,7 @@ import numpy as np
 
 from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves, path_name
+from jcompress.pruning.optimizer import PruneState, check_removed
 from jcompress.pruning.patterns import NM, Block, Pattern
 from jcompress.rules import Rules, resolve
 from jcompress.sites import Sites, leaf_axes
@@ -20,7 +21,13 @@ from jcompress.tensors.nm_sparse import take_kept
 Host = np.ndarray[Any, Any]
 
 
-def to_sparse(tree: Any, rules: Rules[Pattern], *, sites: Sites) -> Any:
+def to_sparse(
+    params: Any,
+    rules: Rules[Pattern],
+    *,
+    sites: Sites,
+    state: PruneState | None = None,
+) -> Any:
     """Store the pruned weights of a tree without the zeros of their pattern.
 
     A leaf that a rule gives a `Block` becomes a `BlockSparse`, one with `NM` an
@@ -33,10 +40,12 @@ def to_sparse(tree: Any, rules: Rules[Pattern], *, sites: Sites) -> Any:
     The other order is refused by `quantize`.
 
     Args:
-        tree: the parameters, with dense or quantized leaves; not traced, since the
+        params: the parameters, with dense or quantized leaves; not traced, since the
             number of stored blocks depends on the weights.
         rules: pairs of a predicate and a `Block` or `NM`.
         sites: the sites of the function that will use the tree, with the same names.
+        state: the state of `prune`, if the tree was trained with it: what it removed
+            is checked to be zero.
 
     Returns:
         A tree of the same structure but for the sparse leaves.
@@ -46,8 +55,9 @@ def to_sparse(tree: Any, rules: Rules[Pattern], *, sites: Sites) -> Any:
         MismatchError: a rule matches no weight; a matched leaf is absent, of another
             shape than at its sites, of a dtype that is not stored, quantized in another
             format, or compressed otherwise; the blocks do not tile it; a group has
-            more than n weights that are not zero; or the leaf would not become
-            smaller, with the count of its blocks.
+            more than n weights that are not zero; the leaf would not become
+            smaller, with the count of its blocks; or weights came back that `prune`
+            had removed.
         ValueError: a leaf is traced.
 
     Example:
@@ -68,14 +78,16 @@ def to_sparse(tree: Any, rules: Rules[Pattern], *, sites: Sites) -> Any:
                 f"to_sparse: rule {resolved.rule_of[path]} carries {spec!r}; there are "
                 "sparse leaves for Block((bn, bk)) and NM(n, m)"
             )
-    leaves = dict(named_leaves(tree))
+    if state is not None:
+        check_removed("to_sparse", params, state)
+    leaves = dict(named_leaves(params))
     converted = {
         path: _convert(path, leaves, spec, sites)
         for path, spec in resolved.leaves.items()
     }
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: converted.get(path_name(path), leaf),
-        tree,
+        params,
         is_leaf=is_compressed,
     )
 

@@ -1,14 +1,16 @@
 """Which weights stay: trees of Booleans, True for keep."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
+from jcompress.pruning.patterns import NM, Unstructured
 from jcompress.pruning.spec import Plan, Prune, Scope, Sparsity, make_plan
 from jcompress.rules import Rules
 from jcompress.sites import Sites
@@ -133,10 +135,15 @@ def choose(
         paths = [path for path in plan.leaves if plan.rule_of[path] == index]
         spec = plan.leaves[paths[0]]
         value = jnp.asarray(amount(step), jnp.float32) if callable(amount) else amount
-        rows = {p: spec.pattern.rows(_whole(scores[p]), plan.axes[p]) for p in paths}
+        given = {path: _whole(scores[path]) for path in paths}
+        if isinstance(spec.pattern, Unstructured | NM) and _few(given.values()):
+            # On the host nothing is compiled, where each shape would be a program.
+            given = {path: np.asarray(given[path]) for path in paths}
+        rows = {p: spec.pattern.rows(given[p], plan.axes[p]) for p in paths}
         if spec.scope is Scope.GLOBAL:
             shapes = [rows[path].shape for path in paths]
-            line = jnp.concatenate([rows[path].reshape(1, -1) for path in paths], 1)
+            join = np if isinstance(rows[paths[0]], np.ndarray) else jnp
+            line = join.concatenate([rows[path].reshape(1, -1) for path in paths], 1)
             kept = _keep_highest(line, spec.pattern.count(value, line.size))
             ends = [0]
             for shape in shapes:
@@ -154,7 +161,7 @@ def choose(
             }
         for path in paths:
             mask = spec.pattern.spread(keep[path], plan.shapes[path], plan.axes[path])
-            masks[path] = _sharded_like(mask, scores[path])
+            masks[path] = _sharded_like(jax.device_put(mask), scores[path])
     return {path: masks[path] for path in plan.leaves}
 
 
@@ -167,12 +174,32 @@ def _has_nan(x: jax.Array) -> jax.Array:
     return jnp.isnan(x).any()
 
 
-@jax.jit
-def _keep_highest(rows: jax.Array, removed: int | jax.Array) -> jax.Array:
+_FEW = 2**22
+"""Scores up to which sorting on the host costs less than compiling a program."""
+
+
+def _few(scores: Iterable[jax.Array]) -> bool:
+    return all(
+        not isinstance(x, jax.core.Tracer) and x.is_fully_addressable and x.size <= _FEW
+        for x in scores
+    )
+
+
+def _keep_highest(rows: Any, removed: int | jax.Array) -> Any:
     """Keep all but the lowest `removed` of each row, `[R, G] -> bool[R, G]`.
 
     Of equal scores the first go first; a NaN counts as infinite.
     """
+    if not isinstance(rows, np.ndarray) or isinstance(removed, jax.core.Tracer):
+        return _compiled(jnp.asarray(rows), removed)
+    order = np.argsort(np.where(np.isnan(rows), np.inf, rows), 1, kind="stable")
+    keep = np.ones(rows.shape, bool)
+    np.put_along_axis(keep, order[:, : int(removed)], False, axis=1)
+    return keep
+
+
+@jax.jit
+def _compiled(rows: jax.Array, removed: int | jax.Array) -> jax.Array:
     rows = jnp.where(jnp.isnan(rows), jnp.inf, rows)
     size = rows.shape[1]
     places = jnp.arange(size, dtype=jnp.int32)

@@ -24,11 +24,16 @@ class PruneState(NamedTuple):
         masks: a tree like the parameters: Boolean arrays, True for keep, at the pruned
             leaves and None at the others.
         step: updates done so far, int32.
+        returned: how many weights that had been removed were not zero when the last
+            update began, int32. Above 0 something changes the updates after `prune`,
+            or the parameters between two updates; `summarize` and `to_sparse` raise
+            then.
     """
 
     inner: Any
     masks: Any
     step: jax.Array
+    returned: jax.Array
 
 
 def prune(
@@ -55,7 +60,9 @@ def prune(
     removed, as in Zhu & Gupta: a schedule that falls has no effect.
 
     Put everything that changes the update (learning rate, decay, clipping) inside
-    `inner`: whatever follows `prune` in an `optax.chain` would spoil the zeros. If
+    `inner`, `prune(optax.chain(...), ...)`: whatever follows `prune` in an
+    `optax.chain` would spoil the zeros. The state counts the weights that came back
+    so (`PruneState.returned`). If
     all sparsities are numbers, the masks are chosen once, in `init`, from the
     parameters given there. Ranking costs a sort of the weights: with a schedule,
     100 is a usual `every` for runs of some ten thousand steps. Under
@@ -109,7 +116,9 @@ def prune(
         if jax.tree.leaves(params):
             weights = plan.find(params)
             masks = place_masks(params, choose(plan, _scores(weights), start))
-        return PruneState(inner=wrapped.init(params), masks=masks, step=start)
+        return PruneState(
+            inner=wrapped.init(params), masks=masks, step=start, returned=start
+        )
 
     def update(
         updates: Any, state: PruneState, params: Any = None, **extra_args: Any
@@ -121,6 +130,8 @@ def prune(
             )
         weights = plan.find(params)
         masks = dict(named_leaves(state.masks))
+        # Before the first update nothing has been removed.
+        returned = jnp.where(state.step > 0, _returned(weights, masks), 0)
         if plan.changes:
             due = state.step % every == 0
             masks = jax.lax.cond(
@@ -137,12 +148,44 @@ def prune(
             inner=inner_state,
             masks=place_masks(params, masks),
             step=optax.safe_increment(state.step),
+            returned=returned.astype(jnp.int32),
         )
         return _removing(inner_updates, weights, masks), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def check_removed(transform: str, params: Any, state: PruneState) -> None:
+    """Raise if weights that `prune` removed are not zero in the parameters.
+
+    Raises:
+        MismatchError: some are not; names the first such leaf and how to chain.
+    """
+    named = dict(named_leaves(params))
+    for path, mask in named_leaves(state.masks):
+        if mask is None or path not in named or is_compressed(named[path]):
+            continue
+        back = int(jnp.sum((named[path] != 0) & ~mask))
+        if back and int(state.step) > 0:
+            raise MismatchError(
+                f"{transform}: {back} of the {int(jnp.sum(~mask))} weights that prune "
+                f"removed from {path!r} are not zero. Nothing may change the updates "
+                "after prune: write prune(optax.chain(...), rules, sites=sites), not "
+                "optax.chain(prune(...), ...)"
+            )
+
+
+def _returned(weights: dict[str, jax.Array], masks: dict[str, jax.Array]) -> jax.Array:
+    """How many weights are not zero that the masks remove; int32."""
+    counts = [
+        jnp.sum((weights[path] != 0) & ~mask, dtype=jnp.int32)
+        for path, mask in masks.items()
+        if mask is not None
+    ]
+    return sum(counts, jnp.zeros((), jnp.int32))
+
+
+@jax.jit
 def _scores(weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
     scores: dict[str, jax.Array] = score_by_magnitude(weights)
     return scores

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
 from jcompress.pruning.masks import apply_masks
+from jcompress.pruning.optimizer import PruneState, check_removed
 from jcompress.pruning.spec import Prune
 from jcompress.rules import Rules, resolve
 from jcompress.sites import Sites
@@ -83,13 +84,19 @@ def summarize(params: Any, masks: Any, rules: Rules[Prune], *, sites: Sites) -> 
 
     Args:
         params: the parameters, masked already or not.
-        masks: what `make_masks` returned or `PruneState.masks` holds.
+        masks: what `make_masks` returned, or the `PruneState` of a training with
+            `prune`, which lets this check that what was removed is zero.
         rules: the rules that the masks were made with.
         sites: the sites that the masks were made with.
 
     Raises:
-        MismatchError: the masks do not belong to these parameters and rules.
+        MismatchError: the masks do not belong to these parameters and rules; or
+            weights came back that `prune` had removed, since something changes the
+            updates after it.
     """
+    if isinstance(masks, PruneState):
+        check_removed("summarize", params, masks)
+        masks = masks.masks
     resolved = resolve(rules, sites, transform="summarize")
     before = dict(named_leaves(params))
     after = dict(named_leaves(apply_masks(params, masks)))

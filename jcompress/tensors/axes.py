@@ -4,7 +4,6 @@ import math
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 
 class Axes(NamedTuple):
@@ -38,7 +37,7 @@ def to_matrix(x: jax.Array, axes: Axes) -> jax.Array:
     of the input sizes (1 where there is no such axis), each in leaf-axis order.
     """
     stack, outputs, inputs = matrix_shape(x.shape, axes)
-    ordered = jnp.transpose(x, axes.stack + axes.output + axes.input)
+    ordered = x.transpose(axes.stack + axes.output + axes.input)
     return ordered.reshape(*stack, outputs, inputs)
 
 
@@ -46,6 +45,4 @@ def from_matrix(matrix: jax.Array, axes: Axes, shape: tuple[int, ...]) -> jax.Ar
     """Undo `to_matrix`: bring `[*S, N, K]` back to a leaf of `shape`."""
     order = axes.stack + axes.output + axes.input
     ordered = matrix.reshape(tuple(shape[axis] for axis in order))
-    return jnp.transpose(
-        ordered, tuple(order.index(axis) for axis in range(len(shape)))
-    )
+    return ordered.transpose(tuple(order.index(axis) for axis in range(len(shape))))

@@ -26,6 +26,8 @@ from jcompress.pruning import (
     apply_masks,
     cubic_schedule,
     prune,
+    summarize,
+    to_sparse,
 )
 from jcompress.sites import find_sites
 
@@ -468,3 +470,52 @@ class TestBadInput:
             MismatchError, match="'conv', which is not in the tree: it is"
         ):
             optimizer.update({}, state, {})
+
+
+AFTER = {
+    "ema": optax.ema(0.9),
+    "scale": optax.scale(0.01),
+    "decay": optax.add_decayed_weights(0.01),
+}
+
+
+@pytest.mark.parametrize("after", [None, *AFTER])
+def test_removed_weights_that_come_back_are_counted(after: str | None) -> None:
+    params = {"w": jnp.arange(1.0, 17.0).reshape(4, 4)}
+    sites = find_sites(lambda p, x: x @ p["w"], params, jnp.ones((1, 4)))
+    rules = [(..., Prune(sparsity=0.75))]
+    optimizer = prune(optax.sgd(0.1), rules, sites=sites)
+    if after is not None:
+        optimizer = optax.chain(optimizer, AFTER[after])
+    state = optimizer.init(params)
+    for _ in range(3):
+        updates, state = optimizer.update({"w": jnp.ones((4, 4))}, state, params)
+        params = optax.apply_updates(params, updates)
+    mine = state if after is None else state[0]
+    if after is None:
+        assert mine.returned == 0
+        assert summarize(params, mine, rules, sites=sites).sparsity == 0.75
+        return
+    assert mine.returned > 0
+    block = [(..., NM(1, 4))]
+    for use in (
+        lambda: summarize(params, mine, rules, sites=sites),
+        lambda: to_sparse(params, block, sites=sites, state=mine),
+    ):
+        with pytest.raises(
+            MismatchError, match=r"removed from 'w' .*prune\(optax.chain"
+        ):
+            use()
+
+
+def test_weights_removed_under_a_schedule_are_not_said_to_return() -> None:
+    """At each step new weights go that the step before had left."""
+    params = {"w": jnp.arange(1.0, 17.0).reshape(4, 4)}
+    sites = find_sites(lambda p, x: x @ p["w"], params, jnp.ones((1, 4)))
+    amount = optax.linear_schedule(0.0, 0.75, 4)
+    optimizer = prune(optax.sgd(0.1), [(..., Prune(sparsity=amount))], sites=sites)
+    state = optimizer.init(params)
+    for _ in range(6):
+        updates, state = optimizer.update({"w": jnp.ones((4, 4))}, state, params)
+        params = optax.apply_updates(params, updates)
+        assert state.returned == 0
