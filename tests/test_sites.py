@@ -34,7 +34,7 @@ def as_use(site: Site) -> zoo.Use:
         macs=site.macs,
         runs=site.runs,
         derived=site.derived,
-        sealed=site.sealed,
+        in_custom_gradient=site.in_custom_gradient,
     )
 
 
@@ -151,7 +151,7 @@ def test_one_site_in_full() -> None:
     assert site.out_shape == (4, 6)
     assert (site.size, site.total_macs, site.runs) == (48, 192, 1)
     assert not site.derived
-    assert not site.sealed
+    assert not site.in_custom_gradient
 
 
 def test_shapes_are_those_of_one_execution() -> None:

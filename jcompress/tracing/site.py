@@ -71,7 +71,7 @@ class Site:
             not known.
         derived: the leaf was changed by arithmetic on the way here (weight
             standardisation, a mask), so what meets the data is not the leaf itself.
-        sealed: inside a function with a custom gradient, which handlers leave alone.
+        in_custom_gradient: inside a function with a custom gradient, which handlers leave alone.
         location: where the equation stands in the traced function.
         operand: which input of the equation carries the leaf.
     """
@@ -91,7 +91,7 @@ class Site:
     macs: int = 0
     runs: int | None = 1
     derived: bool = False
-    sealed: bool = False
+    in_custom_gradient: bool = False
     location: tuple[int, ...] = ()
     operand: int = 0
 
