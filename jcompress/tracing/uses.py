@@ -163,8 +163,8 @@ def product_role(eqn: Any, operand: int) -> Role | None:
 def unsummed(eqn: Any) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Where the axes of both inputs stand in a `dot_general` that sums over none.
 
-    `einsum("sd,s->sd", w, scale)` multiplies element by element, as `w * scale[:, None]`
-    does, and is read alike.
+    `einsum("sd,s->sd", w, scale)` multiplies element by element, as
+    `w * scale[:, None]` does, and is read alike.
 
     Returns:
         For each input, the axis of the result that each of its axes becomes; None for

@@ -144,7 +144,9 @@ def sealed_in_scan_and_remat() -> Case:
         variables={"w": leaf(3, 8, 8), "shared": leaf(8, 8)},
         args=(data(4, 8),),
         weights={
-            "w": [dot((1,), (2,), 4 * 8 * 8, stack=(0,), runs=3, in_custom_gradient=True)],
+            "w": [
+                dot((1,), (2,), 4 * 8 * 8, stack=(0,), runs=3, in_custom_gradient=True)
+            ],
             "shared": [dot((0,), (1,), 4 * 8 * 8, runs=3)],
         },
     )
