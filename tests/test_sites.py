@@ -443,6 +443,15 @@ def test_leaves_of_several_axes_that_no_rule_reaches_are_named() -> None:
 
 
 def test_complex_leaves_are_listed() -> None:
-    sites = sites_of("complex_weight")
-    assert {site.path for site in sites if site.is_complex} == {"c"}
-    assert sites.weights == ("c", "im", "re")
+    (site,) = sites_of("complex_weight")
+    assert site.is_complex and site.dtype == jnp.complex64
+
+    def fn(p: Any, x: jax.Array) -> jax.Array:
+        return x.astype(jnp.complex64) @ jax.lax.complex(p["re"], p["im"])
+
+    sites = find_sites(fn, {"re": jnp.ones((8, 6)), "im": jnp.ones((8, 6))}, X)
+    assert {site.path: (site.input_axes, site.macs) for site in sites} == {
+        "re": ((0,), 4 * 8 * 6),
+        "im": ((0,), 0),
+    }
+    assert not any(site.is_complex for site in sites)
