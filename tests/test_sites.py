@@ -444,7 +444,8 @@ def test_leaves_of_several_axes_that_no_rule_reaches_are_named() -> None:
 
 def test_complex_leaves_are_listed() -> None:
     (site,) = sites_of("complex_weight")
-    assert site.is_complex and site.dtype == jnp.complex64
+    assert site.is_complex
+    assert site.dtype == jnp.complex64
 
     def fn(p: Any, x: jax.Array) -> jax.Array:
         return x.astype(jnp.complex64) @ jax.lax.complex(p["re"], p["im"])
