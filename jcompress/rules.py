@@ -1,6 +1,7 @@
 """Which leaves a transform acts on, and how: ordered pairs of predicate and spec."""
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from types import EllipsisType
@@ -44,6 +45,9 @@ class Not:
 
     predicate: Predicate
 
+    def __post_init__(self) -> None:
+        _check_predicate(self.predicate, "Not: its predicate")
+
     def __call__(self, site: Site) -> bool:
         """Whether it matches."""
         return not matches(self.predicate, site)
@@ -51,6 +55,8 @@ class Not:
 
 class _Several:
     def __init__(self, *predicates: Predicate) -> None:
+        for predicate in predicates:
+            _check_predicate(predicate, f"{type(self).__name__}: a predicate")
         self.predicates = predicates
 
     def __eq__(self, other: object) -> bool:
@@ -114,12 +120,13 @@ def _glob(pattern: str) -> re.Pattern[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Resolved(Generic[Spec]):
-    """What the rules say of a table of sites.
+    """Which leaf each rule takes, and why the others are left alone.
 
     Attributes:
         leaves: the spec of every leaf that is acted on, in tree order.
         rule_of: which rule, by its place in the list, took each of these leaves.
-        skipped: why each other weight is left alone.
+        skipped: why each other weight is left alone, and each other leaf of several
+            axes (`Sites.left_alone`).
     """
 
     leaves: Mapping[str, Spec]
@@ -139,8 +146,8 @@ def resolve(rules: Rules[Spec], sites: Sites, *, transform: str) -> Resolved[Spe
         transform: the caller's name, for the errors.
 
     Raises:
-        TypeError: `rules` is not a sequence of pairs, or a predicate is of no known
-            kind.
+        TypeError: `rules` is not a sequence of pairs, a predicate is of no known kind,
+            or a spec is a class.
         MismatchError: a rule matches no weight, only weights that earlier rules took,
             or nothing remains to be done.
     """
@@ -184,7 +191,7 @@ def resolve(rules: Rules[Spec], sites: Sites, *, transform: str) -> Resolved[Spe
     return Resolved(
         leaves=leaves,
         rule_of={name: taken[name] for name in leaves},
-        skipped=skipped,
+        skipped={**skipped, **sites.left_alone},
     )
 
 
@@ -197,14 +204,41 @@ def _checked(rules: Any, transform: str) -> Any:
     for index, rule in enumerate(rules):
         if not isinstance(rule, tuple) or len(rule) != 2:
             raise TypeError(f"{wrong}; rule {index} is {rule!r}")
-        predicate = rule[0]
-        known = isinstance(predicate, str | Operation) or predicate is ...
-        if not known and not callable(predicate):
+        predicate, spec = rule
+        _check_predicate(predicate, f"{transform}: the predicate of rule {index}")
+        if isinstance(spec, type):
             raise TypeError(
-                f"{transform}: the predicate of rule {index} is {predicate!r}; use a "
-                "path glob, an Operation, ... or a function of a Site"
+                f"{transform}: the spec of rule {index} is the class {spec.__name__}; "
+                f"give an object of it, {spec.__name__}(...)"
             )
     return rules
+
+
+def _check_predicate(predicate: Any, what: str) -> None:
+    """Raise TypeError unless rules can ask the predicate about a site."""
+    if isinstance(predicate, str | Operation) or predicate is ...:
+        return
+    works = (
+        'use a path glob ("**/kernel"), an Operation (Operation.CONV), ... for every '
+        "weight, or a function of a Site (lambda site: site.size > 1000)"
+    )
+    if isinstance(predicate, type):
+        raise TypeError(
+            f"{what} is the class {predicate.__name__}, and rules know leaves by name "
+            f"and use, not by class; {works}"
+        )
+    if not callable(predicate):
+        raise TypeError(f"{what} is {predicate!r}; {works}")
+    try:
+        inspect.signature(predicate).bind(None)
+    except TypeError:
+        raise TypeError(
+            f"{what} is {predicate!r}, which cannot be called with one Site alone; "
+            f"{works}"
+        ) from None
+    except ValueError:
+        # Some callables of C have no signature to ask for.
+        return
 
 
 def _no_match(transform: str, index: int, predicate: Any, sites: Sites) -> str:

@@ -47,6 +47,7 @@ def find_sites(
         The table of sites.
 
     Raises:
+        TypeError: `fn` is a model or its parameters, not a function of them.
         ValueError: `variables` has no array leaf.
 
     Example:
@@ -62,7 +63,7 @@ def find_sites(
 
 
 def leaf_axes(sites: Sequence[Site]) -> Axes:
-    """Say what each axis of a leaf is, over all the sites at which it is a weight.
+    """Tell the role of each axis of a leaf from all the sites where it is a weight.
 
     An axis that any product sums over is an input axis; else it is a stack axis if it
     is one at any product; else an output axis. Lookups count only for a leaf that no
@@ -86,7 +87,7 @@ def leaf_axes(sites: Sequence[Site]) -> Axes:
     if not used:
         name = f"of {paths.pop()!r} " if paths else ""
         raise ValueError(
-            f"no site {name}is a product or a lookup, so no axis has a role"
+            f"no product or lookup {name}is listed, so none of its axes has a role"
         )
     summed = {axis for site in used for axis in site.input_axes}
     stacked = {axis for site in used for axis in site.stack_axes} - summed

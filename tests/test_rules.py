@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jcompress.errors import MismatchError
 from jcompress.rules import AllOf, AnyOf, AtLeast, Not, Resolved, matches, resolve
-from jcompress.sites import Operation, Site, Sites
+from jcompress.sites import Operation, Site, Sites, find_sites
 
 
 def site(
@@ -365,3 +367,25 @@ def test_a_rule_error_is_a_value_error() -> None:
 def test_the_transform_is_named() -> None:
     with pytest.raises(MismatchError, match=r"^fake_quant: "):
         resolve([("x", 1)], SITES, transform="fake_quant")
+
+
+class Kind:
+    """Neither a name nor a use of a leaf."""
+
+
+@pytest.mark.parametrize(
+    "predicate", [Kind, nnx.Param, Operation, nnx.All(nnx.Param), ["w"], lambda a, b: 1]
+)
+def test_a_predicate_of_another_kind_is_refused(predicate: Any) -> None:
+    sites = find_sites(lambda p, x: x @ p["w"], {"w": jnp.ones((3, 2))}, jnp.ones(3))
+    with pytest.raises(TypeError, match=r"t: the predicate of rule 0 is .* path glob"):
+        resolve([(predicate, 1)], sites, transform="t")
+    for combine in (Not, AllOf, AnyOf):
+        with pytest.raises(TypeError, match=f"{combine.__name__}: .* path glob"):
+            combine(predicate)
+
+
+def test_a_class_is_no_spec() -> None:
+    sites = find_sites(lambda p, x: x @ p["w"], {"w": jnp.ones((3, 2))}, jnp.ones(3))
+    with pytest.raises(TypeError, match=r"class Kind; give an object of it, Kind\("):
+        resolve([(..., Kind)], sites, transform="t")

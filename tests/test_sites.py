@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import zoo
+from flax import linen as nn
 
 from jcompress.leaves import named_leaves
 from jcompress.quantization import Quantize, Weights, quantize
 from jcompress.report.sizes import sizes
+from jcompress.rules import resolve
 from jcompress.sites import PRODUCTS, WEIGHTS, Operation, Site, Sites, find_sites
 from jcompress.tensors import QTensor
 
@@ -34,7 +36,7 @@ def as_use(site: Site) -> zoo.Use:
         macs=site.macs,
         runs=site.runs,
         derived=site.derived,
-        sealed=site.sealed,
+        in_custom_gradient=site.in_custom_gradient,
     )
 
 
@@ -151,7 +153,7 @@ def test_one_site_in_full() -> None:
     assert site.out_shape == (4, 6)
     assert (site.size, site.total_macs, site.runs) == (48, 192, 1)
     assert not site.derived
-    assert not site.sealed
+    assert not site.in_custom_gradient
 
 
 def test_shapes_are_those_of_one_execution() -> None:
@@ -339,6 +341,8 @@ ONE_PRODUCT = {
     "sum": lambda p, x: x @ (p["w"] + p["v"]),
     "with itself": lambda p, x: x @ jnp.concatenate([p["w"], p["w"]], 1),
     "joined": lambda p, x: x @ jnp.concatenate([p["w"], p["v"]], 1),
+    "turned": lambda p, x: x @ (p["w"] + p["w"].T),
+    "padded": lambda p, x: x @ jnp.pad(p["w"], ((0, 0), (8, 0))),
     "squared": lambda p, x: x @ (p["w"].T @ p["w"]),
 }
 
@@ -348,7 +352,12 @@ def test_an_equation_counts_once(name: str) -> None:
     """However many ways or leaves reach it; as XLA counts two operations a product."""
     params = {"w": jnp.eye(8) + 1, "v": jnp.eye(8)}
     fn = ONE_PRODUCT[name]
-    whole = {"with itself": 384, "joined": 384, "squared": 192 + 512}.get(name, 192)
+    whole = {
+        "with itself": 384,
+        "joined": 384,
+        "padded": 384,
+        "squared": 192 + 512,
+    }.get(name, 192)
     assert find_sites(fn, params, ROWS).macs == whole
     assert sizes(fn, params, ROWS).macs == whole
     cost = jax.jit(fn).lower(params, ROWS).compile().cost_analysis()
@@ -381,3 +390,69 @@ def test_a_scale_of_data_in_an_einsum_is_no_weight() -> None:
     params = {"g": jnp.ones(8)}
     sites = find_sites(lambda p, x: jnp.einsum("bd,d->bd", x, p["g"]), params, ROWS)
     assert [site.operation for site in sites] == [Operation.ELEMENTWISE]
+
+
+SQUARE = {"w": jnp.full((8, 8), 0.5), "v": jnp.full((8, 8), 2.0)}
+
+
+def test_a_stack_of_leaves_in_a_scan_counts_each_step() -> None:
+    def fn(p: Any, x: jax.Array) -> jax.Array:
+        stack = jnp.stack([p["w"], p["v"]])
+        return jax.lax.scan(lambda x, w: (x @ w, None), x, stack)[0]
+
+    sites = find_sites(fn, SQUARE, X)
+    assert [(s.macs, s.runs) for s in sites if s.macs] == [(4 * 64, 1)] * 2
+
+
+class Model:
+    """A model that holds its parameters, as those of NNX and Equinox do."""
+
+    def __init__(self, w: jax.Array) -> None:
+        self.w = w
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x @ self.w
+
+
+jax.tree_util.register_pytree_node(
+    Model, lambda model: ((model.w,), None), lambda _, leaves: Model(*leaves)
+)
+
+
+def test_a_model_in_place_of_the_function_is_refused() -> None:
+    model = Model(jnp.ones((8, 6)))
+    with pytest.raises(TypeError, match=r"the model Model.*lambda model, x"):
+        find_sites(model, X)
+    with pytest.raises(TypeError, match=r"the model Dense.*model\.apply"):
+        find_sites(nn.Dense(6), {"params": {}}, X)
+    with pytest.raises(TypeError, match="not dict; the order is"):
+        find_sites(PARAMS, layer, X)  # type: ignore[arg-type]
+    assert find_sites(lambda model, x: model(x), model, X).weights == ("0",)
+    bound = jax.tree_util.Partial(
+        lambda shift, p, x: layer(p, x) + shift, jnp.ones((1, 6))
+    )
+    assert find_sites(bound, PARAMS, X).weights == ("w",)
+
+
+def test_leaves_of_several_axes_that_no_rule_reaches_are_named() -> None:
+    p = {"w": jnp.ones((8, 6)), "token": jnp.ones((1, 6)), "spline": jnp.ones((4, 6))}
+    sites = find_sites(lambda p, x: (x @ p["w"] + p["token"]) * p["spline"], p, X)
+    assert list(sites.left_alone) == ["spline"]
+    assert "never compressed: spline: `mul` uses it element by element" in str(sites)
+    assert resolve([(..., 1)], sites, transform="t").skipped == sites.left_alone
+
+
+def test_complex_leaves_are_listed() -> None:
+    (site,) = sites_of("complex_weight")
+    assert site.is_complex
+    assert site.dtype == jnp.complex64
+
+    def fn(p: Any, x: jax.Array) -> jax.Array:
+        return x.astype(jnp.complex64) @ jax.lax.complex(p["re"], p["im"])
+
+    sites = find_sites(fn, {"re": jnp.ones((8, 6)), "im": jnp.ones((8, 6))}, X)
+    assert {site.path: (site.input_axes, site.macs) for site in sites} == {
+        "re": ((0,), 4 * 8 * 6),
+        "im": ((0,), 0),
+    }
+    assert not any(site.is_complex for site in sites)

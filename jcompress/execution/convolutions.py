@@ -61,7 +61,9 @@ class Windowed:
         if tensor.scales.shape[-1] != 1:
             return "there is no kernel for a convolution with several groups of scales"
         if tensor.stack_axes:
-            return "a part of the weight is taken out before it is multiplied"
+            return (
+                "one position of one of its axes is taken out before it is multiplied"
+            )
         features, depth, *spatial = numbers.rhs_spec
         orders = stored_orders(
             use,

@@ -108,7 +108,9 @@ class FactoredConv:
         if any(d != 1 for d in params["lhs_dilation"]):
             return "the factors do not run on dilated data"
         if tensor.stack_axes:
-            return "a part of the weight is taken out before it is multiplied"
+            return (
+                "one position of one of its axes is taken out before it is multiplied"
+            )
         features, depth, *spatial = numbers.rhs_spec
         parts = (
             ((*spatial, depth), tensor.input_axes),

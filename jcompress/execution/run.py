@@ -9,6 +9,7 @@ import jax
 
 from jcompress.execution.products import Execution as Execution
 from jcompress.execution.products import How as How
+from jcompress.execution.reasons import why_dense
 from jcompress.execution.site import CompressedSite
 from jcompress.execution.together import make_dense
 from jcompress.sites import PRODUCTS, WEIGHTS
@@ -121,9 +122,10 @@ def _evaluate(traced: Traced, record: dict[Any, Execution]) -> list[Any]:
             if tensor.input_ranges:
                 reads[site.location] = tensor.input_ranges[number]
 
-    def made_dense(name: str, operation: str) -> None:
-        entry = Execution(name, operation, How.DENSE, "this is no site")
-        record[name, operation] = entry
+    def made_dense(name: str, eqn: Any, here: Location) -> None:
+        operation = "returned" if eqn is None else eqn.primitive.name
+        why = why_dense(eqn, here in traced.uses)
+        record[name, operation, why] = Execution(name, operation, How.DENSE, why)
 
     program = Program(traced=traced, handlers=handlers, made_dense=made_dense)
     outs, _ = program(leaves, traced.data, reads)

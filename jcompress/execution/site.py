@@ -49,12 +49,18 @@ class CompressedSite:
         """Evaluate the equation with the compressed leaf by the best way known."""
         found = [i for i, value in enumerate(inputs) if isinstance(value, Deferred)]
         one = len(found) == 1
+        use = _of_parts(use, inputs)
         if one and isinstance(inputs[found[0]].tensor, Adapted):
             return self._adapted(use, found[0], inputs, bind, read), None
         if one and use.sites[0].operation is Operation.LOOKUP:
             return self._lookup(use, inputs, bind), None
         if use.data is None or use.data in found:
-            return self._dense(use, inputs, bind, "several leaves meet here"), None
+            return self._dense(
+                use,
+                inputs,
+                bind,
+                "it is multiplied with another parameter, not with data",
+            ), None
         scaling = None
         if self.activation is not None:
             scaling = input_scale(
@@ -63,7 +69,9 @@ class CompressedSite:
         if one:
             return self._product(use, found[0], inputs, scaling, bind), None
         inputs = self._faked(use, inputs, scaling)
-        return self._dense(use, inputs, bind, "it arrives dense"), None
+        return self._dense(
+            use, inputs, bind, "it was made dense before it came here"
+        ), None
 
     def _note(self, use: Use, inputs: list[Any], how: How, why: str = "") -> None:
         for value in inputs:
@@ -271,6 +279,17 @@ class CompressedSite:
         out = use.eqn.outvars[0].aval
         rows = round_to(rows_of(leaf.tensor, picked), leaf.tensor.dtype)
         return [leaf.viewed(rows.reshape(out.shape))]
+
+
+def _of_parts(use: Use, inputs: list[Any]) -> Use:
+    """The use, seen from the parts of leaves that were cut out on the way to it."""
+    views = tuple(
+        tuple(dataclasses.replace(view, partial=False) for view in shown)
+        if isinstance(value, Deferred) and value.cut
+        else shown
+        for value, shown in zip(inputs, use.views, strict=True)
+    )
+    return dataclasses.replace(use, views=views)
 
 
 def _per_row(plan: Product, part: jax.Array, rows: jax.Array) -> jax.Array:

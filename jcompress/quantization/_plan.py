@@ -164,7 +164,7 @@ def _check_input(
     site: Site, use: Use, specs: Mapping[str, Quantize], transform: str
 ) -> None:
     wanted = specs[site.path].activation
-    if site.sealed:
+    if site.in_custom_gradient:
         raise MismatchError(
             f"{transform}: the input of {site.path} is inside a function with a custom "
             "gradient, which quantizing it would change; give the leaf a rule without "

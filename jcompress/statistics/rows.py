@@ -89,7 +89,7 @@ def observer(
         statistic: what is collected.
         outputs: of the results, not of the data.
     """
-    if site.sealed:
+    if site.in_custom_gradient:
         return "it is inside a function with a custom gradient"
     if use.data is None:
         return "it is multiplied with another parameter, not with data"

@@ -11,14 +11,26 @@ import jax
 from jcompress.tensors import CompressedTensor
 from jcompress.tracing.views import SAME
 
+_PLACES = frozenset(("device_put", "mesh_cast", "reshard", "sharding_constraint"))
+"""What places an array by its axes, which rows that are picked from it lack."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Deferred:
-    """A compressed leaf on its way to a site, with the views put off until then."""
+    """A compressed leaf on its way to a site, with the views put off until then.
+
+    Attributes:
+        name: the leaf's name.
+        tensor: the leaf, or the part of it that was cut out.
+        pending: primitives and their parameters that are to be applied, in order, to
+            the dense array of `tensor`.
+        cut: whether slices were taken of the leaf.
+    """
 
     name: str
     tensor: CompressedTensor
     pending: tuple[tuple[Any, Mapping[str, Any]], ...] = ()
+    cut: bool = False
 
     def dense(self) -> jax.Array:
         """The dense array, views applied."""
@@ -34,7 +46,7 @@ class Deferred:
     @property
     def only_cast(self) -> bool:
         """Whether the views keep every element in its place, in another dtype maybe."""
-        return all(p.name in SAME for p, _ in self.pending)
+        return all(p.name in SAME - _PLACES for p, _ in self.pending)
 
 
 def opened(values: Sequence[Any]) -> tuple[list[Any], Callable[[Any], list[Any]]]:

@@ -20,15 +20,15 @@ from jcompress.tracing.jaxprs import (
 )
 from jcompress.tracing.site import Operation, Site
 from jcompress.tracing.uses import (
-    ELEMENTWISE,
     Role,
-    is_scaling,
+    elementwise,
     leaf_axes_of,
     lookup_role,
     product_role,
+    unsummed,
 )
 from jcompress.tracing.values import CONST, DATA, Location, Place, Use, Value
-from jcompress.tracing.views import SAME, View, arranged, follow
+from jcompress.tracing.views import SAME, View, follow
 
 
 class Flow:
@@ -75,7 +75,7 @@ class Flow:
                 return self._shard_map(eqn, ins, place)
             case Kind.SEALED:
                 (body,) = bodies(eqn)
-                return self.run(body, ins, place.inside(0, sealed=True))
+                return self.run(body, ins, place.inside(0, in_custom_gradient=True))
         (body,) = bodies(eqn)
         return self.run(body, ins, place.inside(0))
 
@@ -83,9 +83,6 @@ class Flow:
         if eqn.primitive.name in SAME and len(ins) == len(eqn.outvars):
             return ins
         meets_data = any(value.data for value in ins)
-        scaling = any(is_scaling(eqn, operand) for operand in range(len(ins)))
-        if scaling and not meets_data:
-            return self._parameters_only(eqn, ins, place)
         roles: list[Role | None] = [None] * len(ins)
         for operand, value in enumerate(ins):
             if value.sources:
@@ -98,9 +95,7 @@ class Flow:
                 return [DATA] * len(eqn.outvars)
         if meets_data:
             plain = Operation.OPAQUE
-            if eqn.primitive.name in ELEMENTWISE:
-                plain = Operation.ELEMENTWISE
-            if scaling:
+            if elementwise(eqn):
                 plain = Operation.ELEMENTWISE
             roles = [Role(plain) if value.sources else None for value in ins]
             self._note(eqn, ins, roles, place)
@@ -110,8 +105,7 @@ class Flow:
     def _parameters_only(self, eqn: Any, ins: list[Value], place: Place) -> list[Value]:
         sources = frozenset[int]().union(*(value.sources for value in ins))
         views: list[list[View]] = [[] for _ in eqn.outvars]
-        scaling = any(is_scaling(eqn, operand) for operand in range(len(ins)))
-        if scaling or eqn.primitive.name in ELEMENTWISE:
+        if elementwise(eqn):
             found, spread = self._combined(eqn, ins, place)
             views[0] = found
             sources -= spread - {view.leaf for view in found}
@@ -135,10 +129,17 @@ class Flow:
         added; the weight goes on.
         """
         shape = aval_shape(eqn.outvars[0])
-        shown = [
-            tuple(arranged(eqn, operand, view, shape) for view in value.views)
-            for operand, value in enumerate(ins)
-        ]
+        where = unsummed(eqn)
+        if where is None:
+            shown = [
+                tuple(view.spread(aval_shape(var), shape) for view in value.views)
+                for value, var in zip(ins, eqn.invars, strict=True)
+            ]
+        else:
+            shown = [
+                tuple(view.placed(dims, shape) for view in value.views)
+                for value, dims in zip(ins, where, strict=True)
+            ]
         full = [v for views in shown for v in views if not v.broadcast]
         spread = [tuple(v for v in views if v.broadcast) for views in shown]
         used = frozenset(v.leaf for views in spread for v in views)
@@ -151,9 +152,9 @@ class Flow:
             ]
             role = Role(Operation.ELEMENTWISE)
             self._note(eqn, values, [role if v else None for v in spread], place)
-        # A leaf that comes by several ways is one leaf.
-        changed = dict.fromkeys(dataclasses.replace(v, derived=True) for v in full)
-        return list(changed), used
+        # A leaf that arrives by two ways (`where(mask, exp(w), w)`) is one leaf.
+        derived = (dataclasses.replace(view, derived=True) for view in full)
+        return list(dict.fromkeys(derived)), used
 
     def _note(
         self, eqn: Any, ins: list[Value], roles: list[Role | None], place: Place
@@ -164,22 +165,25 @@ class Flow:
         for operand, (value, role) in enumerate(zip(ins, roles, strict=True)):
             if role is None:
                 continue
-            shown = {view.leaf for view in value.views}
+            views: dict[int, list[View]] = {}
+            for view in value.views:
+                views.setdefault(view.leaf, []).append(view)
             # Where two parameters meet, the multiplications count once.
-            counted = not any(roles[operand + 1 :])
-            size = math.prod(aval_shape(eqn.invars[operand])) if counted else 0
-            for view, count in zip(
-                value.views, _shared(size, value.views), strict=True
-            ):
-                macs = role.repeats * count
-                sites.append(self._site(eqn, operand, role, view, macs, place))
-            for leaf in sorted(value.sources - shown):
+            macs = 0
+            if not any(roles[operand + 1 :]):
+                macs = role.repeats * math.prod(aval_shape(eqn.invars[operand]))
+            shares = _shared_out(macs, role.repeats, [v[0] for v in views.values()])
+            for same, share in zip(views.values(), shares, strict=True):
+                sites.append(self._site(eqn, operand, role, same, share, place))
+            for leaf in sorted(value.sources - views.keys()):
                 lost = View.whole(leaf, self._leaves[leaf][1].shape)
-                macs = 0
-                if counted and not value.views and leaf == min(value.sources):
-                    macs = role.repeats * math.prod(aval_shape(eqn.invars[operand]))
+                first = not views and leaf == min(value.sources)
                 opaque = Role(Operation.OPAQUE)
-                sites.append(self._site(eqn, operand, opaque, lost, macs, place))
+                sites.append(
+                    self._site(
+                        eqn, operand, opaque, [lost], macs if first else 0, place
+                    )
+                )
         if not sites:
             return
         weights = [role for role in roles if role and role.data is not None]
@@ -202,12 +206,13 @@ class Flow:
         eqn: Any,
         operand: int,
         role: Role,
-        view: View,
+        views: list[View],
         macs: int,
         place: Place,
     ) -> Site:
+        view = views[0]
         path, leaf = self._leaves[view.leaf]
-        inputs, outputs, stack = leaf_axes_of(view, role, len(leaf.shape))
+        inputs, outputs, stack = leaf_axes_of(views, role, len(leaf.shape))
         data = () if role.data is None else aval_shape(eqn.invars[role.data])
         return Site(
             path=path,
@@ -218,14 +223,16 @@ class Flow:
             input_axes=inputs,
             output_axes=outputs,
             stack_axes=stack,
-            window_axes=tuple(sorted(view.axes(*role.window_dims))),
+            window_axes=tuple(
+                sorted({a for v in views for a in v.axes(*role.window_dims)})
+            ),
             groups=role.groups,
             data_shape=data,
             out_shape=aval_shape(eqn.outvars[0]),
             macs=macs,
             runs=None if place.runs is None else math.ceil(place.runs * view.share),
-            derived=view.derived,
-            sealed=place.sealed,
+            derived=any(v.derived for v in views),
+            in_custom_gradient=place.in_custom_gradient,
             location=place.location,
             operand=operand,
         )
@@ -339,19 +346,19 @@ class Flow:
         return Value(False, tuple(v for v in a.views if v in b.views), lost)
 
 
-def _shared(size: int, views: Sequence[View]) -> list[int]:
-    """Share out the elements of an input among the leaves that it shows.
+def _shared_out(macs: int, repeats: int, views: list[View]) -> list[int]:
+    """Share the multiplications of one equation out to the leaves it was made from.
 
-    Parts that are joined count each for itself; of leaves that lie over each other (a
-    sum of two weights) only the first counts, and so does it where the input holds more
-    than its leaves do.
+    Parts that stand beside each other have their own; of leaves that lie on top of each
+    other (added before the product) the first has all. What belongs to no leaf, such
+    as padding, goes to the first.
     """
-    left = Fraction(size)
-    counts = []
+    left = Fraction(macs)
+    parts: list[Fraction] = []
     for view in views:
-        count = min(view.size, math.floor(left / view.share))
-        left -= count * view.share
-        counts.append(count)
-    if counts and left >= 1 and all(view.share == 1 for view in views):
-        counts[0] += math.floor(left)
-    return counts
+        # Where a loop takes a stack of leaves apart, each meets its own steps only.
+        parts.append(min(repeats * view.size * view.share, left))
+        left -= parts[-1]
+    if parts:
+        parts[0] += left
+    return [int(part / v.share) for part, v in zip(parts, views, strict=True)]

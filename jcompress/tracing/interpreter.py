@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 
@@ -13,9 +13,12 @@ from jcompress.tracing.deferred import Deferred
 from jcompress.tracing.handlers import Bind, Handler, Statistic
 from jcompress.tracing.jaxprs import Body, Kind, is_literal, kind_of
 from jcompress.tracing.nested import NESTED
+from jcompress.tracing.passing import passed
 from jcompress.tracing.trace import Traced, trace
 from jcompress.tracing.values import Location, Use
-from jcompress.tracing.views import LAZY
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,8 @@ class Program:
         handlers: what happens at which locations.
         statistic: how statistics join; needed if a handler hands any back.
         made_dense: is told the name of each compressed leaf that had to be made dense
-            outside of a handler, and the operation that asked for it.
+            outside of a handler, the equation that asked for it (None where the
+            function returns it) and its location.
         resizing: what changes where arrays have other sizes than in the trace.
         bypass: values that others take the place of; what only led to them is left out.
         opened: the programs that hold such values.
@@ -36,7 +40,7 @@ class Program:
     traced: Traced
     handlers: Mapping[Location, Handler]
     statistic: Statistic | None = None
-    made_dense: Callable[[str, str], None] | None = None
+    made_dense: Callable[[str, Any, Location], None] | None = None
     resizing: "Resizing | None" = None
     bypass: Mapping[Any, Any] = dataclasses.field(default_factory=dict)
     opened: frozenset[Location] = frozenset()
@@ -74,14 +78,20 @@ class Program:
             for name, leaf in zip(self.traced.names, leaves, strict=True)
         ]
         outs, statistics = self.run(self.traced.body, [*inputs, *data], (), reads or {})
-        return [self.dense(out, "returned") for out in outs], statistics
+        return [self.dense(out) for out in outs], statistics
 
-    def dense(self, value: Any, operation: str) -> Any:
-        """A value that may be a compressed leaf, dense; `operation` asks for it."""
+    def dense(self, value: Any, eqn: Any = None, here: Location = ()) -> Any:
+        """A value that may be a compressed leaf, dense.
+
+        Args:
+            value: the value.
+            eqn: the equation that asks for it; None where the function returns it.
+            here: where that equation stands.
+        """
         if not isinstance(value, Deferred):
             return value
         if self.made_dense is not None:
-            self.made_dense(value.name, operation)
+            self.made_dense(value.name, eqn, here)
         return value.dense()
 
     def run(
@@ -181,12 +191,11 @@ class Program:
                 if statistic is not None:
                     statistics[here] = statistic
                 return outs
-            if deferred and len(ins) == 1 and eqn.primitive.name in LAZY:
-                (value,) = ins
-                pending = (*value.pending, (eqn.primitive, eqn.params))
-                return [dataclasses.replace(value, pending=pending)]
-            name = eqn.primitive.name
-            dense = [self.dense(value, name) for value in ins]
+            if deferred and kind is Kind.LEAF:
+                passing = passed(eqn, ins)
+                if passing is not None:
+                    return passing
+            dense = [self.dense(value, eqn, here) for value in ins]
             if self.resizing is not None and here in self.resizing.equations:
                 return self.resizing.equations[here](self, eqn, dense, here)
             return bind(eqn, dense)
@@ -236,7 +245,7 @@ def _unchanged(
     return bind(inputs), None
 
 
-def identity(fn: Callable[..., Any]) -> Callable[..., Any]:
+def identity(fn: Callable[P, R]) -> Callable[P, R]:
     """The same function, evaluated through the interpreter with idle handlers.
 
     What every function transform of this library is, less its handler; it exists to
@@ -244,10 +253,11 @@ def identity(fn: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(fn)
-    def same(variables: Any, *args: Any, **kwargs: Any) -> Any:
-        traced = trace(fn, variables, args, kwargs)
+    def same(*args: P.args, **kwargs: P.kwargs) -> R:
+        traced = trace(fn, args[0], args[1:], kwargs)
         handlers = dict.fromkeys(traced.uses, _unchanged)
         outs, _ = Program(traced=traced, handlers=handlers)(traced.leaves, traced.data)
-        return traced.rebuild(outs)
+        result: R = traced.rebuild(outs)
+        return result
 
     return same

@@ -58,7 +58,7 @@ def _remat(
 
     def call(*flat: Any) -> Any:
         outs, inner = program.run(body, rebuild(flat), (*here, 0), reads)
-        return [program.dense(out, "remat") for out in outs], inner
+        return [program.dense(out, eqn, here) for out in outs], inner
 
     prevent = eqn.params["prevent_cse"]
     again = jax.checkpoint(call, prevent_cse=prevent, policy=eqn.params["policy"])
@@ -72,7 +72,7 @@ def _scan(
     (body,) = bodies(eqn)
     n_consts, n_carry = scan_counts(eqn)
     consts, carry, xs = split(ins, n_consts, n_carry)
-    sliced = [_unstacked(program, x) for x in xs]
+    sliced = [_unstacked(program, x, eqn, here) for x in xs]
     here_reads = _below(here, reads)
     steps = {k: v for k, v in here_reads.items() if _stacks(program, k, here)}
 
@@ -84,12 +84,12 @@ def _scan(
         outs, inner = program.run(
             body, [*consts, *carried, *values], (*here, 0), {**here_reads, **read}
         )
-        outs = [program.dense(out, "scan") for out in outs]
+        outs = [program.dense(out, eqn, here) for out in outs]
         return outs[:n_carry], (outs[n_carry:], inner)
 
     carried, (ys, inner) = jax.lax.scan(
         step,
-        [program.dense(value, "scan") for value in carry],
+        [program.dense(value, eqn, here) for value in carry],
         ([arrays for arrays, _ in sliced], steps),
         length=None if xs else eqn.params["length"],
         reverse=eqn.params["reverse"],
@@ -106,7 +106,9 @@ def _stacks(program: "Program", key: Location, scan: Location) -> bool:
     return scan in dict(program.traced.uses[key].stacked)
 
 
-def _unstacked(program: "Program", x: Any) -> tuple[list[Any], Callable[[Any], Any]]:
+def _unstacked(
+    program: "Program", x: Any, eqn: Any, here: Location
+) -> tuple[list[Any], Callable[[Any], Any]]:
     if isinstance(x, Deferred):
         slices = x.tensor.unstack() if x.only_cast else None
         if slices is not None:
@@ -114,7 +116,7 @@ def _unstacked(program: "Program", x: Any) -> tuple[list[Any], Callable[[Any], A
             return list(arrays), lambda flat: dataclasses.replace(
                 x, tensor=rebuild(list(flat))
             )
-        x = program.dense(x, "scan")
+        x = program.dense(x, eqn, here)
     return [x], lambda flat: flat[0]
 
 
@@ -124,11 +126,11 @@ def _while(
     cond, body = bodies(eqn)
     n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     cond_consts, body_consts, carry = split(ins, n_cond, n_body)
-    carry = [program.dense(value, "while") for value in carry]
+    carry = [program.dense(value, eqn, here) for value in carry]
 
     def step(carried: Sequence[Any]) -> Any:
         outs, inner = program.run(body, [*body_consts, *carried], (*here, 1), reads)
-        return [program.dense(out, "while") for out in outs], inner
+        return [program.dense(out, eqn, here) for out in outs], inner
 
     def check(carried: Sequence[Any]) -> Any:
         outs, inner = program.run(cond, [*cond_consts, *carried], (*here, 0), reads)
@@ -192,7 +194,7 @@ def _cond(
 
     def branch(number: int, body: Body) -> Any:
         outs, inner = program.run(body, operands, (*here, number), reads)
-        return [program.dense(out, "cond") for out in outs], inner
+        return [program.dense(out, eqn, here) for out in outs], inner
 
     calls = [
         functools.partial(branch, number, body)
@@ -218,7 +220,7 @@ def _shard_map(
 ) -> Outcome:
     (body,) = bodies(eqn)
     params = eqn.params
-    arrays = [program.dense(value, "shard_map") for value in ins]
+    arrays = [program.dense(value, eqn, here) for value in ins]
     here_reads = _below(here, reads)
     axes = tuple(sorted(params.get("newly_manual_axes", params["mesh"].axis_names)))
 
@@ -234,7 +236,7 @@ def _shard_map(
         outs, inner = program.run(body, flat, (*here, 0), read)
         if inner:
             inner = {k: across(v) for k, v in inner.items()}
-        return [program.dense(out, "shard_map") for out in outs], inner
+        return [program.dense(out, eqn, here) for out in outs], inner
 
     replicated = jax.sharding.PartitionSpec()
     outcome: Outcome = jax.shard_map(

@@ -64,14 +64,19 @@ def stored_orders(
             and the axes of the dense array that are stored in that role.
     """
     if len(use.views[operand]) != 1:
+        leaves = {view.leaf for view in use.views[operand]}
+        if len(leaves) == 1:
+            return "arithmetic changes the weight before it is multiplied"
         return "several leaves are joined into one matrix"
     (view,) = use.views[operand]
-    if view.derived or view.partial or view.broadcast:
-        return "the weight is changed before it is multiplied"
+    if view.derived:
+        return "arithmetic changes the weight before it is multiplied"
+    if view.partial or view.broadcast:
+        return "the weight is cut, padded or repeated before it is multiplied"
     leaf_rank = len(next(s for s in use.sites if s.operand == operand).shape)
     kept = [axis for axis in range(leaf_rank) if axis not in view.stacked]
     if len(kept) != len(shape):
-        return "a part of the weight is taken out before it is multiplied"
+        return "one position of one of its axes is taken out before it is multiplied"
     orders = []
     for dims, stored in parts:
         factors = [f for d in dims for f in view.dims[d] if f.size != 1]

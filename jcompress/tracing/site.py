@@ -64,14 +64,18 @@ class Site:
             meets the input channels of its own group only.
         data_shape: shape of what the leaf meets, as one execution sees it.
         out_shape: shape of the result of one execution.
-        macs: multiplications of one execution of the equation; with the zeros of a
-            convolution's padding, without those of a dilated input.
+        macs: multiply-adds of one execution of the equation; with the zeros of a
+            convolution's padding, without those of a dilated input. Those of one
+            equation count once: where several leaves were made one weight before it,
+            parts that stand beside each other have their own, and of leaves that were
+            added the first has all. 0 for lookups and element-wise uses.
         runs: how often one call of the function executes it, on all devices of a
             `shard_map` together; None inside a `while` loop, whose trip count is
             not known.
         derived: the leaf was changed by arithmetic on the way here (weight
             standardisation, a mask), so what meets the data is not the leaf itself.
-        sealed: inside a function with a custom gradient, which handlers leave alone.
+        in_custom_gradient: inside a function with a custom gradient (`jax.custom_vjp`,
+            `jax.custom_jvp`), which transforms call as it is.
         location: where the equation stands in the traced function.
         operand: which input of the equation carries the leaf.
     """
@@ -91,7 +95,7 @@ class Site:
     macs: int = 0
     runs: int | None = 1
     derived: bool = False
-    sealed: bool = False
+    in_custom_gradient: bool = False
     location: tuple[int, ...] = ()
     operand: int = 0
 
@@ -99,6 +103,11 @@ class Site:
     def size(self) -> int:
         """Number of elements of the leaf."""
         return math.prod(self.shape)
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether the leaf holds complex numbers."""
+        return bool(np.issubdtype(self.dtype, np.complexfloating))
 
     @property
     def total_macs(self) -> int:
@@ -150,8 +159,27 @@ class Sites:
         return tuple(name for name, _ in self.leaves if name not in used)
 
     @property
+    def left_alone(self) -> dict[str, str]:
+        """Why no rule reaches a leaf of several axes that is no weight, by its name.
+
+        Tables of positions, class tokens, depthwise filters and splines that are
+        written as element-wise products are such leaves; a bias, which has one axis,
+        is not listed.
+        """
+        found: dict[str, str] = {}
+        weights = set(self.weights)
+        for site in self.table:
+            if site.path in weights or sum(n != 1 for n in site.shape) < 2:
+                continue
+            why = f"`{site.primitive}` looks into it as no product or lookup does"
+            if site.operation is Operation.ELEMENTWISE:
+                why = f"`{site.primitive}` uses it element by element"
+            found.setdefault(site.path, f"{why}, so no rule reaches it")
+        return found
+
+    @property
     def macs(self) -> int:
-        """Multiplications of one call.
+        """Multiply-adds of the products and convolutions of one call.
 
         Both branches of a `cond` count, the body of a `while` loop counts once.
         """
@@ -160,8 +188,8 @@ class Sites:
     def below(self, prefix: str) -> "Sites":
         """The same table for the subtree `prefix`, whose leaves lose that prefix.
 
-        `find_sites(model.apply, variables, x).below("params")` speaks of the tree that
-        an optimizer sees.
+        `find_sites(model.apply, variables, x).below("params")` has the names of the
+        tree that an optimizer is given.
 
         Raises:
             ValueError: no leaf is below `prefix`.
@@ -202,6 +230,8 @@ class Sites:
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
             for row in (head, *rows)
         ]
+        for path, why in self.left_alone.items():
+            lines.append(f"never compressed: {path}: {why}")
         if self.unused:
             lines.append("unused: " + ", ".join(self.unused))
         return "\n".join(line.rstrip() for line in lines)

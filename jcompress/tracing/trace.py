@@ -1,6 +1,7 @@
 """Trace a function of a parameter tree, once, into a program and its table of sites."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,6 +56,30 @@ def _struct(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype)
 
 
+def _check_function(fn: Any) -> None:
+    """Raise TypeError if a model or a tree stands where a function should."""
+    form = "the first argument must be a function of the parameter tree, not"
+    kind = type(fn).__name__
+    if callable(getattr(fn, "apply", None)) and not inspect.isroutine(fn):
+        raise TypeError(
+            f"{form} the model {kind}; give its method: f(model.apply, variables, x)"
+        )
+    if isinstance(fn, jax.tree_util.Partial):
+        return
+    if callable(fn):
+        # What a model holds would be constants, and no leaf of it would be found.
+        if inspect.isroutine(fn) or not any(map(is_array, jax.tree.leaves(fn))):
+            return
+        raise TypeError(
+            f"{form} the model {kind}, whose parameters could not be followed; give a "
+            "function and the model: f(lambda model, x: model(x), model, x)"
+        )
+    raise TypeError(
+        f"{form} {kind}; the order is: function, parameters, further arguments: "
+        "f(model.apply, variables, x)"
+    )
+
+
 def trace(
     fn: Callable[..., Any],
     variables: Any,
@@ -64,8 +89,10 @@ def trace(
     """Trace `fn(variables, *args, **kwargs)` and find its sites.
 
     Raises:
+        TypeError: `fn` is no function of a tree, but a model or a tree itself.
         ValueError: `variables` has no array leaf.
     """
+    _check_function(fn)
     flat, variables_tree = jax.tree.flatten(variables, is_leaf=is_compressed)
     rest, rest_tree = jax.tree.flatten((args, dict(kwargs)))
     where = [i for i, x in enumerate(flat) if is_array(x) or is_compressed(x)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from jcompress.tracing.jaxprs import aval_shape
@@ -24,6 +25,8 @@ ELEMENTWISE = frozenset(
         "cbrt",
         "ceil",
         "clamp",
+        "complex",
+        "conj",
         "cos",
         "cosh",
         "digamma",
@@ -38,6 +41,7 @@ ELEMENTWISE = frozenset(
         "floor",
         "ge",
         "gt",
+        "imag",
         "integer_pow",
         "is_finite",
         "le",
@@ -103,17 +107,21 @@ class Role:
 
 
 def product_role(eqn: Any, operand: int) -> Role | None:
-    """The role of an input in a product or convolution; None in other equations."""
+    """The role of an input in a product or convolution; None in other equations.
+
+    A `dot_general` that sums over no axis is an element-wise multiplication
+    (`unsummed`), not a product.
+    """
     params = eqn.params
     name = eqn.primitive.name
     if operand > 1 or name not in _PRODUCTS:
-        return None
-    if is_scaling(eqn, operand):
         return None
     other = 1 - operand
     data_shape = aval_shape(eqn.invars[other])
     if name == "dot_general":
         contract, batch = params["dimension_numbers"]
+        if not contract[0]:
+            return None
         used = {*contract[other], *batch[other]}
         free = [n for dim, n in enumerate(data_shape) if dim not in used]
         return Role(
@@ -152,17 +160,36 @@ def product_role(eqn: Any, operand: int) -> Role | None:
     return None
 
 
-def is_scaling(eqn: Any, operand: int) -> bool:
-    """Whether an input scales the other one element by element.
+def unsummed(eqn: Any) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Where the axes of both inputs stand in a `dot_general` that sums over none.
 
-    `einsum("sd,s->sd", w, gamma)` is a `dot_general` that sums over nothing, of which
-    every axis of `gamma` is a batch axis: it multiplies as `w * gamma[:, None]` does.
+    `einsum("sd,s->sd", w, scale)` multiplies element by element, as
+    `w * scale[:, None]` does, and is read alike.
+
+    Returns:
+        For each input, the axis of the result that each of its axes becomes; None for
+        every other equation.
     """
     if eqn.primitive.name != "dot_general":
-        return False
+        return None
     contract, batch = eqn.params["dimension_numbers"]
-    rank = len(aval_shape(eqn.invars[operand]))
-    return not contract[operand] and len(batch[operand]) == rank
+    if contract[0]:
+        return None
+    start = len(batch[0])
+    places: list[tuple[int, ...]] = []
+    for side in range(2):
+        found: dict[int, int] = {dim: out for out, dim in enumerate(batch[side])}
+        rank = len(aval_shape(eqn.invars[side]))
+        for dim in range(rank):
+            if dim not in found:
+                found[dim], start = start, start + 1
+        places.append(tuple(found[dim] for dim in range(rank)))
+    return places[0], places[1]
+
+
+def elementwise(eqn: Any) -> bool:
+    """Whether each element of the result takes one element of each input."""
+    return eqn.primitive.name in ELEMENTWISE or unsummed(eqn) is not None
 
 
 def lookup_role(eqn: Any, operand: int, meets_data: bool) -> Role | None:
@@ -185,10 +212,14 @@ def lookup_role(eqn: Any, operand: int, meets_data: bool) -> Role | None:
     return Role(Operation.LOOKUP, whole, stack, 1)
 
 
-def leaf_axes_of(view: View, role: Role, rank: int) -> tuple[tuple[int, ...], ...]:
-    """Sort a leaf's axes into (input, output, stack) for a role of its view."""
-    inputs = view.axes(*role.input_dims)
-    stack = view.axes(*role.stack_dims) | view.stacked
+def leaf_axes_of(
+    views: Sequence[View], role: Role, rank: int
+) -> tuple[tuple[int, ...], ...]:
+    """Sort a leaf's axes into (input, output, stack) for a role of its views."""
+    inputs = {axis for view in views for axis in view.axes(*role.input_dims)}
+    stack: set[int] = set()
+    for view in views:
+        stack |= view.axes(*role.stack_dims) | view.stacked
     stack -= inputs
     output = set(range(rank)) - inputs - stack
     return tuple(sorted(inputs)), tuple(sorted(output)), tuple(sorted(stack))

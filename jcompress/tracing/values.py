@@ -59,7 +59,7 @@ class Place:
 
     location: Location = ()
     runs: int | None = 1
-    sealed: bool = False
+    in_custom_gradient: bool = False
     recording: bool = True
     stacks: tuple[tuple[Location, int, frozenset[int]], ...] = ()
 

@@ -88,6 +88,13 @@ class View:
         )
         return dataclasses.replace(self, dims=made)
 
+    def placed(self, where: tuple[int, ...], after: tuple[int, ...]) -> "View":
+        """What arithmetic makes of the value whose axes become those of the result."""
+        made: list[tuple[Factor, ...]] = [(Factor(-1, 0, size),) for size in after]
+        for dim, out in enumerate(where):
+            made[out] = self.dims[dim]
+        return dataclasses.replace(self, dims=tuple(made))
+
     def restacked(self, whole: "View | None", length: int) -> "View":
         """What a loop collects from its steps if each hands out this view.
 
@@ -110,32 +117,6 @@ class View:
             _resized(dim, size) for dim, size in zip(self.dims, shape, strict=True)
         )
         return dataclasses.replace(self, dims=dims)
-
-
-def arranged(eqn: Any, operand: int, view: View, shape: tuple[int, ...]) -> View:
-    """What arithmetic on parameters makes of the view of one of its inputs.
-
-    Args:
-        eqn: an element-wise operation, or a `dot_general` that sums over nothing,
-            whose results are its batch axes, then the free axes of either input.
-        operand: which input the view is of.
-        view: of the input.
-        shape: of the result.
-    """
-    before = aval_shape(eqn.invars[operand])
-    if eqn.primitive.name != "dot_general":
-        return view.spread(before, shape)
-    _, batch = eqn.params["dimension_numbers"]
-    own = [dim for dim in range(len(before)) if dim not in batch[operand]]
-    first = len(batch[operand])
-    others = (
-        shape[first : len(shape) - len(own)] if operand else shape[first + len(own) :]
-    )
-    new: Dims = tuple((Factor(-1, 0, n),) if n != 1 else () for n in others)
-    kept = tuple(view.dims[dim] for dim in own)
-    dims = tuple(view.dims[dim] for dim in batch[operand])
-    dims += new + kept if operand else kept + new
-    return dataclasses.replace(view, dims=dims)
 
 
 def _size(dim: tuple[Factor, ...]) -> int:

@@ -41,7 +41,7 @@ def floats(site: Site) -> bool:
 
 
 def quantizable(site: Site) -> bool:
-    return floats(site) and site.operation in PRODUCTS and not site.sealed
+    return floats(site) and site.operation in PRODUCTS and not site.in_custom_gradient
 
 
 SPECS = {

@@ -40,7 +40,7 @@ class Use:
     macs: int
     runs: int | None = 1
     derived: bool = False
-    sealed: bool = False
+    in_custom_gradient: bool = False
 
 
 def _use(operation: Operation) -> Callable[..., Use]:

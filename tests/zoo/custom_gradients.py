@@ -123,8 +123,8 @@ def sealed_dense() -> Case:
         variables={"w": leaf(8, 6), "u": leaf(5, 6), "v": leaf(5, 3)},
         args=(data(4, 8),),
         weights={
-            "w": [dot((0,), (1,), 4 * 8 * 6, sealed=True)],
-            "u": [dot((1,), (0,), 4 * 6 * 5, sealed=True)],
+            "w": [dot((0,), (1,), 4 * 8 * 6, in_custom_gradient=True)],
+            "u": [dot((1,), (0,), 4 * 6 * 5, in_custom_gradient=True)],
             "v": [dot((0,), (1,), 4 * 5 * 3)],
         },
     )
@@ -144,7 +144,9 @@ def sealed_in_scan_and_remat() -> Case:
         variables={"w": leaf(3, 8, 8), "shared": leaf(8, 8)},
         args=(data(4, 8),),
         weights={
-            "w": [dot((1,), (2,), 4 * 8 * 8, stack=(0,), runs=3, sealed=True)],
+            "w": [
+                dot((1,), (2,), 4 * 8 * 8, stack=(0,), runs=3, in_custom_gradient=True)
+            ],
             "shared": [dot((0,), (1,), 4 * 8 * 8, runs=3)],
         },
     )

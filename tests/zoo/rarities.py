@@ -295,3 +295,25 @@ def two_dimensional_lookup() -> Case:
         args=(ids(4, below=4),),
         weights={"grid": [lookup((0,), (1, 2))]},
     )
+
+
+@case
+def weights_placed_split_and_turned_round() -> Case:
+    def fn(p: Any, x: jax.Array) -> jax.Array:
+        p = jax.device_put(p)
+        q, k, v = jnp.split(p["qkv"], 3, axis=1)
+        y = (x @ q) * (x @ k) + x @ v
+        return p["t"][jnp.arange(4)] + y @ p["u"][::-1, 1:]
+
+    return Case(
+        fn=fn,
+        variables={"qkv": leaf(8, 18), "u": leaf(6, 6), "t": leaf(7, 5)},
+        args=(data(4, 8),),
+        weights={
+            "qkv": [dot((0,), (1,), 4 * 8 * 6)] * 3,
+            "u": [dot((0,), (1,), 4 * 6 * 5)],
+            "t": [lookup((1,), (0,))],
+        },
+        mesh=False,
+        vmap=False,
+    )

@@ -221,3 +221,50 @@ def sorted_leaf() -> Case:
         args=(data(4, 8),),
         loose=("w", "v"),
     )
+
+
+@case
+def weight_scaled_by_einsum() -> Case:
+    """The scale of a weight is an element-wise use, however it is written."""
+
+    def fn(p: Any, x: jax.Array) -> jax.Array:
+        scale = jnp.exp(p["scale"]) / (1.0 + jnp.square(p["scale"]))
+        y = x @ jnp.einsum("sd,s->sd", p["w"], scale).T
+        return jnp.einsum("bs,s->bs", y, p["gain"])
+
+    return Case(
+        fn=fn,
+        variables={"w": leaf(6, 8), "scale": leaf(6), "gain": leaf(6)},
+        args=(data(4, 8),),
+        weights={"w": [dot((1,), (0,), 4 * 8 * 6, derived=True)]},
+        elementwise=("scale", "gain"),
+    )
+
+
+@case
+def weight_reached_by_two_ways() -> Case:
+    def fn(p: Any, x: jax.Array) -> jax.Array:
+        mask = np.eye(8, dtype=bool)
+        y = x @ jnp.where(mask, jnp.exp(p["w"]), p["w"])
+        return y @ (p["u"] + p["v"])
+
+    return Case(
+        fn=fn,
+        variables={"w": leaf(8, 8), "u": leaf(8, 6), "v": leaf(8, 6)},
+        args=(data(4, 8),),
+        weights={
+            "w": [dot((0,), (1,), 4 * 8 * 8, derived=True)],
+            "u": [dot((0,), (1,), 4 * 8 * 6, derived=True)],
+            "v": [dot((0,), (1,), 0, derived=True)],
+        },
+    )
+
+
+@case
+def complex_weight() -> Case:
+    return Case(
+        fn=lambda p, x: jnp.real(x.astype(p["c"].dtype) @ jnp.conj(p["c"])),
+        variables={"c": jax.lax.complex(leaf(8, 5), leaf(8, 5))},
+        args=(data(4, 8),),
+        weights={"c": [dot((0,), (1,), 4 * 8 * 5, derived=True)]},
+    )
