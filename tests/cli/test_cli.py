@@ -1,6 +1,8 @@
 import contextlib
 import datetime
+import errno
 import json
+import os
 import shutil
 import signal
 import sys
@@ -261,6 +263,20 @@ def test_a_model_that_reloads_as_another_is_exit_code_1(monkeypatch, capsys):
     monkeypatch.setattr("jcompress.recipes.run_main_job", run)
     assert main(["run"]) == 1
     assert "NOT verified" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_and_exit_code_1(monkeypatch, capsys, tmp_path):
+    def run(recipe, folder, *, progress):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+    monkeypatch.setattr("jcompress.recipes.run_main_job", run)
+    out = str(tmp_path / "run")
+    assert main(["run", "--out", out]) == 1
+    printed, error = capsys.readouterr()
+    assert printed == ""
+    assert error.count("\n") == 1
+    assert f"No space left on device: '{out}'" in error
+    assert f"continue with: jcompress run --out {out} --resume" in error
 
 
 @pytest.mark.parametrize("where", ["step", "begin"])
