@@ -1,7 +1,7 @@
 """Short compositions of the library's parts; the main job on the embedded digits."""
 
 from jcompress.recipes.data import Digits as Digits
-from jcompress.recipes.data import Part as Part
+from jcompress.recipes.data import Examples as Examples
 from jcompress.recipes.data import load_digits as load_digits
 from jcompress.recipes.folder import FolderError as FolderError
 from jcompress.recipes.main_job import VerificationError as VerificationError

@@ -73,7 +73,7 @@ def read_report(folder: pathlib.Path) -> dict[str, Any]:
     """
     path = folder / REPORT
     try:
-        found = json.loads(path.read_bytes())
+        found: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise FolderError(f"{path} is damaged: {one_line(error)}") from error
     schema = found.get("schema") if isinstance(found, dict) else None

@@ -27,7 +27,7 @@ def stored_bytes(tree: Any) -> int:
 def leaf_bytes(leaf: Any) -> int:
     """Bytes of one leaf, see `stored_bytes`."""
     if is_compressed(leaf):
-        return leaf.stored_bytes
+        return int(leaf.stored_bytes)
     if _is_key(leaf):
         return int(jax.random.key_data(leaf).nbytes)
     if isinstance(leaf, bool | int | float | complex):
