@@ -48,7 +48,7 @@ def save(path: Path, tree: Any) -> None:
         CheckpointError: `path` holds something else than a checkpoint.
         OSError: it cannot be written, for example since the file system is full; the
             version before is whole.
-        TypeError: a leaf is of no kind that can be stored; names it.
+        TypeError: a leaf cannot be stored; the message names it.
     """
     require_orbax()
     folder = pathlib.Path(path).absolute()

@@ -149,7 +149,7 @@ def from_manifest(entry: Any, name: str, arrays: dict[str, Any]) -> Any:
     """The inverse of `to_manifest`.
 
     Raises:
-        CheckpointError: the entry speaks of a class or an array that is not there.
+        CheckpointError: the entry names a class or an array that is unknown.
     """
     try:
         return _decoded(entry, arrays)

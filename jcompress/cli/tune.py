@@ -70,7 +70,7 @@ class TunedProduct:
         key: the entry's.
         forms: the operation's.
         sets: how many weights there are to take turns with.
-        x: activations of so many rows, with a stack axis of one.
+        x: makes activations float[1, rows, inputs] of a number of rows.
         weight: the other arguments, of the weight of that number.
         static: keyword arguments.
     """
@@ -84,7 +84,7 @@ class TunedProduct:
     static: Mapping[str, Any]
 
     def refused(self, form: Form, rows: int) -> bool:
-        """Whether a form cannot compute it with so many rows."""
+        """Whether a form cannot compute it with this number of rows."""
         return bool(form.why_not((self.x(rows), *self.weight(0)), self.static))
 
 
@@ -103,7 +103,7 @@ def tune(
         folder: where the table goes.
         cases: what to measure; None for all that the platform has a form for.
         compare: measures two programs; None for `ratios`.
-        say: is told each finding.
+        say: called with a line of text for each finding.
 
     Returns:
         The file; None if there is nothing to write.

@@ -140,7 +140,7 @@ def run_main_job(
         recipe: what `open_folder` returned.
         folder: that directory. In the end it holds `report.json`, `recipe.toml`, the
             checkpoints `dense`, `plan` and `compressed`, and `predictions.npz`.
-        progress: is told how far the run is.
+        progress: shows how far the run is.
 
     Returns:
         What `report.json` holds: `schema`, its version; `date` (UTC), `device`,
