@@ -31,7 +31,7 @@ from jcompress.low_rank.factorizing import (
     factorize,
     summarize_factors,
 )
-from jcompress.recipes import Part, load_digits
+from jcompress.recipes import Examples, load_digits
 from jcompress.rules import Rules
 from jcompress.sites import find_sites
 
@@ -59,7 +59,7 @@ class Network(nn.Module):
         return out
 
 
-def train(apply: Apply, tree: Any, part: Part, *, epochs: int, rate: float) -> Any:
+def train(apply: Apply, tree: Any, part: Examples, *, epochs: int, rate: float) -> Any:
     """Lower the cross-entropy with Adam, the rate falling to 0."""
     count = len(part.labels) // BATCH
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, epochs * count))
@@ -85,7 +85,7 @@ def train(apply: Apply, tree: Any, part: Part, *, epochs: int, rate: float) -> A
     return tree
 
 
-def accuracy(apply: Apply, tree: Any, part: Part) -> float:
+def accuracy(apply: Apply, tree: Any, part: Examples) -> float:
     """Per cent of the images that are told right."""
     found = jax.jit(apply)(tree, jnp.asarray(part.images))
     return float(100 * np.mean(np.argmax(found, -1) == part.labels))

@@ -12,9 +12,10 @@ from fashion_mnist import batches, load
 from flax.training.train_state import TrainState
 
 from jcompress.distillation import soft_targets
+from jcompress.execution import compressed
 from jcompress.pruning import Prune, cubic_schedule, prune
 from jcompress.quantization import Quantize, Weights, fake_quant, quantize
-from jcompress.report import compare
+from jcompress.report import Metric, compare
 from jcompress.sites import find_sites
 
 
@@ -83,14 +84,19 @@ def main() -> None:
         state = compress_step(state, *batch)
 
     small = quantize({"params": state.params}, rules, sites=sites)
+    accuracy = Metric(
+        "accuracy",
+        lambda run, tree: np.mean(np.argmax(run(tree, x_test), -1) == y_test),
+        higher_is_better=True,
+        format=".2%",
+    )
     measured = compare(
-        model.apply,
-        {"params": teacher},
-        small,
-        accuracy=lambda run, tree: float(
-            np.mean(np.argmax(run(tree, x_test), -1) == y_test)
-        ),
-        inputs={n: [(x_test[i : i + n],) for i in range(4)] for n in (1, 64)},
+        {
+            "dense": (model.apply, {"params": teacher}),
+            "compressed": (compressed(model.apply), small),
+        },
+        batches={n: [(x_test[i : i + n],) for i in range(4)] for n in (1, 64)},
+        metrics=[accuracy],
     )
     print(measured)
 

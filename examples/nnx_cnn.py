@@ -12,9 +12,10 @@ from fashion_mnist import batches, load
 from flax import nnx
 
 from jcompress.distillation import soft_targets
+from jcompress.execution import compressed
 from jcompress.pruning import Prune, cubic_schedule, prune
 from jcompress.quantization import Quantize, Weights, fake_quant, quantize
-from jcompress.report import compare
+from jcompress.report import Metric, compare
 from jcompress.rules import Rules
 from jcompress.sites import find_sites
 
@@ -101,8 +102,10 @@ def main() -> None:
         return float(np.mean(np.concatenate(right) == y_test))
 
     small = quantize(nnx.state(model, nnx.Param), rules, sites=sites)
-    inputs = {n: [(x_test[i : i + n],) for i in range(4)] for n in (1, 64)}
-    print(compare(apply, teacher, small, accuracy=accuracy, inputs=inputs))
+    variants = {"dense": (apply, teacher), "compressed": (compressed(apply), small)}
+    parts = {n: [(x_test[i : i + n],) for i in range(4)] for n in (1, 64)}
+    metric = Metric("accuracy", accuracy, higher_is_better=True, format=".2%")
+    print(compare(variants, batches=parts, metrics=[metric]))
 
 
 if __name__ == "__main__":

@@ -67,6 +67,7 @@ def numbers(folder):
     for side in ("dense", "compressed"):
         for key in ("latency_ms", "latency_ms_quartiles", "labels"):
             del report[side][key]
-    del report["lines"], report["table"]
+    for key in ("lines", "table", "date", "seconds"):
+        del report[key]
     with np.load(folder / "predictions.npz") as archive:
         return report, archive["logits"].tobytes()

@@ -1,7 +1,11 @@
-"""Save and load trees with compressed leaves, without pickles."""
+"""Save and load trees with compressed leaves, without pickles.
+
+Importing this package also lets `flax.serialization` store such trees.
+"""
 
 from jcompress.checkpoint.folder import exists as exists
 from jcompress.checkpoint.folder import load as load
-from jcompress.checkpoint.folder import require_orbax as require_orbax
 from jcompress.checkpoint.folder import save as save
 from jcompress.checkpoint.manifest import CheckpointError as CheckpointError
+from jcompress.checkpoint.registry import register as register
+from jcompress.checkpoint.storage import require_orbax as require_orbax

@@ -2,18 +2,94 @@
 
 import dataclasses
 import enum
-from collections.abc import Iterator
+import pathlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.tensors import CompressedTensor
+from jcompress.checkpoint.registry import class_of, name_of, registered
 
 
 class CheckpointError(ValueError):
     """A checkpoint is absent, damaged, or does not fit the tree it is loaded into."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredFunction:
+    """Stands for a function that was a leaf of the saved tree.
+
+    Attributes:
+        name: the function's `__name__`.
+    """
+
+    name: str
+
+
+def is_function(value: Any) -> bool:
+    """Whether a leaf is a function, which a checkpoint holds by name only."""
+    return callable(value) and not hasattr(value, "shape")
+
+
+def function_name(value: Any) -> str:
+    """What is stored of a function."""
+    return str(getattr(value, "__name__", type(value).__name__))
+
+
+def check_manifest(
+    manifest: Any,
+    version: pathlib.Path,
+    format: int,
+    stored: Mapping[str, tuple[tuple[int, ...], str]],
+) -> None:
+    """Refuse a manifest that does not describe what is stored beside it.
+
+    Args:
+        manifest: what was read.
+        version: its directory, for messages.
+        format: the format that can be read.
+        stored: shape and dtype of each array that is there.
+
+    Raises:
+        CheckpointError: names the array that is wrong.
+    """
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != format:
+        raise CheckpointError(
+            f"load: {version} has format {found!r}; this version of jcompress reads "
+            f"format {format}"
+        )
+    leaves, names = manifest.get("leaves"), manifest.get("arrays")
+    if not isinstance(leaves, dict) or not isinstance(names, list):
+        raise CheckpointError(f"load: the manifest of {version} is not a checkpoint's")
+    for name in names:
+        if name not in stored:
+            raise CheckpointError(
+                f"load: the manifest of {version} names the array {name!r}, which is "
+                "not stored"
+            )
+    for entry in _array_entries(leaves):
+        name, said = entry["array"], (entry.get("shape"), entry.get("dtype"))
+        if isinstance(said[0], list) and 0 in said[0]:
+            continue
+        if name not in names:
+            raise CheckpointError(f"load: the array {name!r} of {version} is missing")
+        shape, dtype = stored[name]
+        if said != (list(shape), dtype):
+            raise CheckpointError(
+                f"load: the array {name!r} of {version} is {dtype}{list(shape)}, the "
+                f"manifest says {said[1]}{said[0]}"
+            )
+
+
+def _array_entries(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict) and isinstance(value.get("array"), str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _array_entries(part)
 
 
 def to_manifest(value: Any, name: str, arrays: dict[str, Any]) -> Any:
@@ -21,8 +97,8 @@ def to_manifest(value: Any, name: str, arrays: dict[str, Any]) -> Any:
 
     Args:
         value: a leaf, or a field of one: an array, a typed random key, a Python
-            number or string, None, a dtype, a tuple, an enum member or a dataclass
-            of `jcompress.tensors` or `jcompress.quantization.formats`.
+            number or string, None, a dtype, a tuple, an enum member, a dataclass that
+            is registered, or a function, of which the name is stored.
         name: the key under which an array goes into `arrays`.
         arrays: filled with the arrays.
 
@@ -60,9 +136,12 @@ def to_manifest(value: Any, name: str, arrays: dict[str, Any]) -> Any:
         isinstance(value, type) and issubclass(value, np.generic)
     ):
         return {"dtype": np.dtype(value).name}
+    if is_function(value):
+        return {"function": function_name(value)}
     raise TypeError(
         f"save: {name!r} is a {type(value).__name__}; a checkpoint holds arrays, typed "
-        "random keys, Python numbers and strings, and compressed leaves"
+        "random keys, Python numbers and strings, names of functions, and compressed "
+        "leaves"
     )
 
 
@@ -70,7 +149,7 @@ def from_manifest(entry: Any, name: str, arrays: dict[str, Any]) -> Any:
     """The inverse of `to_manifest`.
 
     Raises:
-        CheckpointError: the entry speaks of a class or an array that is not there.
+        CheckpointError: the entry names a class or an array that is unknown.
     """
     try:
         return _decoded(entry, arrays)
@@ -85,6 +164,8 @@ def from_manifest(entry: Any, name: str, arrays: dict[str, Any]) -> Any:
 def _decoded(entry: dict[str, Any], arrays: dict[str, Any]) -> Any:
     if "value" in entry:
         return entry["value"]
+    if "function" in entry:
+        return StoredFunction(str(entry["function"]))
     if "key" in entry:
         data = _decoded(entry["data"], arrays)
         return jax.random.wrap_key_data(data, impl=entry["key"])
@@ -143,36 +224,21 @@ def _array_of(entry: dict[str, Any], arrays: dict[str, Any]) -> Any:
 
 
 def _known(kind: type) -> str:
-    if _classes().get(kind.__name__) is not kind:
-        raise TypeError(f"save: a checkpoint cannot hold a {kind.__qualname__}")
-    return kind.__name__
+    name = name_of(kind)
+    if name is None:
+        raise TypeError(
+            f"save: a checkpoint cannot hold a {kind.__qualname__}, which is not "
+            "registered; see jcompress.checkpoint.register"
+        )
+    return name
 
 
 def _class_named(name: str) -> Any:
-    known = _classes()
-    if name not in known:
+    kind = class_of(name)
+    if kind is None:
         raise CheckpointError(
-            f"load: the checkpoint holds a {name}, which is not known here; import "
-            f"what defines it first, or install a newer jcompress (known: "
-            f"{', '.join(sorted(known))})"
+            f"load: the checkpoint holds a {name!r}, which is not known here; register "
+            "its class with jcompress.checkpoint.register, or install a newer "
+            f"jcompress (known: {', '.join(registered())})"
         )
-    return known[name]
-
-
-def _classes() -> dict[str, type[Any]]:
-    """The classes whose instances a manifest may name; nothing else is ever made."""
-    from jcompress.tensors import formats, numbers
-
-    kinds: list[type[Any]] = [numbers.Range, *_descendants(CompressedTensor)]
-    kinds += [
-        kind
-        for kind in vars(formats).values()
-        if isinstance(kind, type) and kind.__module__ == formats.__name__
-    ]
-    return {kind.__name__: kind for kind in kinds}
-
-
-def _descendants(kind: type[Any]) -> Iterator[type[Any]]:
-    for child in kind.__subclasses__():
-        yield child
-        yield from _descendants(child)
+    return kind

@@ -20,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `jcompress` with the given arguments, by default those of the process.
 
     Returns:
-        The exit code: 0, 1 if a model or an installation is not what it should be, 2
-        for bad input, 130 if interrupted.
+        The exit code: 0; 1 if a model or an installation is not what it should be, or
+        something could not be written; 2 for bad input; 130 if interrupted.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -45,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser(
         "run",
-        help="compress a small network on the embedded digits, from training to proof",
+        help="train, compress, save and verify a small network on the digits that come "
+        "with jcompress, and compare it with the dense one",
     )
     run.add_argument(
         "--out",
@@ -53,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
         type=pathlib.Path,
         help="keep report.json, the checkpoints and the recipe here",
     )
-    run.add_argument("--seed", metavar="N", type=int, help="replaces the recipe's (0)")
+    run.add_argument(
+        "--seed", metavar="N", type=int, help="random seed (default: the recipe's)"
+    )
     run.add_argument(
         "--recipe",
         metavar="FILE",
@@ -64,20 +67,25 @@ def _parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="continue the interrupted run in DIR"
     )
     verify = commands.add_parser(
-        "verify", help="check that a saved model predicts what it did when it was made"
+        "verify",
+        help="check that the model saved by a run predicts what it did before saving",
     )
-    verify.add_argument("dir", metavar="DIR", type=pathlib.Path)
+    verify.add_argument(
+        "dir", metavar="DIR", type=pathlib.Path, help="the --out directory of that run"
+    )
     commands.add_parser(
-        "doctor", help="say what is installed, and whether it works on this machine"
+        "doctor", help="list what is installed and check every kernel on this machine"
     )
     tune = commands.add_parser(
-        "tune", help="measure which kernels are the fastest on this machine's device"
+        "tune",
+        help="measure which kernels are fastest on this machine, and store the result",
     )
     tune.add_argument(
         "--output",
         metavar="DIR",
         type=pathlib.Path,
-        help="write the table here, to be used if JCOMPRESS_TILES names DIR",
+        help="folder for the table; the library reads it if the environment variable "
+        "JCOMPRESS_TILES names it (default: the user's own folder)",
     )
     return parser
 
@@ -93,22 +101,27 @@ def _run(arguments: argparse.Namespace, interrupts: "_Interrupts") -> int:
 
     bad = (recipes.RecipeError, recipes.FolderError, CheckpointError, MismatchError)
 
-    try:
-        with _folder(arguments.out) as folder:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(_folder(arguments.out))
             recipe = recipes.open_folder(
                 folder,
                 recipe=arguments.recipe,
                 seed=arguments.seed,
                 resume=arguments.resume,
             )
+        except (*bad, OSError, ImportError) as error:
+            return _bad(error)
+        try:
             with for_stream() as shown:
                 progress = Watched(shown, interrupts.check)
                 result = recipes.run_main_job(recipe, folder, progress=progress)
-    except recipes.VerificationError as error:
-        print(f"jcompress: {error}", file=sys.stderr)
-        return FAILED
-    except (*bad, OSError, ImportError) as error:
-        return _bad(str(error))
+        except recipes.VerificationError as error:
+            return _failed(str(error))
+        except bad as error:
+            return _bad(error)
+        except (OSError, ImportError) as error:
+            return _failed(f"{error}; {_what_is_kept(arguments)}")
     print(result["table"])
     print(result["verification"])
     if arguments.out is not None:
@@ -123,10 +136,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     try:
         found = recipes.verify(arguments.dir)
     except CheckpointError as error:
-        print(f"NOT verified: {error}", file=sys.stderr)
-        return FAILED
+        return _failed(f"NOT verified: {error}")
     except (recipes.FolderError, OSError, ImportError) as error:
-        return _bad(str(error))
+        return _bad(error)
     print(found)
     return OK if found.passed else FAILED
 
@@ -137,7 +149,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     try:
         found = doctor.examine()
     except ValueError as error:
-        return _bad(str(error))
+        return _bad(error)
     print(found)
     return OK if found.healthy else FAILED
 
@@ -149,7 +161,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     try:
         tune.tune(arguments.output or _tiles.user_folder())
     except (OSError, ValueError) as error:
-        return _bad(str(error))
+        return _bad(error)
     return OK
 
 
@@ -194,18 +206,25 @@ def _folder(out: pathlib.Path | None) -> Iterator[pathlib.Path]:
 def _how_to_resume(arguments: argparse.Namespace) -> str:
     if arguments.command != "run":
         return "jcompress: interrupted"
+    return f"jcompress: interrupted; {_what_is_kept(arguments)}"
+
+
+def _what_is_kept(arguments: argparse.Namespace) -> str:
     if arguments.out is None:
-        return (
-            "jcompress: interrupted, and nothing is kept; with --out DIR a run can be "
-            "continued"
-        )
-    return (
-        "jcompress: interrupted; continue with: "
-        f"jcompress run --out {arguments.out} --resume"
-    )
+        return "nothing is kept; with --out DIR a run can be continued"
+    return f"continue with: jcompress run --out {arguments.out} --resume"
 
 
-def _bad(message: str) -> int:
-    line = " ".join(message.split())
-    print(f"jcompress: {line}", file=sys.stderr)
+def _bad(message: object) -> int:
+    _say(message)
     return BAD_INPUT
+
+
+def _failed(message: object) -> int:
+    _say(message)
+    return FAILED
+
+
+def _say(message: object) -> None:
+    line = " ".join(str(message).split())
+    print(f"jcompress: {line}", file=sys.stderr)

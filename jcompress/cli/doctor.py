@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress import __version__
-from jcompress.cli.doctor_cases import Case, cases
+from jcompress.cli.doctor_cases import SampleProduct, cases
 from jcompress.kernels import Implementation, _native
 
 PYTHONS = ((3, 11), (3, 13))
@@ -219,7 +219,7 @@ def _try_all(devices: Sequence[tuple[str, Any]]) -> list[Check]:
     return found
 
 
-def _try_case(case: Case, kind: str, device: Any) -> list[Check]:
+def _try_case(case: SampleProduct, kind: str, device: Any) -> list[Check]:
     args = jax.device_put(case.args, device)
     expected = _run(case, Implementation.REFERENCE, args)
     own = {name for name in case.forms if _OWN.get(name, name.value) == kind}
@@ -247,7 +247,11 @@ def _try_case(case: Case, kind: str, device: Any) -> list[Check]:
 
 
 def _failure(
-    case: Case, name: Implementation, args: tuple[Any, ...], expected: Any, kind: str
+    case: SampleProduct,
+    name: Implementation,
+    args: tuple[Any, ...],
+    expected: Any,
+    kind: str,
 ) -> str:
     try:
         found = _run(case, name, args)
@@ -262,7 +266,7 @@ def _failure(
     return "" if off <= allowed else f"differs from the reference by {off:.2g}"
 
 
-def _run(case: Case, name: Implementation, args: tuple[Any, ...]) -> Any:
+def _run(case: SampleProduct, name: Implementation, args: tuple[Any, ...]) -> Any:
     product = jax.jit(lambda *args: case.forms[name].on_stack(args, case.static))(*args)
     return np.asarray(product).astype(np.float32)
 

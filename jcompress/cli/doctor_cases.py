@@ -24,7 +24,7 @@ ROWS, OUTPUTS, INPUTS, GROUPS = 4, 128, 512, 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
+class SampleProduct:
     """A product of one kind, small, with the arguments of its forms.
 
     Attributes:
@@ -40,7 +40,7 @@ class Case:
     static: dict[str, Any]
 
 
-def cases() -> list[Case]:
+def cases() -> list[SampleProduct]:
     """One small product of each kind."""
     draw = np.random.default_rng(0)
 
@@ -59,13 +59,13 @@ def cases() -> list[Case]:
     weight = (1, OUTPUTS, INPUTS)
     per_channel, per_group = (1, OUTPUTS, 1), (1, OUTPUTS, GROUPS)
     found = [
-        Case(
+        SampleProduct(
             name="int8_matmul",
             forms=INT8,
             args=(x, None, None, integers(*weight), scales(*per_channel), None, None),
             static={"x_bits": 8},
         ),
-        Case(
+        SampleProduct(
             name="weight_only_matmul float8, bfloat16",
             forms=WEIGHT_ONLY,
             args=(short, floats(*weight, dtype=F8), scales(*per_channel), None),
@@ -84,7 +84,7 @@ def cases() -> list[Case]:
         numbers = str(activations.dtype) if x_bits is None else f"A{x_bits}"
         stored = pack_bits(integers(*weight, bits=bits), bits)
         found.append(
-            Case(
+            SampleProduct(
                 name=f"weight_only_matmul W{bits}{groups}, {numbers}",
                 forms=WEIGHT_ONLY,
                 args=(activations, stored, scales(*shape), integers(*shape, bits=bits)),
@@ -104,7 +104,7 @@ def cases() -> list[Case]:
         images = floats(1, 2, 36 * channels)
         numbers = str(images.dtype) if x_bits is None else f"A{x_bits}"
         found.append(
-            Case(
+            SampleProduct(
                 name=f"quantized_conv W4 of {channels} channels, {numbers}",
                 forms=CONV,
                 args=(images, None, None, stored, scales(1, 64, 1), None),
@@ -112,7 +112,7 @@ def cases() -> list[Case]:
             )
         )
     found.append(
-        Case(
+        SampleProduct(
             name="float8_matmul",
             forms=FLOAT8,
             args=(x, None, floats(*weight, dtype=F8), scales(*per_channel), None),
@@ -127,7 +127,7 @@ def _sparse_cases(
     short: jax.Array,
     floats: Callable[..., jax.Array],
     draw: np.random.Generator,
-) -> list[Case]:
+) -> list[SampleProduct]:
     found = []
     for given, height, width in ((short, 128, 128), (x, 1, 4)):
         across, down = INPUTS // width, OUTPUTS // height
@@ -141,7 +141,7 @@ def _sparse_cases(
             None,
         )
         found.append(
-            Case(
+            SampleProduct(
                 name=f"block_sparse_matmul {height} x {width}",
                 forms=BLOCK_SPARSE,
                 args=args,
@@ -153,13 +153,13 @@ def _sparse_cases(
     mask = np.packbits(halves.reshape(OUTPUTS, INPUTS), axis=1, bitorder="little")
     return [
         *found,
-        Case(
+        SampleProduct(
             name="nm_sparse_matmul 2:4",
             forms=NM_SPARSE,
             args=(x, floats(*stored), jnp.asarray(mask[None]), None),
             static={"n": 2, "m": 4},
         ),
-        Case(
+        SampleProduct(
             name="codebook_matmul of 16 values",
             forms=CODEBOOK,
             args=(

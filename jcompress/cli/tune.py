@@ -62,7 +62,7 @@ Times = Callable[[Callable[[int], Any], Callable[[int], Any]], Sequence[float]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
+class TunedProduct:
     """Products that share an entry of the table.
 
     Attributes:
@@ -70,7 +70,7 @@ class Case:
         key: the entry's.
         forms: the operation's.
         sets: how many weights there are to take turns with.
-        x: activations of so many rows, with a stack axis of one.
+        x: makes activations float[1, rows, inputs] of a number of rows.
         weight: the other arguments, of the weight of that number.
         static: keyword arguments.
     """
@@ -84,14 +84,14 @@ class Case:
     static: Mapping[str, Any]
 
     def refused(self, form: Form, rows: int) -> bool:
-        """Whether a form cannot compute it with so many rows."""
+        """Whether a form cannot compute it with this number of rows."""
         return bool(form.why_not((self.x(rows), *self.weight(0)), self.static))
 
 
 def tune(
     folder: pathlib.Path,
     *,
-    cases: Sequence[Case] | None = None,
+    cases: Sequence[TunedProduct] | None = None,
     compare: Times | None = None,
     say: Callable[[str], None] = print,
 ) -> pathlib.Path | None:
@@ -103,7 +103,7 @@ def tune(
         folder: where the table goes.
         cases: what to measure; None for all that the platform has a form for.
         compare: measures two programs; None for `ratios`.
-        say: is told each finding.
+        say: called with a line of text for each finding.
 
     Returns:
         The file; None if there is nothing to write.
@@ -156,7 +156,7 @@ def tune(
 
 
 def best_sizes(
-    case: Case,
+    case: TunedProduct,
     form: Form,
     rows: int,
     key: str,
@@ -189,7 +189,7 @@ def best_sizes(
     return best
 
 
-def last_row(case: Case, form: Form, xla: Form, compare: Times) -> int | None:
+def last_row(case: TunedProduct, form: Form, xla: Form, compare: Times) -> int | None:
     """The most rows of `ROWS` for which XLA's form is not clearly the faster one.
 
     Looked for by halving, which takes for granted that it is so beyond a number of
@@ -217,7 +217,7 @@ def slower(ratios: Sequence[float]) -> bool:
     return bool(middle > MARGIN and lower > 1)
 
 
-def program(case: Case, form: Form, rows: int) -> Callable[[int], Any]:
+def program(case: TunedProduct, form: Form, rows: int) -> Callable[[int], Any]:
     """The compiled form; the call takes the number of a weight and waits."""
     x = case.x(rows)
     run = jax.jit(lambda *args: form.on_stack(args, case.static))
@@ -252,9 +252,9 @@ def _seconds(run: Callable[[int], Any], start: int, calls: int) -> float:
     return (time.perf_counter() - began) / calls
 
 
-def all_cases() -> Iterator[Case]:
+def all_cases() -> Iterator[TunedProduct]:
     """What there is to measure: integers of every width, with floats and integers."""
-    yield Case(
+    yield TunedProduct(
         operation="int8_matmul",
         key=_tiles.weight_key(8, "int8", 1),
         forms=_INT8,
@@ -269,7 +269,7 @@ def all_cases() -> Iterator[Case]:
             for groups in (1, _INPUTS // _GROUP):
                 x = jnp.dtype(dtype).name if x_bits is None else "int8"
                 weight = functools.partial(_weight, bits, groups)
-                yield Case(
+                yield TunedProduct(
                     operation="weight_only_matmul",
                     key=_tiles.weight_key(bits, x, groups),
                     forms=_WEIGHT_ONLY,

@@ -1,8 +1,9 @@
 """Short compositions of the library's parts; the main job on the embedded digits."""
 
 from jcompress.recipes.data import Digits as Digits
-from jcompress.recipes.data import Part as Part
+from jcompress.recipes.data import Examples as Examples
 from jcompress.recipes.data import load_digits as load_digits
+from jcompress.recipes.folder import FolderError as FolderError
 from jcompress.recipes.main_job import VerificationError as VerificationError
 from jcompress.recipes.main_job import open_folder as open_folder
 from jcompress.recipes.main_job import run_main_job as run_main_job
@@ -10,6 +11,5 @@ from jcompress.recipes.models import ResidualCNN as ResidualCNN
 from jcompress.recipes.recipe import Recipe as Recipe
 from jcompress.recipes.recipe import RecipeError as RecipeError
 from jcompress.recipes.recipe import read_recipe as read_recipe
-from jcompress.recipes.verify import FolderError as FolderError
 from jcompress.recipes.verify import Verification as Verification
 from jcompress.recipes.verify import verify as verify

@@ -13,7 +13,7 @@ _Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Part:
+class Examples:
     """Images and their labels.
 
     Attributes:
@@ -38,9 +38,9 @@ class Digits:
         test: what is reported, 25 % of each class.
     """
 
-    train: Part
-    validation: Part
-    test: Part
+    train: Examples
+    validation: Examples
+    test: Examples
 
 
 @functools.cache
@@ -61,8 +61,8 @@ def load_digits() -> Digits:
     test = np.isin(place, _TEST)
     validation = np.isin(place, _VALIDATION)
 
-    def part(chosen: _Array) -> Part:
-        return Part(
+    def part(chosen: _Array) -> Examples:
+        return Examples(
             images=(images[chosen, :, :, None] / np.float32(16)).astype(np.float32),
             labels=labels[chosen].astype(np.int32),
         )

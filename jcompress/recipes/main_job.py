@@ -1,7 +1,8 @@
 """The main job: train, shrink, quantize, distil, convert, save, verify, compare."""
 
 import dataclasses
-import functools
+import datetime
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +20,20 @@ from jcompress import __version__, checkpoint, report
 from jcompress.execution import compressed
 from jcompress.quantization import quantize
 from jcompress.recipes.data import Digits, load_digits
+from jcompress.recipes.folder import (
+    DENSE,
+    PLAN,
+    RECIPE,
+    REPORT,
+    SCHEMA,
+    STATE,
+    WEIGHTS,
+    FolderError,
+    Path,
+    read_report,
+    read_run_recipe,
+    write_whole,
+)
 from jcompress.recipes.progress import Progress
 from jcompress.recipes.recipe import (
     Recipe,
@@ -45,23 +61,8 @@ from jcompress.recipes.training import (
     student_stage,
     teacher_stage,
 )
-from jcompress.recipes.verify import (
-    PLAN,
-    RECIPE,
-    WEIGHTS,
-    FolderError,
-    predict,
-    save_predictions,
-)
-from jcompress.report import Comparison, Facts
+from jcompress.recipes.verify import predict, save_predictions
 from jcompress.shrinking import Plan
-from jcompress.sites import Sites
-
-DENSE = "dense"
-REPORT = "report.json"
-STATE = "state"
-
-Path = str | os.PathLike[str]
 
 
 class VerificationError(RuntimeError):
@@ -105,7 +106,7 @@ def open_folder(
             "to continue an interrupted run in it"
         )
     if RECIPE in entries:
-        stored = read_recipe(home / RECIPE)
+        stored = read_run_recipe(home)
         if recipe is None:
             wanted = dataclasses.replace(stored, seed=wanted.seed)
         if seed is None and (recipe is None or "seed" not in named_values(recipe)):
@@ -123,7 +124,7 @@ def open_folder(
             f"{sorted(entries)[0]}"
         )
     home.mkdir(parents=True, exist_ok=True)
-    _write(home / RECIPE, write_recipe(wanted))
+    write_whole(home / RECIPE, write_recipe(wanted).encode())
     return wanted
 
 
@@ -139,30 +140,39 @@ def run_main_job(
         recipe: what `open_folder` returned.
         folder: that directory. In the end it holds `report.json`, `recipe.toml`, the
             checkpoints `dense`, `plan` and `compressed`, and `predictions.npz`.
-        progress: is told how far the run is.
+        progress: shows how far the run is.
 
     Returns:
-        What `report.json` holds.
+        What `report.json` holds: `schema`, its version; `date` (UTC), `device`,
+        `versions`, `seed` and `recipe`; for `dense` and `compressed` each `accuracy`,
+        `bytes`, `parameters`, `nonzero`, `macs`, `latency_ms` and its quartiles by
+        batch size, and `labels`; `lines` and `table`, the comparison; `leaves`, for
+        each its `name`, `form` and bytes `before` and `after`; `losses` by epoch and
+        `seconds`, for each stage; `validation_accuracy`; `verification` and
+        `largest_difference_from_simulation`, of a logit.
 
     Raises:
+        FolderError: the report of a run that had finished is damaged.
+        OSError: something cannot be written; what was saved before is whole.
         VerificationError: the model that a fresh process reloaded is another one.
     """
     progress = Progress() if progress is None else progress
     home = pathlib.Path(folder)
     if (home / REPORT).exists():
+        found = read_report(home)
         progress.say(f"{home} holds a finished run")
         shutil.rmtree(home / STATE, ignore_errors=True)
-        found: dict[str, Any] = json.loads((home / REPORT).read_text())
         return found
     data = load_digits()
+    trained: dict[str, _Trained] = {}
     stage = teacher_stage(recipe, len(data.train))
-    teacher = _train(stage, recipe, data, home, progress)
+    teacher = trained[stage.name] = _train(stage, recipe, data, home, progress)
     checkpoint.save(home / DENSE, teacher.variables)
 
-    plan, narrow = _shrink(recipe, teacher.variables, data, home, progress)
+    plan, narrow = _shrink(recipe, teacher.variables, data, home, progress, trained)
     network = deployed(recipe, plan, narrow)
     stage = student_stage(recipe, len(data.train), teacher.variables, network)
-    student = _train(stage, recipe, data, home, progress)
+    student = trained[stage.name] = _train(stage, recipe, data, home, progress)
     small = quantize(
         student.variables,
         quantization_rules(recipe, network.sites),
@@ -174,54 +184,93 @@ def run_main_job(
     logits = predict(network.apply, small)
     save_predictions(home, logits)
     progress.say("reloading in a fresh process")
+    began = time.monotonic()
     verdict = _verify_elsewhere(home)
-    progress.say(verdict)
+    verified = time.monotonic()
     simulated = stage.logits(student.variables, data.test.images)
+    comparison = _compare(recipe, teacher.variables, network, small, progress)
+    seconds = {name: done.seconds for name, done in trained.items()}
+    shown = comparison.to_json()
     result = {
-        **_compare(recipe, teacher.variables, network, small, logits, progress),
-        "verification": verdict,
-        "largest_difference_from_simulation": float(np.max(np.abs(logits - simulated))),
+        "schema": SCHEMA,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": _device(),
+        "versions": _versions(),
+        "seed": recipe.seed,
+        "recipe": dataclasses.asdict(recipe),
+        **shown["variants"],
+        "lines": shown["lines"],
+        "table": str(comparison),
+        "leaves": [
+            dataclasses.asdict(row)
+            for row in report.bytes_by_leaf(teacher.variables, small)
+        ],
+        "losses": {name: list(done.losses) for name, done in trained.items()},
+        "seconds": {
+            **seconds,
+            "verification": verified - began,
+            "timing": time.monotonic() - verified,
+        },
         "validation_accuracy": {
             "dense": teacher.validation,
             "compressed": student.validation,
         },
-        "seed": recipe.seed,
-        "recipe": dataclasses.asdict(recipe),
-        "versions": _versions(),
+        "verification": verdict,
+        "largest_difference_from_simulation": float(np.max(np.abs(logits - simulated))),
     }
-    _write(home / REPORT, json.dumps(result, indent=2) + "\n")
+    write_whole(home / REPORT, (json.dumps(result, indent=2) + "\n").encode())
     shutil.rmtree(home / STATE)
     return result
 
 
 class _Trained(NamedTuple):
-    """What a stage leaves behind: the variables and their validation accuracy."""
+    """What a stage leaves behind.
+
+    Attributes:
+        variables: of the network.
+        validation: their accuracy on the validation images.
+        losses: the mean loss of each epoch.
+        seconds: how long the epochs took, compilation included, over all parts of a
+            run that was interrupted.
+    """
 
     variables: dict[str, Any]
     validation: float
+    losses: tuple[float, ...]
+    seconds: float
 
 
 def _train(
     stage: Stage, recipe: Recipe, data: Digits, home: pathlib.Path, progress: Progress
 ) -> _Trained:
     path, epochs = home / STATE / stage.name, stage.training.epochs
+    losses = np.full(epochs, np.nan)
+    done, right, seconds = 0, 0.0, 0.0
     if checkpoint.exists(path):
-        template = {"state": jax.eval_shape(stage.start), "epochs": 0, "right": 0.0}
+        state = jax.eval_shape(stage.start)
+        numbers = {"epochs": done, "right": right, "seconds": seconds}
+        template = {"state": state, "losses": losses, **numbers}
         saved = checkpoint.load(path, like=template)
         state, done, right = saved["state"], saved["epochs"], saved["right"]
+        losses, seconds = np.array(saved["losses"]), saved["seconds"]
         progress.say(f"{stage.name}: goes on after epoch {done} of {epochs}")
     else:
-        state, done, right = stage.start(), 0, 0.0
+        state = stage.start()
     progress.begin(stage.name, total=epochs, done=done)
     for epoch in range(done, epochs):
-        state, loss = run_epoch(stage, state, data.train, seed=recipe.seed, epoch=epoch)
+        began = time.monotonic()
+        state, losses[epoch] = run_epoch(
+            stage, state, data.train, seed=recipe.seed, epoch=epoch
+        )
         right = accuracy(
             stage.logits(state.variables, data.validation.images),
             data.validation.labels,
         )
-        checkpoint.save(path, {"state": state, "epochs": epoch + 1, "right": right})
-        progress.step(f"loss {loss:.3f}  validation {right:.1%}")
-    return _Trained(state.variables, right)
+        seconds += time.monotonic() - began
+        numbers = {"epochs": epoch + 1, "right": right, "seconds": seconds}
+        checkpoint.save(path, {"state": state, "losses": losses, **numbers})
+        progress.step(f"loss {losses[epoch]:.3f}  validation {right:.1%}")
+    return _Trained(state.variables, right, tuple(losses.tolist()), seconds)
 
 
 def _shrink(
@@ -230,8 +279,9 @@ def _shrink(
     data: Digits,
     home: pathlib.Path,
     progress: Progress,
+    trained: dict[str, _Trained],
 ) -> tuple[Plan, dict[str, Any]]:
-    """Choose channels and recover, round by round."""
+    """Choose channels and recover, round by round; fills in `trained`."""
     plan: Plan | None = None
     variables = teacher
     for number in range(recipe.shrinking.rounds):
@@ -244,7 +294,8 @@ def _shrink(
         plan = now
         images = len(data.train)
         stage = round_stage(recipe, number, images, teacher, plan, start)
-        variables = _train(stage, recipe, data, home, progress).variables
+        done = trained[stage.name] = _train(stage, recipe, data, home, progress)
+        variables = done.variables
     assert plan is not None
     return plan, variables
 
@@ -260,57 +311,49 @@ def _verify_elsewhere(home: pathlib.Path) -> str:
 
 
 def _compare(
-    recipe: Recipe,
-    dense: Any,
-    network: Small,
-    small: Any,
-    logits: Any,
-    progress: Progress,
-) -> dict[str, Any]:
+    recipe: Recipe, dense: Any, network: Small, small: Any, progress: Progress
+) -> report.Comparison:
     test = load_digits().test
-    run_dense = jax.jit(apply_of(recipe))
-    run_small = jax.jit(compressed(network.apply))
-    fns = {
-        "dense": functools.partial(run_dense, dense),
-        "compressed": functools.partial(run_small, small),
-    }
-    progress.begin("timing", total=len(recipe.latency.batch_sizes))
-    times = {}
-    for size in recipe.latency.batch_sizes:
+    sizes = recipe.latency.batch_sizes
+    inputs = {}
+    for size in sizes:
         like = (jax.ShapeDtypeStruct((size, *test.images.shape[1:]), np.float32),)
-        inputs = report.random_inputs(like, key=jax.random.key(recipe.seed))
-        times[size] = report.latency(fns, inputs, rounds=recipe.latency.rounds)
-        progress.step(f"batch {size}")
-    comparison = Comparison(
-        dense=_facts(
-            sites_of(recipe), dense, accuracy(fns["dense"](test.images), test.labels)
-        ),
-        compressed=_facts(network.sites, small, accuracy(logits, test.labels)),
-        latency=times,
+        inputs[size] = report.random_inputs(like, key=jax.random.key(recipe.seed))
+    progress.begin("timing", total=len(sizes))
+    return report.compare(
+        {
+            "dense": (apply_of(recipe), dense),
+            "compressed": (compressed(network.apply), small),
+        },
+        batches=inputs,
+        metrics=[
+            report.Metric(
+                "accuracy",
+                lambda run, params: accuracy(run(params, test.images), test.labels),
+                higher_is_better=True,
+                format=".2%",
+            )
+        ],
+        rounds=recipe.latency.rounds,
+        timed=lambda size: progress.step(f"batch {size}"),
     )
-    return {**comparison.to_json(), "table": str(comparison)}
 
 
-def _facts(sites: Sites, tree: Any, right: float) -> Facts:
-    return Facts(
-        accuracy=right,
-        bytes=report.stored_bytes(tree),
-        parameters=report.parameters(tree["params"]),
-        nonzero=report.nonzero(tree["params"]),
-        macs=sites.macs,
-    )
+def _device() -> dict[str, Any]:
+    device = jax.devices()[0]
+    return {
+        "platform": device.platform,
+        "kind": device.device_kind,
+        "count": jax.device_count(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+    }
 
 
 def _versions() -> dict[str, str]:
+    names = ("jax", "jaxlib", "numpy", "flax", "optax")
     return {
         "jcompress": __version__,
-        "jax": jax.__version__,
-        "numpy": np.__version__,
         "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in names},
     }
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    draft = path.with_name(f"{path.name}.tmp")
-    draft.write_text(text)
-    draft.replace(path)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jcompress.recipes.data import CLASSES
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions beside a shortcut (He et al. 2016, figure 2).
 
     Attributes:
@@ -60,7 +60,9 @@ class ResidualCNN(nn.Module):
         x = nn.Conv(self.widths[0], (3, 3), use_bias=False, name="stem")(images)
         x = nn.relu(nn.BatchNorm(not train, momentum=0.9, name="stem_norm")(x))
         for index, width in enumerate(self.widths):
-            block = Block(width, stride=1 if index == 0 else 2, name=f"block_{index}")
+            block = ResidualBlock(
+                width, stride=1 if index == 0 else 2, name=f"block_{index}"
+            )
             x = block(x, train=train)
         x = jnp.mean(x, axis=(1, 2))
         return nn.Dense(CLASSES, name="head")(x)

@@ -7,7 +7,7 @@ import jax
 import optax
 
 from jcompress.errors import MismatchError
-from jcompress.recipes.data import Part
+from jcompress.recipes.data import Examples
 from jcompress.recipes.models import ResidualCNN, init_model
 from jcompress.recipes.recipe import Recipe, RecipeError
 from jcompress.recipes.training import (
@@ -51,7 +51,7 @@ def check_shrinking(recipe: Recipe) -> None:
 
 def choose_round(
     recipe: Recipe, number: int, teacher: Any, before: Plan | None, variables: Any,
-    data: Part,
+    data: Examples,
 ) -> Plan:  # fmt: skip
     """What stays after a round: every layer keeps the same fraction of its channels.
 

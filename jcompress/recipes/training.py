@@ -14,7 +14,7 @@ from jcompress.distillation import soft_targets
 from jcompress.pruning import Prune, cubic_schedule, prune
 from jcompress.quantization import Quantize, Weights, fake_quant
 from jcompress.quantization import check as check_quantization
-from jcompress.recipes.data import Part
+from jcompress.recipes.data import Examples
 from jcompress.recipes.models import ResidualCNN, init_model
 from jcompress.recipes.recipe import Recipe, Training
 from jcompress.rules import Rules
@@ -245,7 +245,7 @@ def distilled(
 
 
 def run_epoch(
-    stage: Stage, state: TrainState, data: Part, *, seed: int, epoch: int
+    stage: Stage, state: TrainState, data: Examples, *, seed: int, epoch: int
 ) -> tuple[TrainState, float]:
     """One pass over the training images.
 
@@ -270,7 +270,7 @@ def accuracy(logits: Any, labels: Any) -> float:
 
 
 def _batches(
-    data: Part, stage: Stage, random: np.random.Generator
+    data: Examples, stage: Stage, random: np.random.Generator
 ) -> Iterator[tuple[Any, Any]]:
     size = stage.training.batch_size
     order = random.permutation(len(data))

@@ -1,6 +1,7 @@
 """Checking a saved model against the predictions it made before it was saved."""
 
 import dataclasses
+import io
 import os
 import pathlib
 import platform
@@ -12,19 +13,22 @@ import numpy as np
 from jcompress import checkpoint
 from jcompress.execution import compressed
 from jcompress.recipes.data import load_digits
-from jcompress.recipes.recipe import RecipeError, read_recipe
+from jcompress.recipes.folder import (
+    DENSE,
+    PLAN,
+    PREDICTIONS,
+    RECIPE,
+    REPORT,
+    WEIGHTS,
+    FolderError,
+    read_predictions,
+    read_report,
+    read_run_recipe,
+    write_whole,
+)
 from jcompress.recipes.shrinking import deployed
-from jcompress.recipes.training import Apply, accuracy
+from jcompress.recipes.training import Apply, accuracy, variables_of
 from jcompress.shrinking import Plan
-
-RECIPE = "recipe.toml"
-WEIGHTS = "compressed"
-PLAN = "plan"
-PREDICTIONS = "predictions.npz"
-
-
-class FolderError(ValueError):
-    """A directory that is not what the command needs; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,27 +75,29 @@ class Verification:
 def verify(folder: str | os.PathLike[str]) -> Verification:
     """Load the compressed model of a finished run and predict the test images again.
 
+    The dense model and `report.json` are read as well, to find damage.
+
     Args:
         folder: the directory that `jcompress run --out` made.
 
     Raises:
-        FolderError: it is not the directory of a run that got that far.
-        CheckpointError: the saved model is damaged, or not the recipe's.
+        FolderError: it is not the directory of a run that got that far, or one of its
+            small files is damaged; the file is named.
+        CheckpointError: a saved model is damaged, or not the recipe's.
     """
     home = pathlib.Path(folder)
-    for needed in (RECIPE, PLAN, WEIGHTS, PREDICTIONS):
+    for needed in (RECIPE, DENSE, PLAN, WEIGHTS, PREDICTIONS):
         if not (home / needed).exists():
             raise FolderError(
                 f"verify: {home} has no {needed}; give the directory of a finished "
                 "`jcompress run --out DIR`"
             )
-    try:
-        recipe = read_recipe(home / RECIPE)
-        with np.load(home / PREDICTIONS, allow_pickle=False) as archive:
-            before, made_in = archive["logits"], str(archive["environment"])
-    except (RecipeError, OSError, ValueError, KeyError) as error:
-        raise FolderError(f"verify: {home} is damaged: {error}") from error
+    recipe = read_run_recipe(home)
+    before, made_in = read_predictions(home)
+    if (home / REPORT).exists():
+        read_report(home)
     # Dense shapes as a template: a model that is not the recipe's is noticed here.
+    checkpoint.load(home / DENSE, like=variables_of(recipe))
     network = deployed(recipe, Plan.from_tree(checkpoint.load(home / PLAN)))
     small = checkpoint.load(home / WEIGHTS, like=network.variables)
     now = predict(network.apply, small)
@@ -118,10 +124,9 @@ def predict(network: Apply, tree: Any) -> np.ndarray[Any, Any]:
 
 def save_predictions(folder: pathlib.Path, logits: np.ndarray[Any, Any]) -> None:
     """Store logits, and where they were computed, for `verify`."""
-    draft = folder / f"{PREDICTIONS}.tmp"
-    with draft.open("wb") as stream:
-        np.savez(stream, logits=logits, environment=np.asarray(environment()))
-    draft.replace(folder / PREDICTIONS)
+    content = io.BytesIO()
+    np.savez(content, logits=logits, environment=np.asarray(environment()))
+    write_whole(folder / PREDICTIONS, content.getvalue())
 
 
 def environment() -> str:

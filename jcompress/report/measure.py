@@ -1,6 +1,7 @@
-"""Sizes of a tree, and latencies of functions measured side by side."""
+"""Latencies of functions, measured side by side."""
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,38 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.leaves import named_leaves
-from jcompress.sites import Sites
-from jcompress.tensors import is_compressed
+from jcompress.report.programs import Jitted
 
-
-def stored_bytes(tree: Any) -> int:
-    """Bytes of all the arrays of a tree, as they lie in memory and on disk."""
-    return sum(
-        leaf.stored_bytes if is_compressed(leaf) else np.asarray(leaf).nbytes
-        for _, leaf in named_leaves(tree)
-    )
-
-
-def parameters(tree: Any) -> int:
-    """Number of elements of the dense arrays that the leaves of a tree stand for."""
-    return sum(int(np.prod(np.shape(leaf))) for _, leaf in named_leaves(tree))
-
-
-def nonzero(tree: Any, *, sites: Sites | None = None) -> int:
-    """Number of elements other than zero in the dense arrays of a tree.
-
-    Args:
-        tree: parameters; compressed leaves are made dense one at a time.
-        sites: if given, only weights of products and lookups are counted, not biases,
-            scales and statistics.
-    """
-    names = None if sites is None else set(sites.weights)
-    return sum(
-        int(np.count_nonzero(leaf.dense() if is_compressed(leaf) else leaf))
-        for name, leaf in named_leaves(tree)
-        if names is None or name in names
-    )
+Variant = tuple[Callable[..., Any], Any]
+"""A function and its parameters: `fn(params, *arguments)` is what is run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,9 +62,10 @@ class Latency:
 
 
 def latency(
-    fns: Mapping[str, Callable[..., Any]],
+    fns: Mapping[str, Callable[..., Any] | Variant],
     inputs: Sequence[tuple[Any, ...]],
     *,
+    jit: bool = True,
     rounds: int = 31,
     sample_seconds: float = 2e-3,
     clock: Callable[[], float] = time.perf_counter,
@@ -104,9 +78,15 @@ def latency(
     the last result. Compilation happens before the first round.
 
     Args:
-        fns: functions by name, the baseline first; jitted if that is what is meant.
-        inputs: at least two sets of arguments, handed to every function in turn. They
-            may not be all zeros: some libraries and processors are faster on zeros.
+        fns: by name, the baseline first, each a function and its parameters,
+            `(fn, params)`, or a function of `inputs` alone. Parameters that a function
+            holds instead (a closure, `functools.partial`) are constants of the
+            compiled program, and the compiler may compute with them beforehand.
+        inputs: at least two sets of arguments, handed to every function in turn, after
+            the parameters. They may not be all zeros: some libraries and processors
+            are faster on zeros.
+        jit: compile each function; False times it as it is, operation by operation
+            unless it is jitted.
         rounds: number of rounds, at least 5.
         sample_seconds: least duration of a sample.
         clock: gives the time in seconds.
@@ -119,17 +99,18 @@ def latency(
             all zeros.
     """
     _check(fns, inputs, rounds)
+    ready = {name: _bound(fn, inputs, jit) for name, fn in fns.items()}
     calls = {}
-    for name, fn in fns.items():
-        for arguments in inputs:
-            jax.block_until_ready(fn(*arguments))
-        once = _sample(fn, inputs, 0, len(inputs), clock)
+    for name, run in ready.items():
+        for call in run:
+            jax.block_until_ready(call())
+        once = _sample(run, 0, len(inputs), clock)
         calls[name] = max(1, round(sample_seconds / max(once, 1e-9)))
     seconds: dict[str, list[float]] = {name: [] for name in fns}
     for turn in range(rounds):
         order = list(fns) if turn % 2 == 0 else list(fns)[::-1]
         for name in order:
-            seconds[name].append(_sample(fns[name], inputs, turn, calls[name], clock))
+            seconds[name].append(_sample(ready[name], turn, calls[name], clock))
     return Latency(
         seconds={name: tuple(values) for name, values in seconds.items()},
         baseline=next(iter(fns)),
@@ -143,13 +124,19 @@ def random_inputs(
 
     Args:
         like: a tuple of arguments whose arrays give shape and dtype: floats become
-            uniform in [0, 1), integers are permuted along their first axis.
+            uniform in [0, 1), random keys become others, integers and booleans are
+            permuted along their first axis. What is no array stays as it is.
         count: how many sets.
         key: a random key; by default one of a fixed seed.
     """
     keys = jax.random.split(jax.random.key(0) if key is None else key, count)
 
     def fresh(key: jax.Array, leaf: Any) -> Any:
+        if not hasattr(leaf, "dtype"):
+            return leaf
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            bits = jax.random.bits(key, jax.random.key_data(leaf).shape, "uint32")
+            return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             return jax.random.uniform(key, leaf.shape, leaf.dtype)
         return jax.random.permutation(key, leaf)
@@ -169,25 +156,40 @@ def random_inputs(
     ]
 
 
+def _bound(
+    fn: Callable[..., Any] | Variant, inputs: Sequence[tuple[Any, ...]], jit: bool
+) -> list[Callable[[], Any]]:
+    """One call for each set of arguments."""
+    run, first = (fn[0], fn[1:]) if isinstance(fn, tuple) else (fn, ())
+    if not jit:
+        return [functools.partial(run, *first, *arguments) for arguments in inputs]
+    compiled = Jitted(run)
+    return [compiled.bind(*first, *arguments) for arguments in inputs]
+
+
 def _sample(
-    fn: Callable[..., Any],
-    inputs: Sequence[tuple[Any, ...]],
+    run: Sequence[Callable[[], Any]],
     start: int,
     calls: int,
     clock: Callable[[], float],
 ) -> float:
     began = clock()
     for call in range(calls):
-        result = fn(*inputs[(start + call) % len(inputs)])
+        result = run[(start + call) % len(run)]()
         jax.block_until_ready(result)
     return (clock() - began) / calls
 
 
 def _check(
-    fns: Mapping[str, Callable[..., Any]],
+    fns: Mapping[str, Callable[..., Any] | Variant],
     inputs: Sequence[tuple[Any, ...]],
     rounds: int,
 ) -> None:
+    for name, fn in fns.items():
+        if isinstance(fn, tuple) and not (len(fn) == 2 and callable(fn[0])):
+            raise ValueError(
+                f"latency: {name!r} is a tuple of {len(fn)}, not (fn, params)"
+            )
     if len(fns) < 2:
         raise ValueError(
             f"latency: a time means something beside another one; got {list(fns)}"
@@ -204,7 +206,11 @@ def _check(
                 f"latency: inputs[{index}] is a {type(arguments).__name__}; each is a "
                 "tuple of arguments, (x,) for one"
             )
-        arrays = [x for x in jax.tree.leaves(arguments) if hasattr(x, "dtype")]
+        arrays = [
+            x
+            for x in jax.tree.leaves(arguments)
+            if hasattr(x, "dtype") and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        ]
         if arrays and not any(np.any(np.asarray(x)) for x in arrays):
             raise ValueError(
                 f"latency: inputs[{index}] is all zeros; time with real or random data"

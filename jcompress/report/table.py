@@ -1,7 +1,7 @@
-"""The comparison of a dense with a compressed model, for people and for machines."""
+"""The comparison of several variants of a model, for people and for machines."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jcompress.report.labels import (
@@ -11,126 +11,132 @@ from jcompress.report.labels import (
     label_by_zeros,
 )
 from jcompress.report.measure import Latency, Spread
+from jcompress.report.metric import Metric
+
+WIDTH = 80
+"""The most columns of a terminal that a table of two variants takes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known of one model.
+    """What is known of one variant of a model besides its speed.
 
     Attributes:
-        accuracy: fraction of test examples classified rightly.
         bytes: bytes stored.
         parameters: elements of the dense arrays it stands for.
         nonzero: those that are not zero.
-        macs: multiplications with weights for one example.
+        macs: multiplications with weights for one example; None if they cannot be
+            counted.
+        metrics: the value of each metric, by its name.
     """
 
-    accuracy: float
     bytes: int
     parameters: int
     nonzero: int
-    macs: int
+    macs: int | None
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line of the comparison.
+    """One line of the comparison: one quantity of one variant beside the baseline.
 
     Attributes:
-        name: what is compared.
-        dense: the dense model's value.
-        compressed: the compressed model's value.
-        dense_text: that value for people.
-        compressed_text: that value for people.
+        name: the quantity.
+        variant: the variant.
+        base: the baseline's value.
+        value: the variant's value.
+        base_text: the baseline's value for people.
+        text: the variant's value for people.
         change: what happened, for people.
-        label: the kind of evidence; None if there is no difference to claim.
-        note: what the label rests on, for people.
+        label: the kind of evidence; None if there is no difference to claim, and for
+            metrics, which are no claim about size or speed.
+        verdict: what stands in the place of a label that is None.
     """
 
     name: str
-    dense: float
-    compressed: float
-    dense_text: str
-    compressed_text: str
+    variant: str
+    base: float
+    value: float
+    base_text: str
+    text: str
     change: str
     label: Label | None
-    note: str = ""
+    verdict: str = "no difference"
 
     @property
     def evidence(self) -> str:
-        """The label, and what it rests on."""
-        name = self.label.value if self.label else "no difference"
-        return f"{name} ({self.note})" if self.note else name
+        """The label, or what stands in its place."""
+        return self.label.value if self.label else self.verdict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A dense and a compressed model side by side; `str` is the table.
+    """Variants of a model side by side; `str` is the table, within 80 columns.
 
     Attributes:
-        dense: facts of the dense model.
-        compressed: facts of the compressed model.
-        latency: by batch size, what was measured with both in one run, under the names
-            "dense" (the baseline) and "compressed".
+        facts: of each variant, by its name; the first is the baseline.
+        latency: by batch size, what was measured with all variants in one run.
+        metrics: how good each variant is, in the order of the table.
+
+    Raises:
+        ValueError: there are fewer than two variants, or one lacks a metric or a time.
     """
 
-    dense: Facts
-    compressed: Facts
-    latency: Mapping[int, Latency]
+    facts: Mapping[str, Facts]
+    latency: Mapping[int, Latency] = dataclasses.field(default_factory=dict)
+    metrics: tuple[Metric, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.facts) < 2:
+            raise ValueError(
+                "Comparison: a baseline and another variant at least, not "
+                f"{list(self.facts)}"
+            )
+        for name, facts in self.facts.items():
+            for metric in self.metrics:
+                if metric.name not in facts.metrics:
+                    raise ValueError(f"Comparison: {name!r} has no {metric.name!r}")
+            for size, measured in self.latency.items():
+                if name not in measured.seconds:
+                    raise ValueError(
+                        f"Comparison: {name!r} was not timed at batch size {size}"
+                    )
+
+    @property
+    def baseline(self) -> str:
+        """The name of the variant that the others are compared with."""
+        return next(iter(self.facts))
 
     @property
     def lines(self) -> tuple[Line, ...]:
-        """The lines of the table, each with its label."""
-        return (
-            self._accuracy(),
-            self._bytes(),
-            self._shape(
-                "parameters", self.dense.parameters, self.compressed.parameters
-            ),
-            self._count("nonzero", self.dense.nonzero, self.compressed.nonzero),
-            self._shape("multiplications", self.dense.macs, self.compressed.macs),
-            *(self._time(size) for size in sorted(self.latency)),
-        )
+        """The lines of the table, variant after variant, each with its label."""
+        others = [name for name in self.facts if name != self.baseline]
+        return tuple(line for name in others for line in self._lines_of(name))
 
-    @property
-    def labels(self) -> tuple[Label, ...]:
-        """The labels that the compressed model earned, each once."""
-        found = {line.label for line in self.lines}
+    def labels(self, variant: str) -> tuple[Label, ...]:
+        """The labels that a variant earned, each once; the baseline has none."""
+        found = {line.label for line in self.lines if line.variant == variant}
         return tuple(label for label in Label if label in found)
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as plain dicts, lists, numbers and strings.
 
         Returns:
-            `dense` and `compressed`, each with `accuracy`, `bytes`, `parameters`,
-            `nonzero`, `macs`, `latency_ms` (median, by batch size) and `labels`; and
-            `lines`, the table with a label for each line.
+            `baseline`, its name; `variants`, by name, each with its metrics, `bytes`,
+            `parameters`, `nonzero`, `macs`, `latency_ms` (median, by batch size),
+            `latency_ms_quartiles` and `labels`; and `lines`, the table with a label
+            for each line.
         """
-
-        def side(facts: Facts, name: str, labels: list[str]) -> dict[str, Any]:
-            times = {size: self.latency[size].time(name) for size in self.latency}
-            return {
-                **dataclasses.asdict(facts),
-                "latency_ms": {
-                    str(size): times[size].median * 1e3 for size in sorted(times)
-                },
-                "latency_ms_quartiles": {
-                    str(size): [times[size].low * 1e3, times[size].high * 1e3]
-                    for size in sorted(times)
-                },
-                "labels": labels,
-            }
-
         return {
-            "dense": side(self.dense, "dense", []),
-            "compressed": side(
-                self.compressed, "compressed", [label.value for label in self.labels]
-            ),
+            "baseline": self.baseline,
+            "variants": {name: self._variant_json(name) for name in self.facts},
             "lines": [
                 {
                     "name": line.name,
-                    "dense": line.dense,
-                    "compressed": line.compressed,
+                    "variant": line.variant,
+                    "baseline": line.base,
+                    "value": line.value,
                     "change": line.change,
                     "label": None if line.label is None else line.label.value,
                 }
@@ -139,86 +145,104 @@ class Comparison:
         }
 
     def __str__(self) -> str:
-        head = ("", "dense", "compressed", "change", "evidence")
+        others = [name for name in self.facts if name != self.baseline]
+        parts = [self._table(name) for name in others]
+        return "\n".join(["\n\n".join(parts), "", *self._notes()])
+
+    def _variant_json(self, name: str) -> dict[str, Any]:
+        facts = self.facts[name]
+        times = {size: self.latency[size].time(name) for size in sorted(self.latency)}
+        return {
+            **facts.metrics,
+            "bytes": facts.bytes,
+            "parameters": facts.parameters,
+            "nonzero": facts.nonzero,
+            "macs": facts.macs,
+            "latency_ms": {str(n): time.median * 1e3 for n, time in times.items()},
+            "latency_ms_quartiles": {
+                str(n): [time.low * 1e3, time.high * 1e3] for n, time in times.items()
+            },
+            "labels": [label.value for label in self.labels(name)],
+        }
+
+    def _table(self, name: str) -> str:
+        head = ("", self.baseline, name, "change", "evidence")
         rows = [
-            (
-                line.name,
-                line.dense_text,
-                line.compressed_text,
-                line.change,
-                line.evidence,
-            )
-            for line in self.lines
+            (line.name, line.base_text, line.text, line.change, line.evidence)
+            for line in self._lines_of(name)
         ]
-        return aligned([head, *rows], right=(1, 2))
+        return aligned(_narrowed([head, *rows]), right=(1, 2))
 
-    def _accuracy(self) -> Line:
-        dense, compressed = self.dense.accuracy, self.compressed.accuracy
+    def _notes(self) -> list[str]:
+        """What the labels rest on."""
+        notes = []
+        lines = self.lines
+        if any(line.name == "nonzero" and line.label for line in lines):
+            notes.append("nonzero: zeros are stored and multiplied like other numbers")
+        if any(line.name in _COUNTED and line.label for line in lines):
+            notes.append("parameters, multiplications: counted from shapes")
+        if self.latency:
+            notes += [
+                "ms: median and half the interquartile range, measured here, "
+                "in alternation;",
+                f"    the change is the time over that of {_short(self.baseline, 24)} "
+                "(its quartiles)",
+            ]
+        return notes
+
+    def _lines_of(self, name: str) -> list[Line]:
+        base, facts = self.facts[self.baseline], self.facts[name]
+        lines = [self._metric(metric, name) for metric in self.metrics]
+        by_bytes = label_by_bytes(base.bytes, facts.bytes)
+        lines.append(_count("bytes stored", name, base.bytes, facts.bytes, by_bytes))
+        shapes = [("parameters", base.parameters, facts.parameters)]
+        if base.macs is not None and facts.macs is not None:
+            shapes.append(("multiplications", base.macs, facts.macs))
+        counted = [
+            _count(what, name, of_base, own, Label.SMALLER if own < of_base else None)
+            for what, of_base, own in shapes
+        ]
+        by_zeros = label_by_zeros(base.nonzero, facts.nonzero)
+        zeros = _count("nonzero", name, base.nonzero, facts.nonzero, by_zeros)
+        times = [self._time(size, name) for size in sorted(self.latency)]
+        return [*lines, counted[0], zeros, *counted[1:], *times]
+
+    def _metric(self, metric: Metric, name: str) -> Line:
+        base = self.facts[self.baseline].metrics[metric.name]
+        value = self.facts[name].metrics[metric.name]
         return Line(
-            name="accuracy",
-            dense=dense,
-            compressed=compressed,
-            dense_text=f"{dense:.2%}",
-            compressed_text=f"{compressed:.2%}",
-            change=f"{100 * (compressed - dense):+.2f} points",
-            label=label_by_bytes(self.dense.bytes, self.compressed.bytes),
-            note="of the model as stored",
+            name=metric.name,
+            variant=name,
+            base=base,
+            value=value,
+            base_text=metric.text(base),
+            text=metric.text(value),
+            change=metric.change(base, value),
+            label=None,
+            verdict=metric.verdict(base, value),
         )
 
-    def _bytes(self) -> Line:
-        dense, compressed = self.dense.bytes, self.compressed.bytes
-        return Line(
-            name="bytes stored",
-            dense=dense,
-            compressed=compressed,
-            dense_text=f"{dense:,}",
-            compressed_text=f"{compressed:,}",
-            change=_times(dense, compressed),
-            label=label_by_bytes(dense, compressed),
-        )
-
-    def _shape(self, name: str, dense: int, compressed: int) -> Line:
-        """A count that follows from shapes alone, whatever the numbers are."""
-        return Line(
-            name=name,
-            dense=dense,
-            compressed=compressed,
-            dense_text=f"{dense:,}",
-            compressed_text=f"{compressed:,}",
-            change="same" if dense == compressed else _times(dense, compressed),
-            label=Label.SMALLER if compressed < dense else None,
-            note="" if dense == compressed else "counted from shapes",
-        )
-
-    def _count(self, name: str, dense: int, compressed: int) -> Line:
-        return Line(
-            name=name,
-            dense=dense,
-            compressed=compressed,
-            dense_text=f"{dense:,}",
-            compressed_text=f"{compressed:,}",
-            change="same" if dense == compressed else _times(dense, compressed),
-            label=label_by_zeros(dense, compressed),
-            note="" if dense == compressed else "zeros are stored as well",
-        )
-
-    def _time(self, size: int) -> Line:
+    def _time(self, size: int, name: str) -> Line:
         measured = self.latency[size]
-        dense, compressed = measured.time("dense"), measured.time("compressed")
-        ratio = measured.ratio("compressed")
+        base, own = measured.time(self.baseline), measured.time(name)
+        ratio = measured.ratio(name)
         return Line(
             name=f"ms at batch {size}",
-            dense=dense.median * 1e3,
-            compressed=compressed.median * 1e3,
-            dense_text=_milliseconds(dense),
-            compressed_text=_milliseconds(compressed),
-            change=f"{ratio.median:.2f}x time ({ratio.low:.2f} to {ratio.high:.2f})",
-            label=label_by_time(measured, "compressed"),
-            note="measured here",
+            variant=name,
+            base=base.median * 1e3,
+            value=own.median * 1e3,
+            base_text=_milliseconds(base),
+            text=_milliseconds(own),
+            change=f"{_digits(ratio.median)}x ({_digits(ratio.low)}"
+            f"-{_digits(ratio.high)})",
+            label=label_by_time(measured, name),
         )
 
 
-def aligned(rows: list[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> str:
+_COUNTED = ("parameters", "multiplications")
+
+
+def aligned(rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> str:
     """Plain text with aligned columns and a rule under the first row.
 
     Args:
@@ -237,11 +261,52 @@ def aligned(rows: list[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> str:
     return "\n".join(lines)
 
 
-def _times(dense: float, compressed: float) -> str:
-    if compressed <= dense:
-        return f"{dense / max(compressed, 1):.2f}x fewer"
-    return f"{compressed / max(dense, 1):.2f}x more"
+def _narrowed(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Shorten names of variants and metrics that would make a table too wide."""
+    head, *body = rows
+    head = tuple(_short(cell, 14) for cell in head)
+    columns = list(zip(head, *body, strict=True))
+    rest = sum(max(map(len, column)) + 2 for column in columns[1:])
+    return [(_short(row[0], max(WIDTH - rest, 8)), *row[1:]) for row in (head, *body)]
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 2]}.."
+
+
+def _count(name: str, variant: str, base: int, value: int, label: Label | None) -> Line:
+    return Line(
+        name=name,
+        variant=variant,
+        base=base,
+        value=value,
+        base_text=_whole(base),
+        text=_whole(value),
+        change="same" if base == value else _times(base, value),
+        label=label,
+    )
+
+
+def _whole(number: int) -> str:
+    return f"{number:,}" if number < 10**10 else f"{number:.4e}"
+
+
+def _times(base: float, value: float) -> str:
+    if value <= base:
+        return f"{base / max(value, 1):.2f}x fewer"
+    return f"{value / max(base, 1):.2f}x more"
 
 
 def _milliseconds(time: Spread) -> str:
-    return f"{time.median * 1e3:.3f} ±{(time.high - time.low) * 1e3 / 2:.3f}"
+    places = _places(time.median * 1e3)
+    half = (time.high - time.low) * 1e3 / 2
+    return f"{time.median * 1e3:.{places}f} ±{half:.{places}f}"
+
+
+def _digits(number: float) -> str:
+    return f"{number:.{min(_places(number), 2)}f}"
+
+
+def _places(number: float) -> int:
+    """Decimal places that show about three digits of a number."""
+    return next((n for n, top in ((3, 1), (2, 10), (1, 100)) if number < top), 0)

@@ -1,5 +1,8 @@
 import contextlib
+import datetime
+import errno
 import json
+import os
 import shutil
 import signal
 import sys
@@ -40,6 +43,8 @@ def test_what_is_printed_to_a_pipe_is_plain(run):
     for name, label in (("bytes stored", "smaller"), ("nonzero", "simulated")):
         line = next(line for line in table if line.startswith(name))
         assert label in line
+    assert max(len(line) for line in table if "report, " not in line) <= 80
+    assert (done.stdout + done.stderr).count("verified: ") == 1
     assert "logits bit-equal" in done.stdout
     assert "s left" in done.stderr
     assert "/s" in done.stderr
@@ -58,9 +63,25 @@ def test_the_report_is_complete(run):
     assert report["dense"]["bytes"] > 2 * report["compressed"]["bytes"]
     assert "smaller" in report["compressed"]["labels"]
     assert report["dense"]["labels"] == []
+    assert report["schema"] == 2
+    date = datetime.datetime.fromisoformat(report["date"])
+    assert abs(datetime.datetime.now(datetime.UTC) - date).total_seconds() < 3600
+    assert report["device"]["platform"] == "cpu"
+    trained = {"teacher": 3, "shrink 1": 2, "shrink 2": 2, "student": 3}
+    assert {name: len(of) for name, of in report["losses"].items()} == trained
+    assert all(0 < loss < 100 for of in report["losses"].values() for loss in of)
+    assert set(report["seconds"]) == {*trained, "verification", "timing"}
+    assert all(seconds > 0 for seconds in report["seconds"].values())
+    leaves = {row["name"]: row for row in report["leaves"]}
+    assert sum(row["before"] for row in report["leaves"]) == report["dense"]["bytes"]
+    after = sum(row["after"] for row in report["leaves"])
+    assert after == report["compressed"]["bytes"]
+    assert leaves["params/head/kernel"]["form"] == "QTensor, 8 bits"
+    assert leaves["batch_stats/stem_norm/mean"]["form"] == "removed"
     assert report["seed"] == 5
     assert report["recipe"]["model"]["widths"] == [4, 8]
     assert report["versions"]["jax"] == jax.__version__
+    assert {"python", "jaxlib", "jcompress", "numpy"} < set(report["versions"])
     assert report["largest_difference_from_simulation"] < 1e-4
 
 
@@ -111,13 +132,40 @@ def test_verify_wants_the_directory_of_a_run(copy, capsys, part):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("part", ["recipe.toml", "predictions.npz"])
-def test_damaged_companions_are_noticed(copy, capsys, part):
-    (copy / part).write_bytes(b"\x00\x01")
+@pytest.mark.parametrize("part", ["recipe.toml", "predictions.npz", "report.json"])
+@pytest.mark.parametrize("damage", ["other", "empty", "cut", "folder"])
+def test_damaged_companions_are_noticed(copy, capsys, part, damage):
+    file = copy / part
+    whole = file.read_bytes()
+    file.unlink()
+    if damage == "folder":
+        file.mkdir()
+    else:
+        left = {"other": b"\x00\x01", "empty": b"", "cut": whole[: len(whole) // 2]}
+        file.write_bytes(left[damage])
     assert main(["verify", str(copy)]) == 2
     error = capsys.readouterr().err
-    assert "is damaged" in error
+    assert f"{part} is damaged" in error
     assert error.count("\n") == 1
+
+
+def test_a_damaged_report_is_not_taken_for_a_result(copy, capsys):
+    (copy / "report.json").write_text("{}")
+    assert main(["run", "--out", str(copy), "--resume"]) == 2
+    assert "report.json has schema None" in capsys.readouterr().err
+    (copy / "report.json").write_text('{"schema": 2, "dense": {}}')
+    assert main(["verify", str(copy)]) == 2
+    assert "dense has no 'accuracy'" in capsys.readouterr().err
+
+
+def test_a_damaged_dense_model_is_noticed(copy, capsys):
+    for file in (copy / "dense").rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(b"")
+    assert main(["verify", str(copy)]) == 1
+    error = capsys.readouterr().err
+    assert "NOT verified" in error
+    assert f"{copy / 'dense'}" in error
 
 
 @pytest.mark.parametrize(
@@ -215,6 +263,20 @@ def test_a_model_that_reloads_as_another_is_exit_code_1(monkeypatch, capsys):
     monkeypatch.setattr("jcompress.recipes.run_main_job", run)
     assert main(["run"]) == 1
     assert "NOT verified" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_and_exit_code_1(monkeypatch, capsys, tmp_path):
+    def run(recipe, folder, *, progress):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+    monkeypatch.setattr("jcompress.recipes.run_main_job", run)
+    out = str(tmp_path / "run")
+    assert main(["run", "--out", out]) == 1
+    printed, error = capsys.readouterr()
+    assert printed == ""
+    assert error.count("\n") == 1
+    assert f"No space left on device: '{out}'" in error
+    assert f"continue with: jcompress run --out {out} --resume" in error
 
 
 @pytest.mark.parametrize("where", ["step", "begin"])

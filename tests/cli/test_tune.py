@@ -34,7 +34,7 @@ def case(key="W4 float32", refuses=lambda x, *, factor: ""):
         Implementation.XLA: Form(run),
         Implementation.CPU: Form(run, refuses),
     }
-    return tune.Case(
+    return tune.TunedProduct(
         operation="weight_only_matmul",
         key=key,
         forms=forms,
@@ -189,7 +189,7 @@ def test_programs_take_turns_with_all_weights():
         return ()
 
     one = tune.program(
-        tune.Case(**{**vars(case()), "weight": weight}), Form(run), rows=3
+        tune.TunedProduct(**{**vars(case()), "weight": weight}), Form(run), rows=3
     )
     assert len(tune.ratios(one, one)) == tune._ROUNDS
     assert set(asked) == {0, 1}

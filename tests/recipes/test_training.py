@@ -7,7 +7,7 @@ import pytest
 
 from jcompress.execution import compressed
 from jcompress.quantization import quantize
-from jcompress.recipes import Part, load_digits, read_recipe
+from jcompress.recipes import Examples, load_digits, read_recipe
 from jcompress.recipes.recipe import Model, Pruning, Shrinking
 from jcompress.recipes.shrinking import (
     choose_round,
@@ -50,7 +50,7 @@ def tiny():
 
 def some(count=128):
     train = load_digits().train
-    return Part(images=train.images[:count], labels=train.labels[:count])
+    return Examples(images=train.images[:count], labels=train.labels[:count])
 
 
 def same(a, b):

@@ -1,0 +1,84 @@
+"""The classes that a checkpoint may hold, each under the name that is stored.
+
+Nothing else is ever made from a file. The names stay as they are: a class that moves or
+is renamed keeps its line, with the old name on the left. A new leaf type, or a new
+class in a field of one, needs a line here.
+"""
+
+from typing import Any, TypeVar
+
+from jcompress import tensors
+from jcompress.checkpoint.flax_state import register_with_flax
+from jcompress.tensors import CompressedTensor, formats, numbers
+
+_CLASSES: dict[str, type[Any]] = {
+    # Leaves.
+    "Adapted": tensors.Adapted,
+    "BlockSparse": tensors.BlockSparse,
+    "Codebook": tensors.Codebook,
+    "Hashed": tensors.Hashed,
+    "LowRank": tensors.LowRank,
+    "NMSparse": tensors.NMSparse,
+    "QTensor": tensors.QTensor,
+    # What their fields hold.
+    "Activation": formats.Activation,
+    "Dynamic": formats.Dynamic,
+    "MovingAverage": formats.MovingAverage,
+    "PerChannel": formats.PerChannel,
+    "PerGroup": formats.PerGroup,
+    "PerRow": formats.PerRow,
+    "PerTensor": formats.PerTensor,
+    "Quantize": formats.Quantize,
+    "Range": numbers.Range,
+    "Weights": formats.Weights,
+}
+
+T = TypeVar("T", bound=type[Any])
+
+
+def register(kind: T, *, name: str | None = None) -> T:
+    """Let checkpoints hold a class of your own: a compressed leaf, or a field of one.
+
+    A leaf type is made known to `flax.serialization` as well. Call it, or use it as a
+    decorator, in every program that saves or loads such leaves.
+
+    Args:
+        kind: a frozen dataclass, NamedTuple or enum; a subclass of `CompressedTensor`
+            for a leaf.
+        name: what the file calls it; by default the name of the class.
+
+    Returns:
+        The class.
+
+    Raises:
+        ValueError: another class has this name.
+    """
+    name = kind.__name__ if name is None else name
+    if _CLASSES.setdefault(name, kind) is not kind:
+        raise ValueError(
+            f"register: checkpoints already hold a {name!r}, {_CLASSES[name]!r}; give "
+            "this class another name="
+        )
+    if issubclass(kind, CompressedTensor):
+        register_with_flax(kind)
+    return kind
+
+
+def name_of(kind: type[Any]) -> str | None:
+    """The name under which a class is stored; None if it is not registered."""
+    return next((name for name, known in _CLASSES.items() if known is kind), None)
+
+
+def class_of(name: str) -> type[Any] | None:
+    """The class that is stored under a name; None if there is none."""
+    return _CLASSES.get(name)
+
+
+def registered() -> tuple[str, ...]:
+    """The names of all classes that checkpoints may hold."""
+    return tuple(sorted(_CLASSES))
+
+
+for _kind in _CLASSES.values():
+    if issubclass(_kind, CompressedTensor):
+        register_with_flax(_kind)

@@ -1,0 +1,229 @@
+"""Trees and formats of other libraries, and manifests that say something wrong."""
+
+import dataclasses
+import errno
+import inspect
+import json
+import pathlib
+import zlib
+from typing import Any
+
+import equinox as eqx
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from jcompress import checkpoint, tensors
+from jcompress.checkpoint import CheckpointError, registry
+from jcompress.execution import compressed
+from jcompress.quantization import Activation, Quantize, Weights, quantize
+from jcompress.sites import find_sites
+from jcompress.tensors import CompressedTensor, formats
+
+
+def apply(params: Any, x: Any) -> Any:
+    return jax.nn.relu(x @ params["up"]) @ params["down"]
+
+
+X = jax.random.normal(jax.random.key(1), (2, 8))
+
+
+def small(key: int = 0) -> Any:
+    keys = jax.random.split(jax.random.key(key))
+    params = {
+        "up": jax.random.normal(keys[0], (8, 16)),
+        "down": jax.random.normal(keys[1], (16, 8)),
+    }
+    rules = [
+        ("up", Quantize(weights=Weights(bits=4), activation=Activation())),
+        (..., Quantize(weights=Weights(floating=True))),
+    ]
+    return quantize(params, rules, sites=find_sites(apply, params, X))
+
+
+def same(a: Any, b: Any) -> bool:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    equal = all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
+    return equal and jax.tree.structure(a) == jax.tree.structure(b)
+
+
+def test_flax_serialization_takes_compressed_leaves() -> None:
+    stored = flax.serialization.to_bytes(small())
+    restored = flax.serialization.from_bytes(small(key=5), stored)
+    assert same(restored, small())
+    np.testing.assert_array_equal(
+        compressed(apply)(restored, X), compressed(apply)(small(), X)
+    )
+    state = flax.serialization.to_state_dict(small())
+    assert set(state["up"]) == {"values", "scales", "zeros", "input_ranges"}
+    state["up"]["scales"] = state["up"]["scales"][:3]
+    with pytest.raises(ValueError, match="scales"):
+        flax.serialization.from_state_dict(small(), state)
+    del state["up"]["zeros"]
+    with pytest.raises(ValueError, match="QTensor has the arrays"):
+        flax.serialization.from_state_dict(small(), state)
+
+
+def test_plain_orbax_takes_compressed_leaves(tmp_path: pathlib.Path) -> None:
+    tree = small()
+    with ocp.StandardCheckpointer() as saver:
+        saver.save(tmp_path / "tree", tree)
+        saver.wait_until_finished()
+        restored = saver.restore(tmp_path / "tree", jax.eval_shape(lambda: tree))
+    assert same(restored, tree)
+
+
+class Perceptron(eqx.Module):
+    layers: list[eqx.nn.Linear]
+    activation: Any
+    name: str = eqx.field(static=True)
+
+    def __init__(self, activation: Any) -> None:
+        self.layers = [eqx.nn.Linear(8, 8, key=jax.random.key(n)) for n in range(2)]
+        self.activation = activation
+        self.name = "perceptron"
+
+    def __call__(self, x: Any) -> Any:
+        return self.layers[1](self.activation(self.layers[0](x)))
+
+
+def test_an_equinox_module_with_functions_among_its_leaves(
+    tmp_path: pathlib.Path,
+) -> None:
+    model = Perceptron(jax.nn.relu)
+    checkpoint.save(tmp_path, model)
+    other = jax.tree.map(lambda x: x * 0 if eqx.is_array(x) else x, model)
+    loaded = checkpoint.load(tmp_path, like=other)
+    assert loaded.activation is jax.nn.relu
+    assert eqx.tree_equal(loaded, model)
+    with pytest.raises(
+        CheckpointError, match=r"'activation' was the function relu.*like"
+    ):
+        checkpoint.load(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"'activation' is stored as the function relu, .* tanh"
+    ):
+        checkpoint.load(tmp_path, like=Perceptron(jnp.tanh))
+
+
+def rewrite(folder: pathlib.Path, change: Any) -> None:
+    """Change a manifest and its checksum, as somebody could by hand."""
+    file = next(folder.glob("*/manifest/metadata"))
+    manifest = json.loads(file.read_text())
+    change(manifest)
+    file.write_text(json.dumps(manifest))
+    sums = file.parents[1] / "checksums.json"
+    known = json.loads(sums.read_text())
+    known["manifest/metadata"] = zlib.crc32(file.read_bytes())
+    sums.write_text(json.dumps(known))
+
+
+def shaped(manifest: Any) -> None:
+    manifest["leaves"]["w"]["shape"] = [10**9, 10**9]
+
+
+def renamed(manifest: Any) -> None:
+    manifest["leaves"]["w"]["array"] = "../../secret"
+    manifest["arrays"] = ["../../secret"]
+
+
+def unknown(manifest: Any) -> None:
+    manifest["leaves"]["w"] = {"class": "Popen", "fields": {"args": {"value": "ls"}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (shaped, r"'w' of .* is float32\[3\], the manifest says float32\[1000000000, "),
+        (renamed, r"names the array '../../secret', which is not stored"),
+        (unknown, "holds a 'Popen', which is not known"),
+        (lambda m: m.update(leaves=[]), "is not a checkpoint's"),
+        (lambda m: m.pop("format"), "has format None"),
+        (lambda m: m["leaves"]["w"].pop("dtype"), "the manifest says None"),
+        (
+            lambda m: m.update(leaves={"w": {"odd": 1}}),
+            "entry of 'w' .* cannot be read",
+        ),
+    ],
+)
+def test_a_manifest_that_is_wrong_is_refused_before_arrays_are_read(
+    tmp_path: pathlib.Path, change: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(tmp_path, {"w": jnp.ones(3)})
+    rewrite(tmp_path, change)
+    read: list[str] = []
+    restore = ocp.PyTreeCheckpointHandler.restore
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        read.append("arrays")
+        return restore(self, *args, **kwargs)
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", watched)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        checkpoint.load(tmp_path)
+    assert "\n" not in str(caught.value)
+    if change in (shaped, renamed):
+        assert not read
+
+
+class Disk:
+    free = 0
+
+
+def test_a_full_disk_is_one_error_and_leaves_what_was_saved(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "c"
+    checkpoint.save(path, {"x": jnp.zeros(3)})
+
+    async def full(*args: Any, **kwargs: Any) -> Any:
+        raise ValueError(
+            "RESOURCE_EXHAUSTED: Error writing\nNo space [os_error_code='28']"
+        )
+
+    faults = (
+        ("jcompress.checkpoint.storage.shutil.disk_usage", lambda path: Disk),
+        ("orbax.checkpoint.PyTreeCheckpointHandler.async_save", full),
+    )
+    for target, fault in faults:
+        with monkeypatch.context() as patch:
+            patch.setattr(target, fault)
+            with pytest.raises(OSError, match="No space left on device") as caught:
+                checkpoint.save(path, {"x": jnp.ones(3)})
+        assert caught.value.errno == errno.ENOSPC
+        assert caught.value.filename == str(path)
+        assert [entry.name for entry in path.iterdir() if entry.name.isdigit()] == ["0"]
+        np.testing.assert_array_equal(checkpoint.load(path)["x"], np.zeros(3))
+    assert capfd.readouterr().err == ""
+    checkpoint.save(path, {"x": jnp.ones(3)})
+    np.testing.assert_array_equal(checkpoint.load(path)["x"], np.ones(3))
+
+
+def test_every_leaf_type_and_format_has_its_line_in_the_registry() -> None:
+    def below(kind: type) -> set[type]:
+        return {kind, *(found for sub in kind.__subclasses__() for found in below(sub))}
+
+    leaves = [
+        kind
+        for kind in below(CompressedTensor)
+        if kind.__module__.startswith("jcompress.") and not inspect.isabstract(kind)
+    ]
+    assert tensors.QTensor in leaves
+    parts = [
+        kind
+        for kind in vars(formats).values()
+        if dataclasses.is_dataclass(kind) and kind.__module__ == formats.__name__
+    ]
+    assert formats.Activation in parts
+    for kind in (*leaves, *parts):
+        assert registry.class_of(registry.name_of(kind) or "") is kind, kind
+
+
+def test_another_class_cannot_take_a_name_that_is_stored() -> None:
+    with pytest.raises(ValueError, match="already hold a 'QTensor'"):
+        checkpoint.register(type("QTensor", (), {}))
