@@ -135,7 +135,7 @@ def choose(
         paths = [path for path in plan.leaves if plan.rule_of[path] == index]
         spec = plan.leaves[paths[0]]
         value = jnp.asarray(amount(step), jnp.float32) if callable(amount) else amount
-        given = {path: _whole(scores[path]) for path in paths}
+        given: dict[str, Any] = {path: _whole(scores[path]) for path in paths}
         if isinstance(spec.pattern, Unstructured | NM) and _few(given.values()):
             # On the host nothing is compiled, where each shape would be a program.
             given = {path: np.asarray(given[path]) for path in paths}

@@ -34,7 +34,7 @@ def leaf_bytes(leaf: Any) -> int:
         return int(np.asarray(leaf).nbytes)
     if not _is_array(leaf):
         return 0
-    return int(math.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+    return int(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize)
 
 
 def parameters(tree: Any) -> int:

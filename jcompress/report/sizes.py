@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.execution import compressed
 from jcompress.leaves import named_leaves, path_name
 from jcompress.report.table import aligned
 from jcompress.sites import PRODUCTS, WEIGHTS
@@ -259,7 +260,6 @@ def _factored_macs(
     traced: Traced,
 ) -> int | None:
     """What the factors of one `LowRank` multiply, as `compressed` runs them."""
-    from jcompress.execution import compressed
 
     def alone(path: Any, leaf: Any) -> Any:
         if path_name(path) != name:
