@@ -16,7 +16,7 @@ from jcompress.shrinking.scoring import Scores
 
 
 class Cost(enum.Enum):
-    """What a target speaks of, counted from shapes."""
+    """The quantity that a target limits, computed from shapes and dtypes."""
 
     PARAMETERS = "parameters"
     """Elements of all leaves."""
@@ -51,9 +51,9 @@ class Width:
     """How the groups of a rule may shrink.
 
     Attributes:
-        multiple: sizes are rounded up to a multiple of this, which hardware likes (8,
+        multiple: sizes are rounded up to a multiple of this, which suits hardware (8,
             or 128 on TPUs); no group grows.
-        minimum: so many units stay at least.
+        minimum: the fewest units that stay.
         reduced: take groups over which an operation reduces, too (`Group.reduced`),
             whose removal changes the function.
 
