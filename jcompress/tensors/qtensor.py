@@ -94,6 +94,14 @@ class QTensor(MatrixTensor):
             self.check_array("zeros", tuple(self.scales.shape), jnp.int8)
 
     @property
+    def form(self) -> str:
+        """The number format, such as "int4" or "float8"."""
+        kind = "float8" if self.floating else f"int{self.bits}"
+        groups = self.scales.shape[-1]
+        size = f" group {self.matrix_shape[-1] // groups}" if groups > 1 else ""
+        return kind + size
+
+    @property
     def floating(self) -> bool:
         """Whether the numbers are 8-bit floats rather than integers."""
         return bool(self.values.dtype == FLOAT8)
