@@ -390,7 +390,7 @@ def _form(leaf: Any, *, removed: bool = False) -> str:
     if leaf is None:
         return "removed" if removed else "-"
     if is_compressed(leaf):
-        return leaf.form
+        return str(leaf.form)
     if not hasattr(leaf, "dtype"):
         return type(leaf).__name__
     return f"{leaf.dtype} {'x'.join(map(str, leaf.shape)) or 'scalar'}"
@@ -400,8 +400,8 @@ def _bytes(leaf: Any) -> int:
     if leaf is None or not hasattr(leaf, "dtype"):
         return 0
     if is_compressed(leaf):
-        return leaf.stored_bytes
-    return math.prod(leaf.shape) * int(leaf.dtype.itemsize)
+        return int(leaf.stored_bytes)
+    return math.prod(map(int, leaf.shape)) * int(leaf.dtype.itemsize)
 
 
 def _error(was: Any, now: Any) -> float | None:
