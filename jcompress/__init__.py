@@ -4,6 +4,7 @@ The namespaces, each the one home of its names:
 
     sites         where parameters meet data in a function
     rules         which leaves a transform acts on
+    conversion    the table of what a transform changed
     pruning       masks, patterns, scores, schedules, the optax transformation
     shrinking     narrower layers: channels, heads and widths
     depth         fewer blocks and layers
@@ -31,6 +32,7 @@ from typing import Any as _Any
 if _TYPE_CHECKING:
     from jcompress import allocation as allocation
     from jcompress import checkpoint as checkpoint
+    from jcompress import conversion as conversion
     from jcompress import depth as depth
     from jcompress import distillation as distillation
     from jcompress import errors as errors
@@ -52,7 +54,8 @@ if _TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMESPACES = (
-    *("allocation", "checkpoint", "depth", "distillation", "errors", "execution"),
+    *("allocation", "checkpoint", "conversion", "depth", "distillation", "errors"),
+    "execution",
     *("kernels", "low_rank"),
     *("pruning", "quantization", "recipes", "report", "rescaling", "rules"),
     *("sharing", "shrinking", "sites", "statistics", "tensors"),

@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.conversion import convert_leaves
 from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves, path_name
 from jcompress.rules import Rules, resolve
 from jcompress.sites import Sites, leaf_axes
 from jcompress.tensors import Adapted, QTensor, is_compressed
 from jcompress.tensors.axes import Axes, matrix_shape, to_matrix
+from jcompress.tensors.base import CompressedTensor
 from jcompress.tensors.formats import PerChannel, PerGroup, PerTensor, Weights
 from jcompress.tensors.low_rank import dense_factor
-from jcompress.tensors.numbers import quantize_matrix
-from jcompress.tensors.packing import pack_bits
 
 Adapters = dict[str, dict[str, jax.Array]]
 """The trainable factors `down` and `up` of each adapted leaf, by its name."""
@@ -124,14 +124,22 @@ def add_adapters(
                 f"add_adapters: the spec of rule {resolved.rule_of[path]} is {spec!r}; "
                 "a rule carries Lora(rank=...)"
             )
-    leaves = dict(named_leaves(params))
     wholes = None if original is None else dict(named_leaves(original))
-    keys = jax.random.split(key, len(resolved.leaves))
-    made = {
-        path: _adapted(path, leaves, spec, sites, keys[number], wholes)
-        for number, (path, spec) in enumerate(resolved.leaves.items())
-    }
-    return _replaced(params, made)
+    keys = dict(
+        zip(resolved.leaves, jax.random.split(key, len(resolved.leaves)), strict=True)
+    )
+
+    def convert(path: str, base: Any, spec: Lora) -> Adapted:
+        return _adapted(path, base, spec, sites, keys[path], wholes)
+
+    return convert_leaves(
+        "add_adapters",
+        params,
+        resolved.leaves,
+        convert,
+        sites=sites,
+        accept=(CompressedTensor,),
+    )
 
 
 def take_adapters(tree: Any) -> Adapters:
@@ -230,15 +238,9 @@ def merge_adapters(tree: Any, *, requantize: bool = False) -> Any:
     return jax.tree_util.tree_map_with_path(merged, tree, is_leaf=is_compressed)
 
 
-def _replaced(tree: Any, made: Mapping[str, Any]) -> Any:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: made.get(path_name(path), leaf), tree, is_leaf=is_compressed
-    )
-
-
 def _adapted(
     path: str,
-    leaves: Mapping[str, Any],
+    base: Any,
     spec: Lora,
     sites: Sites,
     key: jax.Array,
@@ -246,7 +248,7 @@ def _adapted(
 ) -> Adapted:
     uses = sites.of(path)
     shape, axes = uses[0].shape, leaf_axes(uses)
-    base = _base(path, leaves, shape, axes)
+    base = _checked(path, base, axes)
     stacks, outputs, inputs = matrix_shape(shape, axes)
     if spec.rank > min(outputs, inputs):
         raise MismatchError(
@@ -275,31 +277,11 @@ def _adapted(
     )
 
 
-def _base(
-    path: str, leaves: Mapping[str, Any], shape: tuple[int, ...], axes: Axes
-) -> Any:
-    if path not in leaves:
-        prefixes = [path[: -len(n) - 1] for n in leaves if path.endswith("/" + n)]
-        hint = f"; pass sites=sites.below({prefixes[0]!r})" if prefixes else ""
-        raise MismatchError(
-            f"add_adapters: the sites speak of {path!r}, which is not in the tree: "
-            f"{', '.join(list(leaves)[:8])}{hint}"
-        )
-    base = leaves[path]
+def _checked(path: str, base: Any, axes: Axes) -> Any:
     if isinstance(base, Adapted):
         raise MismatchError(
             f"add_adapters: {path!r} has an adapter already; merge_adapters makes it "
             f"plain, a rule ({path!r}, None) leaves it alone"
-        )
-    if np.shape(base) != shape:
-        raise MismatchError(
-            f"add_adapters: {path!r} is {list(np.shape(base))} in the tree and "
-            f"{list(shape)} at its sites; trace the sites with this tree"
-        )
-    if not jnp.issubdtype(base.dtype, jnp.floating):
-        raise MismatchError(
-            f"add_adapters: {path!r} is {base.dtype}, and only floats are adapted; "
-            f"exclude it by a rule ({path!r}, None)"
         )
     if not is_compressed(base):
         return jnp.asarray(base)
@@ -353,7 +335,10 @@ def _requantized(dense: jax.Array, base: QTensor) -> QTensor:
         floating=base.floating,
         granularity=granularity,
     )
-    values, scales, zeros = quantize_matrix(to_matrix(dense, base.axes), spec)
-    return dataclasses.replace(
-        base, values=pack_bits(values, base.bits), scales=scales, zeros=zeros
+    return QTensor.quantize(
+        dense,
+        base.axes,
+        spec,
+        activation=base.activation,
+        input_ranges=base.input_ranges,
     )

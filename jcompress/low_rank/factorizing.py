@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from jcompress.conversion import convert_leaves, find_leaves, replace_leaves
 from jcompress.errors import MismatchError
-from jcompress.leaves import named_leaves, path_name
 from jcompress.low_rank.choice import Split, choose_ranks, split_tucker
 from jcompress.low_rank.cp import CpSplit
 from jcompress.low_rank.specs import Cp as Cp
@@ -26,13 +25,12 @@ from jcompress.low_rank.summary import summarize_factors as summarize_factors
 from jcompress.rules import Resolved, Rules, resolve
 from jcompress.sites import Sites, leaf_axes
 from jcompress.tensors import LowRank, QTensor, is_compressed
+from jcompress.tensors.axes import Axes
 from jcompress.tensors.formats import Weights
-from jcompress.tensors.numbers import quantize_matrix
-from jcompress.tensors.packing import pack_bits
 
 
 def factorize(
-    tree: Any,
+    params: Any,
     rules: Rules[Factoring],
     *,
     sites: Sites,
@@ -45,7 +43,7 @@ def factorize(
     copies of a stacked leaf get one rank.
 
     Args:
-        tree: the parameters, with dense leaves; not traced, since ranks depend on the
+        params: the parameters, with dense leaves; not traced, since ranks depend on the
             weights.
         rules: pairs of a predicate and an `Svd`, `Spatial`, `Tucker` or `Cp`.
         sites: the sites of the function that will use the tree, with the same names.
@@ -83,8 +81,16 @@ def factorize(
         ((1,), 56)
     """
     resolved = check_factoring(sites, rules)
-    leaves = dict(named_leaves(tree))
-    given = {path: _found(path, leaves, sites) for path in resolved.leaves}
+    found = find_leaves(
+        "factorize",
+        params,
+        resolved.leaves,
+        sites=sites,
+        advice="factorize the dense weights first and quantize their factors "
+        "afterwards (quantize_factors)",
+        traced="the ranks depend on its values",
+    )
+    given = {path: _on_host(path, leaf) for path, leaf in found.items()}
     weighting = _weighting(resolved, sites, moments)
     made: dict[str, LowRank] = {}
     spectra: dict[str, Split] = {}
@@ -103,14 +109,14 @@ def factorize(
         made[path] = split.build(ranks[path])
     for path, cp in sums.items():
         made[path] = cp.build()
-    return _replaced(tree, made)
+    return replace_leaves(params, made)
 
 
-def quantize_factors(tree: Any, rules: Rules[Weights], *, sites: Sites) -> Any:
+def quantize_factors(params: Any, rules: Rules[Weights], *, sites: Sites) -> Any:
     """Store the factors of `LowRank` leaves as packed integers or 8-bit floats.
 
     Args:
-        tree: a tree with `LowRank` leaves.
+        params: a tree with `LowRank` leaves.
         rules: pairs of a predicate and `Weights`, the format of each factor; a leaf's
             predicate is matched as for `factorize`.
         sites: the sites of the function that will use the tree.
@@ -125,15 +131,14 @@ def quantize_factors(tree: Any, rules: Rules[Weights], *, sites: Sites) -> Any:
             inputs.
     """
     resolved = resolve(rules, sites, transform="quantize_factors")
-    leaves = dict(named_leaves(tree))
-    made = {}
     for path, spec in resolved.leaves.items():
         if not isinstance(spec, Weights):
             raise TypeError(
                 f"quantize_factors: the spec of rule {resolved.rule_of[path]} is "
                 f"{spec!r}; a rule carries Weights(bits=...)"
             )
-        leaf = leaves.get(path)
+
+    def convert(path: str, leaf: Any, spec: Weights) -> LowRank:
         if not isinstance(leaf, LowRank):
             raise MismatchError(
                 f"quantize_factors: {path!r} is a {type(leaf).__name__}, not a LowRank;"
@@ -143,47 +148,21 @@ def quantize_factors(tree: Any, rules: Rules[Weights], *, sites: Sites) -> Any:
             _quantized(f"factor {number} of {path!r}", factor, spec, leaf)
             for number, factor in enumerate(leaf.factors)
         )
-        made[path] = dataclasses.replace(leaf, factors=factors)
-    return _replaced(tree, made)
+        return dataclasses.replace(leaf, factors=factors)
 
-
-def _replaced(tree: Any, made: Mapping[str, Any]) -> Any:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: made.get(path_name(path), leaf), tree, is_leaf=is_compressed
+    return convert_leaves(
+        "quantize_factors",
+        params,
+        resolved.leaves,
+        convert,
+        sites=sites,
+        accept=(LowRank,),
+        advice="factorize the dense weights first",
     )
 
 
-def _found(path: str, leaves: Mapping[str, Any], sites: Sites) -> Host:
-    """The leaf, in float32 or float64 on the host; its own dtype is in the sites."""
-    if path not in leaves:
-        prefixes = [path[: -len(n) - 1] for n in leaves if path.endswith("/" + n)]
-        hint = f"; pass sites=sites.below({prefixes[0]!r})" if prefixes else ""
-        raise MismatchError(
-            f"factorize: the sites speak of {path!r}, which is not in the tree: "
-            f"{', '.join(list(leaves)[:8])}{hint}"
-        )
-    leaf, shape = leaves[path], sites.of(path)[0].shape
-    if is_compressed(leaf):
-        raise MismatchError(
-            f"factorize: {path!r} is already a {type(leaf).__name__}; factorize the "
-            "dense weights first and quantize their factors afterwards "
-            f"(quantize_factors), or exclude it by a rule ({path!r}, None)"
-        )
-    if np.shape(leaf) != shape:
-        raise MismatchError(
-            f"factorize: {path!r} is {list(np.shape(leaf))} in the tree and "
-            f"{list(shape)} at its sites; trace the sites with this tree"
-        )
-    if isinstance(leaf, jax.core.Tracer):
-        raise ValueError(
-            f"factorize: {path!r} is traced, and the ranks depend on its values; "
-            "factorize outside of jit"
-        )
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        raise MismatchError(
-            f"factorize: {path!r} is {leaf.dtype}, and only floats are factored; "
-            f"exclude it by a rule ({path!r}, None)"
-        )
+def _on_host(path: str, leaf: Any) -> Host:
+    """The leaf in float32 or float64; its own dtype is in the sites."""
     host = np.asarray(leaf)
     host = host.astype(np.float64 if host.dtype == np.float64 else np.float32)
     if not np.isfinite(host).all():
@@ -233,19 +212,12 @@ def _quantized(name: str, factor: Any, spec: Weights, leaf: LowRank) -> QTensor:
             f"quantize_factors: {name} is already a {type(factor).__name__}"
         )
     lead = len(leaf.stack_axes)
-    matrix = factor.reshape(*factor.shape[: lead + 1], -1)
+    axes = Axes(
+        stack=tuple(range(lead)),
+        output=(lead,),
+        input=tuple(range(lead + 1, factor.ndim)),
+    )
     try:
-        values, scales, zeros = quantize_matrix(matrix, spec)
+        return QTensor.quantize(factor, axes, spec)
     except ValueError as error:
         raise MismatchError(f"quantize_factors: {name}: {error}") from None
-    return QTensor(
-        values=pack_bits(values, spec.bits),
-        scales=scales,
-        zeros=zeros,
-        bits=spec.bits,
-        shape=factor.shape,
-        dtype=factor.dtype,
-        stack_axes=tuple(range(lead)),
-        output_axes=(lead,),
-        input_axes=tuple(range(lead + 1, factor.ndim)),
-    )

@@ -1,6 +1,6 @@
 """`quantize`: replace the weights of a parameter tree by small stored numbers."""
 
-import functools
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.conversion import convert_leaves
 from jcompress.errors import MismatchError
-from jcompress.leaves import named_leaves, path_name
 from jcompress.rules import Resolved, Rules, resolve
 from jcompress.sites import PRODUCTS, Site, Sites, leaf_axes
-from jcompress.tensors import QTensor, is_compressed
-from jcompress.tensors.axes import Axes, matrix_shape, to_matrix
+from jcompress.tensors import QTensor
+from jcompress.tensors.axes import matrix_shape
 from jcompress.tensors.formats import (
     Activation,
     MovingAverage,
@@ -21,8 +21,7 @@ from jcompress.tensors.formats import (
     Quantize,
     Weights,
 )
-from jcompress.tensors.numbers import Range, divisors, quantize_matrix
-from jcompress.tensors.packing import pack_bits
+from jcompress.tensors.numbers import Range, divisors
 
 
 def _products(sites: Sequence[Site]) -> list[Site]:
@@ -41,10 +40,18 @@ def check(
 
     Raises:
         TypeError: the rules are malformed, or a spec is no `Quantize`.
-        MismatchError: a rule matches no weight, the rules touch nothing, a matched
-            leaf is not of a float dtype, or a group size does not divide its inputs.
+        MismatchError: a rule matches no weight, or only weights that are no floats, the
+            rules touch nothing, or a group size does not divide its inputs.
     """
     resolved = resolve(rules, sites, transform=transform)
+    # A rule for many leaves passes over complex ones; a rule for these alone is wrong.
+    useful = {
+        resolved.rule_of[path]
+        for path in resolved.leaves
+        if jnp.issubdtype(sites.of(path)[0].dtype, jnp.floating)
+    }
+    leaves: dict[str, Quantize] = {}
+    skipped = dict(resolved.skipped)
     for path, spec in resolved.leaves.items():
         if not isinstance(spec, Quantize):
             raise TypeError(
@@ -54,6 +61,9 @@ def check(
         uses = sites.of(path)
         dtype, shape = uses[0].dtype, uses[0].shape
         if not jnp.issubdtype(dtype, jnp.floating):
+            if resolved.rule_of[path] in useful:
+                skipped[path] = f"it is {dtype}, and only floats can be quantized"
+                continue
             raise MismatchError(
                 f"{transform}: {path} is {dtype} {list(shape)}, and only floats can be "
                 f"quantized; exclude it by a rule ({path!r}, None) before rule "
@@ -61,7 +71,8 @@ def check(
             )
         if spec.weights is not None:
             _check_group(path, uses, spec.weights, transform)
-    return resolved
+        leaves[path] = spec
+    return dataclasses.replace(resolved, leaves=leaves, skipped=skipped)
 
 
 def _check_group(
@@ -80,7 +91,7 @@ def _check_group(
 
 
 def quantize(
-    tree: Any,
+    params: Any,
     rules: Rules[Quantize],
     *,
     sites: Sites,
@@ -93,7 +104,7 @@ def quantize(
     `jit` too, where the check for numbers that are not finite is left out.
 
     Args:
-        tree: the parameters, with dense leaves.
+        params: the parameters, with dense leaves.
         rules: pairs of a predicate and a `Quantize`, the same as for `fake_quant`.
         sites: the sites of the function that will use the tree, with the same names.
         ranges: for the leaves with a moving-average activation, one range for each of
@@ -105,9 +116,9 @@ def quantize(
     Raises:
         TypeError: the rules are malformed.
         MismatchError: a rule cannot apply (see `check`), asks for activations only,
-            needs ranges that are not given, or meets a leaf that is already compressed.
-        ValueError: a matched leaf is absent from the tree, of another shape than at
-            its sites, or holds a number that is not finite.
+            needs ranges that are not given, or meets a leaf that is already compressed,
+            absent from the tree or of another shape than at its sites.
+        ValueError: a matched leaf holds a number that is not finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -121,15 +132,17 @@ def quantize(
         6
     """
     resolved = check(sites, rules)
-    leaves = dict(named_leaves(tree))
-    converted = {
-        path: _convert(path, leaves, spec, sites, ranges or {})
-        for path, spec in _storable(resolved).items()
-    }
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: converted.get(path_name(path), leaf),
-        tree,
-        is_leaf=is_compressed,
+
+    def convert(name: str, leaf: Any, spec: Quantize) -> QTensor:
+        return _convert(name, leaf, spec, sites.of(name), ranges or {})
+
+    return convert_leaves(
+        "quantize",
+        params,
+        _storable(resolved),
+        convert,
+        sites=sites,
+        advice="convert the tree of dense weights, and quantize before to_sparse",
     )
 
 
@@ -146,63 +159,39 @@ def _storable(resolved: Resolved[Quantize]) -> dict[str, Quantize]:
 
 def _convert(
     path: str,
-    leaves: Mapping[str, Any],
+    leaf: Any,
     spec: Quantize,
-    sites: Sites,
+    uses: Sequence[Site],
     ranges: Mapping[str, Sequence[Range]],
 ) -> QTensor:
-    uses = sites.of(path)
-    if path not in leaves:
-        raise ValueError(_absent(path, list(leaves)))
-    leaf = leaves[path]
-    if is_compressed(leaf):
-        raise MismatchError(
-            f"quantize: {path} is already a {type(leaf).__name__}; convert the tree of "
-            "dense weights (and quantize before to_sparse), or exclude it by a rule "
-            f"({path!r}, None)"
-        )
-    if np.shape(leaf) != uses[0].shape:
-        raise ValueError(
-            f"quantize: {path} is {list(np.shape(leaf))} in the tree and "
-            f"{list(uses[0].shape)} at its sites; trace the sites with this tree"
-        )
-    leaf = jnp.asarray(leaf)
     assert spec.weights is not None
-    axes = leaf_axes(uses)
-    values, scales, zeros, broken = _packed(leaf, axes, spec.weights)
-    if not isinstance(broken, jax.core.Tracer) and int(broken):
-        raise ValueError(
-            f"quantize: {path} holds {int(broken)} of {leaf.size} numbers that are not "
-            "finite; a scale taken from them would spoil the whole leaf"
-        )
     products = _products(uses)
     activation = spec.activation if products else None
-    return QTensor(
-        values=values,
-        scales=scales,
-        zeros=zeros,
-        input_ranges=_input_ranges(path, activation, len(products), ranges),
-        bits=spec.weights.bits,
-        shape=leaf.shape,
-        dtype=leaf.dtype,
+    tensor = QTensor.quantize(
+        leaf,
+        leaf_axes(uses),
+        spec.weights,
         activation=activation,
-        stack_axes=axes.stack,
-        output_axes=axes.output,
-        input_axes=axes.input,
+        input_ranges=_input_ranges(path, activation, len(products), ranges),
     )
+    # A number that is not finite makes the scale so that serves it.
+    traced = isinstance(tensor.scales, jax.core.Tracer)
+    if not traced and not np.isfinite(np.asarray(tensor.scales)).all():
+        raise ValueError(_broken(path, leaf))
+    return tensor
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _packed(
-    leaf: jax.Array, axes: Axes, spec: Weights
-) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array]:
-    """The stored arrays of a leaf, and how many of its numbers are not finite.
-
-    One program a shape and format, where step by step there would be a dozen.
-    """
-    values, scales, zeros = quantize_matrix(to_matrix(leaf, axes), spec)
-    broken = jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32)
-    return pack_bits(values, spec.bits), scales, zeros, broken
+def _broken(path: str, leaf: Any) -> str:
+    count = int((~np.isfinite(np.asarray(leaf).astype(np.float32))).sum())
+    if count:
+        return (
+            f"quantize: {path!r} holds {count} of {leaf.size} numbers that are not "
+            "finite in float32; a scale taken from them would spoil the whole leaf"
+        )
+    return (
+        f"quantize: the weights of {path!r} that share a scale span more than the "
+        "largest float32; use Weights(symmetric=True)"
+    )
 
 
 def _input_ranges(
@@ -228,21 +217,4 @@ def _input_ranges(
     return tuple(
         Range(jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32))
         for low, high in ranges[path]
-    )
-
-
-def _absent(path: str, names: Sequence[str]) -> str:
-    text = f"quantize: the sites speak of {path}, which is not in the tree"
-    shorter = [name for name in names if path.endswith("/" + name)]
-    if shorter:
-        prefix = path[: -len(shorter[0]) - 1]
-        return f"{text}; {shorter[0]} is: pass sites=sites.below({prefix!r})"
-    longer = [name for name in names if name.endswith("/" + path)]
-    if longer:
-        prefix = longer[0][: -len(path) - 1]
-        return f"{text}; {longer[0]} is: pass the subtree {prefix!r}"
-    listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return (
-        f"{text}; it has {listed}. If the tree is a subtree of the traced variables, "
-        "pass sites=sites.below(prefix)"
     )

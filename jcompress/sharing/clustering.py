@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.conversion import find_leaves
 from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
 from jcompress.rules import Resolved, Rules, resolve
 from jcompress.sharing.clusters import Start as Start
 from jcompress.sharing.clusters import fit_table
-from jcompress.sharing.codebooks import found_leaf, to_codebooks
+from jcompress.sharing.codebooks import to_codebooks
 from jcompress.sites import Sites, leaf_axes
-from jcompress.tensors import is_compressed
 from jcompress.tensors.axes import Axes, matrix_shape, to_matrix
 from jcompress.tensors.codebook import MOST, index_bytes
 from jcompress.tensors.numbers import divisors
@@ -164,7 +164,7 @@ def make_tables(
         Limit of Network Quantization", sections 3.3 and 3.5.
     """
     resolved = check_clusters(sites, rules, transform="make_tables")
-    leaves = dict(named_leaves(params))
+    leaves = find_leaves("make_tables", params, resolved.leaves, sites=sites)
     matter = {} if importance is None else dict(named_leaves(importance))
     tables = {}
     for path, spec in resolved.leaves.items():
@@ -173,14 +173,8 @@ def make_tables(
                 f"make_tables: the rule of {path} starts with Start.PLUS_PLUS, which "
                 "draws at random; pass key=jax.random.key(...)"
             )
-        uses = sites.of(path)
-        axes = leaf_axes(uses)
-        leaf = found_leaf("make_tables", path, leaves, uses[0].shape)
-        if is_compressed(leaf):
-            raise MismatchError(
-                f"make_tables: {path} is already a {type(leaf).__name__}; cluster the "
-                f"tree of dense weights, or exclude it by a rule ({path!r}, None)"
-            )
+        axes = leaf_axes(sites.of(path))
+        leaf = leaves[path]
         weights = None
         if importance is not None:
             if path not in matter:
@@ -188,7 +182,12 @@ def make_tables(
                     f"make_tables: importance has no leaf {path}; it has "
                     f"{', '.join(list(matter)[:8])}"
                 )
-            given = found_leaf("make_tables: importance", path, matter, uses[0].shape)
+            given = matter[path]
+            if np.shape(given) != leaf.shape:
+                raise MismatchError(
+                    f"make_tables: the importance of {path!r} is "
+                    f"{list(np.shape(given))}, and the leaf {list(leaf.shape)}"
+                )
             weights = _matrix(f"the importance of {path}", given, axes)
             if (weights < 0).any():
                 raise ValueError(f"make_tables: the importance of {path} is negative")

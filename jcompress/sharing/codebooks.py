@@ -6,10 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jcompress.conversion import convert_leaves
 from jcompress.errors import MismatchError
-from jcompress.leaves import named_leaves, path_name
 from jcompress.sharing.clusters import nearest
 from jcompress.sites import WEIGHTS, Sites, leaf_axes
 from jcompress.tensors import Codebook, is_compressed
@@ -43,40 +42,32 @@ def to_codebooks(params: Any, tables: Tables, *, sites: Sites) -> Any:
 
     Raises:
         MismatchError: there is no table, a leaf is no weight at any site, or is
-            compressed already.
-        ValueError: a leaf is absent or of another shape than at its sites, or a table
-            does not fit its leaf.
+            compressed already, absent, or of another shape than at its sites.
+        ValueError: a table does not fit its leaf.
     """
     if not tables:
         raise MismatchError(
             "to_codebooks: there is no table, so there is nothing to store"
         )
-    leaves = dict(named_leaves(params))
-    made: dict[str, Codebook] = {}
-    for path, table in tables.items():
-        axes, shape = _role("to_codebooks", path, table, sites)
-        leaf = found_leaf("to_codebooks", path, leaves, shape)
-        if is_compressed(leaf):
-            raise MismatchError(
-                f"to_codebooks: {path} is already a {type(leaf).__name__}; give the "
-                "tree of dense weights"
-            )
-        leaf = jnp.asarray(leaf)
-        places = nearest(to_matrix(leaf, axes), table).astype(jnp.uint8)
-        made[path] = Codebook(
+    roles = {
+        path: _role("to_codebooks", path, table, sites)
+        for path, table in tables.items()
+    }
+
+    def convert(path: str, leaf: Any, table: jax.Array) -> Codebook:
+        axes, shape = roles[path]
+        places = nearest(to_matrix(jnp.asarray(leaf), axes), table).astype(jnp.uint8)
+        return Codebook(
             indices=pack_indices(places, table.shape[-1]),
             codebook=table,
-            shape=leaf.shape,
+            shape=shape,
             dtype=leaf.dtype,
             stack_axes=axes.stack,
             output_axes=axes.output,
             input_axes=axes.input,
         )
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: made.get(path_name(path), leaf),
-        params,
-        is_leaf=is_compressed,
-    )
+
+    return convert_leaves("to_codebooks", params, tables, convert, sites=sites)
 
 
 def fake_cluster(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -179,29 +170,3 @@ def _role(
             f"divisor of {outputs} and C at most {MOST}"
         )
     return axes, uses[0].shape
-
-
-def found_leaf(
-    transform: str, path: str, leaves: Mapping[str, Any], shape: tuple[int, ...]
-) -> Any:
-    """The leaf of that name, of the shape that it has at its sites.
-
-    Raises:
-        ValueError: it is absent, or of another shape.
-    """
-    if path not in leaves:
-        longer = [name for name in leaves if path.endswith("/" + name)]
-        hint = ""
-        if longer:
-            hint = f"; pass sites=sites.below({path[: -len(longer[0]) - 1]!r})"
-        raise ValueError(
-            f"{transform}: the sites speak of {path}, which is not in the tree: "
-            f"{', '.join(list(leaves)[:8])}{hint}"
-        )
-    leaf = leaves[path]
-    if tuple(np.shape(leaf)) != shape:
-        raise ValueError(
-            f"{transform}: {path} is {list(np.shape(leaf))} in the tree and "
-            f"{list(shape)} at its sites; trace the sites with this tree"
-        )
-    return leaf

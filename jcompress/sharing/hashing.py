@@ -2,19 +2,17 @@
 
 import dataclasses
 import zlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.conversion import convert_leaves
 from jcompress.errors import MismatchError
-from jcompress.leaves import named_leaves, path_name
 from jcompress.rules import Resolved, Rules, resolve
 from jcompress.sites import Sites, leaf_axes
-from jcompress.tensors import is_compressed
-from jcompress.tensors.axes import matrix_shape, to_matrix
+from jcompress.tensors.axes import Axes, matrix_shape, to_matrix
 from jcompress.tensors.hashed import Hashed, places_and_signs
 
 
@@ -46,7 +44,7 @@ class Hash:
 
 
 def check_hashes(
-    sites: Sites, rules: Rules[Hash], *, transform: str = "hashed"
+    sites: Sites, rules: Rules[Hash], *, transform: str = "hash_weights"
 ) -> Resolved[Hash]:
     """Match hashing rules against a table of sites; nothing is computed.
 
@@ -94,7 +92,7 @@ def check_hashes(
     return resolved
 
 
-def hashed(tree: Any, rules: Rules[Hash], *, sites: Sites) -> Any:
+def hash_weights(params: Any, rules: Rules[Hash], *, sites: Sites) -> Any:
     """Let the entries of each weight share the values of a short vector, by a hash.
 
     A value begins as the mean of its entries (with their signs), the best fit in least
@@ -105,7 +103,7 @@ def hashed(tree: Any, rules: Rules[Hash], *, sites: Sites) -> Any:
     and updated, not fewer multiplied. Works under `jit` too.
 
     Args:
-        tree: the parameters, with dense leaves.
+        params: the parameters, with dense leaves.
         rules: pairs of a predicate and a `Hash`.
         sites: the sites of the function that will use the tree, with the same names.
 
@@ -115,9 +113,8 @@ def hashed(tree: Any, rules: Rules[Hash], *, sites: Sites) -> Any:
     Raises:
         TypeError: the rules are malformed.
         MismatchError: a rule cannot apply (see `check_hashes`), or meets a leaf that is
-            compressed already.
-        ValueError: a matched leaf is absent from the tree or of another shape than at
-            its sites.
+            compressed already, absent from the tree or of another shape than at its
+            sites.
 
     References:
         Chen et al. 2015, "Compressing Neural Networks with the Hashing Trick".
@@ -125,55 +122,29 @@ def hashed(tree: Any, rules: Rules[Hash], *, sites: Sites) -> Any:
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from jcompress.execution import compressed
-        >>> from jcompress.sharing.hashing import Hash, hashed
+        >>> from jcompress.sharing.hashing import Hash, hash_weights
         >>> from jcompress.sites import find_sites
         >>> layer = lambda params, x: x @ params["w"]
         >>> params, x = {"w": jnp.ones((16, 16))}, jnp.ones((1, 16))
         >>> sites = find_sites(layer, params, x)
-        >>> small = hashed(params, [("w", Hash(entries=8))], sites=sites)
+        >>> small = hash_weights(params, [("w", Hash(entries=8))], sites=sites)
         >>> loss = lambda small: compressed(layer)(small, x).sum()
         >>> jax.grad(loss)(small)["w"].values.shape
         (32,)
     """
     resolved = check_hashes(sites, rules)
-    leaves = dict(named_leaves(tree))
-    made = {
-        path: _fitted(path, leaves, spec, sites)
-        for path, spec in resolved.leaves.items()
-    }
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: made.get(path_name(path), leaf), tree, is_leaf=is_compressed
-    )
+
+    def convert(name: str, leaf: Any, spec: Hash) -> Hashed:
+        return _fitted(name, jnp.asarray(leaf), spec, leaf_axes(sites.of(name)))
+
+    return convert_leaves("hash_weights", params, resolved.leaves, convert, sites=sites)
 
 
 def _count(size: int, spec: Hash) -> int:
     return max(1, round(size / spec.entries))
 
 
-def _fitted(path: str, leaves: Mapping[str, Any], spec: Hash, sites: Sites) -> Hashed:
-    uses = sites.of(path)
-    if path not in leaves:
-        longer = [name for name in leaves if path.endswith("/" + name)]
-        hint = ""
-        if longer:
-            hint = f"; pass sites=sites.below({path[: -len(longer[0]) - 1]!r})"
-        raise ValueError(
-            f"hashed: the sites speak of {path}, which is not in the tree: "
-            f"{', '.join(list(leaves)[:8])}{hint}"
-        )
-    leaf = leaves[path]
-    if is_compressed(leaf):
-        raise MismatchError(
-            f"hashed: {path} is already a {type(leaf).__name__}; hash the tree of "
-            f"dense weights, or exclude it by a rule ({path!r}, None)"
-        )
-    if tuple(np.shape(leaf)) != uses[0].shape:
-        raise ValueError(
-            f"hashed: {path} is {list(np.shape(leaf))} in the tree and "
-            f"{list(uses[0].shape)} at its sites; trace the sites with this tree"
-        )
-    leaf = jnp.asarray(leaf)
-    axes = leaf_axes(uses)
+def _fitted(path: str, leaf: jax.Array, spec: Hash, axes: Axes) -> Hashed:
     matrix = to_matrix(leaf, axes).astype(jnp.float32)
     *stacks, outputs, inputs = matrix.shape
     size, count = outputs * inputs, _count(outputs * inputs, spec)

@@ -50,6 +50,11 @@ class CompressedTensor(abc.ABC):
             for leaf in jax.tree.leaves(self)
         )
 
+    @property
+    def form(self) -> str:
+        """How the leaf is stored, in a few words for tables."""
+        return type(self).__name__
+
     @abc.abstractmethod
     def dense(self) -> jax.Array:
         """The dense array, of `shape` and `dtype`."""

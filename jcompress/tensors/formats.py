@@ -1,7 +1,33 @@
 """How numbers are quantized: frozen specs that rules carry."""
 
 import dataclasses
+import functools
 import math
+from typing import Any, TypeVar
+
+Spec = TypeVar("Spec")
+
+
+def _explain_arguments(cls: type[Spec]) -> type[Spec]:
+    """Make a spec say which arguments it takes when it is given others."""
+    made: Any = cls.__init__
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+
+    @functools.wraps(made)
+    def explained(self: Any, *values: Any, **given: Any) -> None:
+        odd = [name for name in given if name not in names]
+        if values or odd:
+            what = f"{odd[0]}=" if odd else f"{values[0]!r} without a name"
+            text = f"{cls.__name__} takes no {what}; it takes {', '.join(names)}"
+            numbers = {field.name for field in dataclasses.fields(Weights)}
+            if cls.__name__ == "Quantize" and odd and set(odd) <= numbers:
+                inner = ", ".join(f"{name}={given[name]!r}" for name in odd)
+                text = f"{text}: Quantize(weights=Weights({inner}))"
+            raise TypeError(text)
+        made(self, **given)
+
+    cls.__init__ = explained  # type: ignore[method-assign]
+    return cls
 
 
 def _check_numbers(spec: "Weights | Activation") -> None:
@@ -18,7 +44,12 @@ def _check_numbers(spec: "Weights | Activation") -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PerTensor:
-    """One scale for the whole array; for stacked weights, one for each copy."""
+    """One scale for the whole array; for stacked weights, one for each copy.
+
+    For data with a `Dynamic` range, the whole batch shares one scale: a prediction then
+    depends on what else is in its batch, and a large number in one example makes the
+    others coarser.
+    """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +81,11 @@ class PerGroup:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PerRow:
-    """One range for each row of data: over the contracted axes only."""
+    """One range for each row of data: over the axes that the product sums over.
+
+    What a row is rounded to does not depend on the rows beside it in the batch. For a
+    convolution, one range for each example, over its positions and channels.
+    """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +115,7 @@ class MovingAverage:
             raise ValueError(f"MovingAverage: decay is in [0, 1), not {self.decay!r}")
 
 
+@_explain_arguments
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
     """How a weight is quantized.
@@ -118,6 +154,7 @@ class Weights:
             )
 
 
+@_explain_arguments
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Activation:
     """How the data that a weight meets is quantized.
@@ -127,7 +164,9 @@ class Activation:
         symmetric: whether the range is centred at 0.
         floating: whether the numbers are those of float8_e4m3fn rather than integers
             (see `Weights`); with `bits=8` and `symmetric=True` only.
-        granularity: `PerTensor()`, or `PerRow()` with a dynamic range.
+        granularity: `PerRow()`, so that an example does not depend on its neighbours
+            in the batch, or `PerTensor()`, one range for all. Left out, it is
+            `PerRow()` with a dynamic range and `PerTensor()` with a moving average.
         range: where the range comes from.
 
     Raises:
@@ -140,11 +179,15 @@ class Activation:
     bits: int = 8
     symmetric: bool = False
     floating: bool = False
-    granularity: PerTensor | PerRow = PerTensor()
+    granularity: PerTensor | PerRow | None = None
     range: Dynamic | MovingAverage = Dynamic()
 
     def __post_init__(self) -> None:
         _check_numbers(self)
+        if self.granularity is None:
+            averaged = isinstance(self.range, MovingAverage)
+            default = PerTensor() if averaged else PerRow()
+            object.__setattr__(self, "granularity", default)
         if not isinstance(self.granularity, PerTensor | PerRow):
             raise TypeError(
                 "Activation: granularity is PerTensor() or PerRow(), not "
@@ -158,10 +201,11 @@ class Activation:
         if isinstance(self.granularity, PerRow) and not isinstance(self.range, Dynamic):
             raise ValueError(
                 "Activation: PerRow() needs range=Dynamic(), because no two batches "
-                f"have the same rows; got {self.range!r}"
+                "have the same rows; a moving average goes with PerTensor()"
             )
 
 
+@_explain_arguments
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantize:
     """What a quantization rule says of a leaf and of the data that it meets.

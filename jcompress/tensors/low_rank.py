@@ -70,6 +70,11 @@ class LowRank(MatrixTensor):
         super().__post_init__()
 
     @property
+    def form(self) -> str:
+        """The ranks, such as "rank 8"."""
+        return f"rank {'x'.join(map(str, self.ranks))}"
+
+    @property
     def channel_axes(self) -> tuple[int, ...]:
         """The input axes over which no factor slides."""
         slid = {axis for window in self.windows for axis in window}

@@ -194,7 +194,10 @@ def dequantize_values(
 
 
 def round_to(x: jax.Array, dtype: Any) -> jax.Array:
-    """Cast float32 to a float dtype so that later casts cannot undo the rounding."""
+    """Cast float32 to a float dtype so that later casts cannot undo the rounding.
+
+    Numbers below the smallest normal one of float16 are rounded to its subnormals.
+    """
     kind = jnp.finfo(dtype)
     if kind.bits < 32:
         rounded = jax.lax.reduce_precision(x, kind.nexp, kind.nmant)
@@ -208,6 +211,16 @@ def round_to(x: jax.Array, dtype: Any) -> jax.Array:
             rounded = jnp.where(jnp.abs(x) < normal, (near + even) - even, rounded)
         x = rounded
     return x.astype(dtype)
+
+
+def _finite(x: jax.Array, dtype: Any) -> jax.Array:
+    """Float32 kept within the range of a float dtype.
+
+    The outermost number of a format with a zero point stands for up to half a step
+    more than the largest weight, which may be the largest number of float16.
+    """
+    top = np.float32(min(float(jnp.finfo(kind).max) for kind in (dtype, jnp.float32)))
+    return jnp.where(jnp.abs(x) > top, jnp.copysign(top, x), x)
 
 
 def fake_quantize(
@@ -250,7 +263,7 @@ def _fake_quantize(
     values = quantize_values(
         x, scale, zero, bits=bits, symmetric=symmetric, floating=floating
     )
-    return round_to(dequantize_values(values, scale, zero), x.dtype)
+    return round_to(_finite(dequantize_values(values, scale, zero), x.dtype), x.dtype)
 
 
 @_fake_quantize.defjvp
@@ -395,7 +408,7 @@ def dequantize_matrix(
     grouped = values.reshape(*values.shape[:-1], groups, values.shape[-1] // groups)
     zero = None if zeros is None else zeros[..., None]
     dense = dequantize_values(grouped, scales[..., None], zero)
-    return round_to(dense, dtype).reshape(values.shape)
+    return round_to(_finite(dense, dtype), dtype).reshape(values.shape)
 
 
 def fake_quantize_weight(leaf: jax.Array, axes: Axes, spec: Weights) -> jax.Array:

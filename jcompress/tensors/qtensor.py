@@ -1,23 +1,46 @@
 """`QTensor`: a weight stored as small integers or floats, with scales."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jcompress.tensors.axes import from_matrix
+from jcompress.tensors.axes import Axes, from_matrix, to_matrix
 from jcompress.tensors.base import Rebuild
-from jcompress.tensors.formats import Activation
+from jcompress.tensors.formats import Activation, Weights
+from jcompress.tensors.host import pack_on_host
 from jcompress.tensors.matrix import MatrixTensor
-from jcompress.tensors.numbers import Range, dequantize_matrix
+from jcompress.tensors.numbers import Range, dequantize_matrix, quantize_matrix
 from jcompress.tensors.packing import (
     FLOAT8,
+    pack_bits,
     packed_size,
     stored_dtype,
     unpack_bits,
 )
+
+_MOST_ON_HOST = 2**22
+"""Elements up to which NumPy takes less time than a compilation."""
+
+
+def _is_small_on_cpu(leaf: Any) -> bool:
+    if isinstance(leaf, jax.core.Tracer) or leaf.size > _MOST_ON_HOST:
+        return False
+    devices = leaf.devices()
+    return len(devices) == 1 and all(device.platform == "cpu" for device in devices)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _packed(
+    leaf: jax.Array, axes: Axes, spec: Weights
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """The stored arrays of a leaf, in one program where there would be a dozen."""
+    values, scales, zeros = quantize_matrix(to_matrix(leaf, axes), spec)
+    return pack_bits(values, spec.bits), scales, zeros
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -92,6 +115,60 @@ class QTensor(MatrixTensor):
         )
         if self.zeros is not None:
             self.check_array("zeros", tuple(self.scales.shape), jnp.int8)
+
+    @classmethod
+    def quantize(
+        cls,
+        leaf: Any,
+        axes: Axes,
+        spec: Weights,
+        *,
+        activation: Activation | None = None,
+        input_ranges: tuple[Range, ...] = (),
+    ) -> "QTensor":
+        """Round a weight to the nearest numbers of a format.
+
+        On a CPU small weights are rounded by NumPy, to the same bits, so that nothing
+        is compiled; otherwise there is one program for each shape and format.
+
+        Args:
+            leaf: floats of any shape; it may be traced.
+            axes: the role of each of its axes.
+            spec: the format.
+            activation: how the data that its products meet is quantized, if at all.
+            input_ranges: see the attribute.
+
+        Raises:
+            ValueError: the group size does not divide the number of inputs.
+        """
+        on_host = isinstance(leaf, np.ndarray) or _is_small_on_cpu(leaf)
+        if on_host:
+            where = None if isinstance(leaf, np.ndarray) else leaf.sharding
+            made: Any = jax.device_put(pack_on_host(leaf, axes, spec), where)
+        else:
+            made = _packed(leaf, axes, spec)
+        values, scales, zeros = made
+        return cls(
+            values=values,
+            scales=scales,
+            zeros=zeros,
+            input_ranges=input_ranges,
+            bits=spec.bits,
+            shape=leaf.shape,
+            dtype=leaf.dtype,
+            activation=activation,
+            stack_axes=axes.stack,
+            output_axes=axes.output,
+            input_axes=axes.input,
+        )
+
+    @property
+    def form(self) -> str:
+        """The number format, such as "int4" or "float8"."""
+        kind = "float8" if self.floating else f"int{self.bits}"
+        groups = self.scales.shape[-1]
+        size = f" group {self.matrix_shape[-1] // groups}" if groups > 1 else ""
+        return kind + size
 
     @property
     def floating(self) -> bool:

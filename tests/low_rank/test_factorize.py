@@ -388,7 +388,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "dtype": (
         lambda: factored([("a", Svd(rank=1))], {"a": jnp.ones((16, 20), jnp.int32)}),
-        "'a' is int32, and only floats",
+        "'a' is int32 .*, and only floats",
     ),
     "not finite": (
         lambda: factored([("a", Svd(rank=1))], {"a": jnp.full((16, 20), jnp.nan)}),

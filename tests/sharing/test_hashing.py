@@ -1,5 +1,6 @@
 """Hashed leaves against the formula in Python, their fit, training, and errors."""
 
+import functools
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from jcompress import checkpoint
 from jcompress.errors import MismatchError
 from jcompress.execution import How, compressed, inspect
 from jcompress.quantization import Quantize, quantize
-from jcompress.sharing.hashing import Hash, hashed
+from jcompress.sharing.hashing import Hash, hash_weights
 from jcompress.sites import find_sites
 from jcompress.tensors.axes import Axes, to_matrix
 from jcompress.tensors.hashed import Hashed
@@ -54,7 +55,7 @@ SITES = find_sites(model, PARAMS, X)
 @pytest.mark.parametrize("signs", [False, True])
 def test_values_are_means_and_entries_read_them(signs: bool) -> None:
     spec = Hash(entries=4, signs=signs, seed=3)
-    small = hashed(PARAMS, [(..., spec)], sites=SITES)
+    small = hash_weights(PARAMS, [(..., spec)], sites=SITES)
     for name in ("up", "down"):
         tensor = small[name]
         matrix = np.asarray(to_matrix(PARAMS[name], tensor.axes)).ravel()
@@ -91,7 +92,7 @@ def test_the_hash_spreads() -> None:
 def test_trains_as_a_leaf(tmp_path: Any) -> None:
     """The gradient of a value is the signed sum over its entries; optax trains it."""
     run = compressed(model)
-    small = hashed(PARAMS, [("up", Hash(entries=4))], sites=SITES)
+    small = hash_weights(PARAMS, [("up", Hash(entries=4))], sites=SITES)
     target = model(PARAMS, X)
 
     def loss(tree: Any) -> jax.Array:
@@ -132,12 +133,14 @@ def test_stacks_and_a_scan() -> None:
     params = {"w": jnp.asarray(RNG.normal(size=(3, 8, 8)), jnp.bfloat16)}
     x = X.astype(jnp.bfloat16)
     sites = find_sites(deep, params, x)
-    small = hashed(params, [("w", Hash(entries=4))], sites=sites)
+    small = hash_weights(params, [("w", Hash(entries=4))], sites=sites)
     assert small["w"].values.shape == (3, 16)
     assert small["w"].dense().dtype == jnp.bfloat16
     dense = {"w": small["w"].dense()}
     np.testing.assert_array_equal(compressed(deep)(small, x), deep(dense, x))
-    again = jax.jit(lambda p: hashed(p, [("w", Hash(entries=4))], sites=sites))(params)
+    rules = [("w", Hash(entries=4))]
+    convert = functools.partial(hash_weights, rules=rules, sites=sites)
+    again = jax.jit(convert)(params)
     np.testing.assert_allclose(again["w"].values, small["w"].values, rtol=1e-5)
 
 
@@ -152,7 +155,7 @@ def test_stacks_and_a_scan() -> None:
 )  # fmt: skip
 def test_rules_that_cannot_apply(rules: Any, message: str) -> None:
     with pytest.raises((MismatchError, TypeError), match=message):
-        hashed(PARAMS, rules, sites=SITES)
+        hash_weights(PARAMS, rules, sites=SITES)
 
 
 def test_what_does_not_fit() -> None:
@@ -161,13 +164,15 @@ def test_what_does_not_fit() -> None:
         Hash(entries=0.5)
     with pytest.raises(MismatchError, match="seed is -1"):
         Hash(entries=2, seed=-1)
-    with pytest.raises(ValueError, match=r"up is \[12, 8\] in the tree and \[8, 12\]"):
-        hashed({**PARAMS, "up": PARAMS["up"].T}, rules, sites=SITES)
-    with pytest.raises(ValueError, match="up, which is not in the tree: down"):
-        hashed({"down": PARAMS["down"]}, rules, sites=SITES)
+    with pytest.raises(
+        ValueError, match=r"'up' is \[12, 8\] in the tree and \[8, 12\]"
+    ):
+        hash_weights({**PARAMS, "up": PARAMS["up"].T}, rules, sites=SITES)
+    with pytest.raises(ValueError, match="'up', which is not in the tree: down"):
+        hash_weights({"down": PARAMS["down"]}, rules, sites=SITES)
     packed = quantize(PARAMS, [("up", Quantize())], sites=SITES)
-    with pytest.raises(MismatchError, match="up is already a QTensor"):
-        hashed(packed, rules, sites=SITES)
+    with pytest.raises(MismatchError, match="'up' is already a QTensor"):
+        hash_weights(packed, rules, sites=SITES)
     given: Any = {"shape": (2, 3), "dtype": jnp.float32}
     axes = Axes((), (0,), (1,))
     given |= {"output_axes": axes.output, "input_axes": axes.input}

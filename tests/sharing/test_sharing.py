@@ -365,9 +365,9 @@ def test_specs_that_make_no_sense(fields: Any, kind: Any, message: str) -> None:
 
 def test_trees_that_do_not_fit() -> None:
     rules = [("head", Cluster(entries=4))]
-    with pytest.raises(ValueError, match=r"w, which is not in the tree: .*layer/w"):
+    with pytest.raises(ValueError, match=r"'w', which is not in the tree: .*layer/w"):
         make_tables(PARAMS, [("w", Cluster())], sites=SITES.below("layer"))
-    with pytest.raises(ValueError, match=r"head is \[16, 8\] in the tree and \[8, 16"):
+    with pytest.raises(ValueError, match=r"'head' is \[16, 8\] in the tree and"):
         make_tables({**PARAMS, "head": PARAMS["head"].T}, rules, sites=SITES)
     bad = {**PARAMS, "head": PARAMS["head"].at[0, 0].set(jnp.nan)}
     with pytest.raises(ValueError, match="head holds 1 of 128 numbers that are not fi"):
@@ -380,7 +380,7 @@ def test_trees_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="importance of head is negative"):
         make_tables(PARAMS, rules, sites=SITES, importance=matter)
     packed = quantize(PARAMS, [("head", Quantize())], sites=SITES)
-    with pytest.raises(MismatchError, match="head is already a QTensor"):
+    with pytest.raises(MismatchError, match="'head' is already a QTensor"):
         make_tables(packed, rules, sites=SITES)
 
 

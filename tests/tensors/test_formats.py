@@ -22,7 +22,7 @@ from jcompress.quantization import (
 def test_defaults() -> None:
     assert Weights() == Weights(bits=8, symmetric=True, granularity=PerChannel())
     assert Activation() == Activation(
-        bits=8, symmetric=False, granularity=PerTensor(), range=Dynamic()
+        bits=8, symmetric=False, granularity=PerRow(), range=Dynamic()
     )
     assert Quantize() == Quantize(weights=Weights(), activation=None)
     assert MovingAverage().decay == 0.99
@@ -83,7 +83,7 @@ def test_all_bit_widths(bits: int) -> None:
         (lambda: Quantize(weights=None), ValueError, "both None"),
         (lambda: Quantize(weights=8), TypeError, "weights is Weights.* not 8"),
         (lambda: Quantize(activation=8), TypeError, "activation is Activation.* not 8"),
-        (lambda: Weights(4), TypeError, "positional"),
+        (lambda: Weights(4), TypeError, "without a name"),
     ],
 )  # fmt: skip
 def test_errors(make: Callable[[], Any], kind: type[Exception], message: str) -> None:

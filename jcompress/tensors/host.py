@@ -1,0 +1,102 @@
+"""Quantization of a weight by NumPy, to the bits that the compiled arithmetic gives.
+
+Compiling the arithmetic of `numbers` for one shape takes longer than doing it for a
+small weight, and a model has dozens of shapes. On a CPU the same float32 operations in
+the same order give the same bits in NumPy. XLA counts numbers below the smallest normal
+float32 as 0 there; so does this module. Elsewhere a division may round otherwise, which
+is why this is used for CPUs only.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from jcompress.tensors.axes import Axes, matrix_shape
+from jcompress.tensors.formats import PerGroup, PerTensor, Weights
+from jcompress.tensors.numbers import number_range
+from jcompress.tensors.packing import FLOAT8, is_packed
+
+Host = np.ndarray[Any, Any]
+
+_TINY = np.finfo(np.float32).tiny
+
+
+def pack_on_host(
+    leaf: Any, axes: Axes, spec: Weights
+) -> tuple[Host, Host, Host | None]:
+    """Quantize and pack a weight.
+
+    Args:
+        leaf: an array of floats, not traced.
+        axes: the role of each of its axes.
+        spec: the format.
+
+    Returns:
+        Values, scales and zero points as `QTensor` stores them.
+
+    Raises:
+        ValueError: the group size does not divide the number of inputs.
+    """
+    stacks, outputs, inputs = matrix_shape(leaf.shape, axes)
+    with np.errstate(all="ignore"):
+        x = np.asarray(leaf).astype(np.float32)
+        x = np.where(np.abs(x) < _TINY, np.float32(0), x)
+        x = np.transpose(x, axes.stack + axes.output + axes.input)
+        values, scales, zeros = _rounded(x.reshape(*stacks, outputs, inputs), spec)
+    return _packed(values, spec.bits), scales, zeros
+
+
+def _rounded(matrix: Host, spec: Weights) -> tuple[Host, Host, Host | None]:
+    inputs = matrix.shape[-1]
+    size = spec.granularity.size if isinstance(spec.granularity, PerGroup) else inputs
+    if inputs and inputs % size:
+        raise ValueError(f"groups of {size} do not divide {inputs} inputs")
+    groups = inputs // size if inputs else 1
+    grouped = matrix.reshape(*matrix.shape[:-1], groups, size)
+    over = (-3, -2, -1) if isinstance(spec.granularity, PerTensor) else (-1,)
+    if grouped.size:
+        low = grouped.min(axis=over, keepdims=True)
+        high = grouped.max(axis=over, keepdims=True)
+    else:
+        dims = [axis % grouped.ndim for axis in over]
+        shape = [1 if i in dims else n for i, n in enumerate(grouped.shape)]
+        low = high = np.zeros(shape, np.float32)
+    qmin, qmax = (
+        np.float32(number)
+        for number in number_range(
+            spec.bits, symmetric=spec.symmetric, floating=spec.floating
+        )
+    )
+    zero = None
+    if spec.symmetric:
+        width = np.maximum(np.abs(low), np.abs(high))
+        scale = _invertible(width * np.float32(1 / int(qmax)))
+    else:
+        low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
+        scale = _invertible((high - low) * np.float32(1 / int(qmax - qmin)))
+        zero = np.round(qmin - low * (np.float32(1) / scale))
+        zero = np.clip(zero, qmin, qmax)
+    steps = grouped * (np.float32(1) / scale)
+    if spec.floating:
+        # A sum with 0 makes 0 of -0.
+        values = np.clip(steps, qmin, qmax).astype(FLOAT8) + np.zeros((), FLOAT8)
+    else:
+        whole = np.round(steps)
+        whole = whole if zero is None else whole + zero
+        values = np.clip(whole, qmin, qmax).astype(np.int8)
+    stored = None if zero is None else zero[..., 0].astype(np.int8)
+    return values.reshape(matrix.shape), scale[..., 0], stored
+
+
+def _invertible(scale: Host) -> Host:
+    return np.where(scale < _TINY, np.float32(1), scale)
+
+
+def _packed(values: Host, bits: int) -> Host:
+    """What `packing.pack_bits` gives, whose stream has the lowest bit first."""
+    if not is_packed(bits):
+        return values
+    places = np.arange(bits, dtype=np.uint8)
+    single = (values.view(np.uint8)[..., None] >> places) & np.uint8(1)
+    stream = single.reshape(*values.shape[:-1], values.shape[-1] * bits)
+    return np.packbits(stream, axis=-1, bitorder="little")
