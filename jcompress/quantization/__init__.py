@@ -16,9 +16,5 @@ from jcompress.tensors.formats import PerTensor as PerTensor
 from jcompress.tensors.formats import Quantize as Quantize
 from jcompress.tensors.formats import Weights as Weights
 from jcompress.tensors.numbers import Range as Range
-from jcompress.tensors.numbers import dequantize_values as dequantize_values
 from jcompress.tensors.numbers import fake_quantize as fake_quantize
 from jcompress.tensors.numbers import fake_quantize_weight as fake_quantize_weight
-from jcompress.tensors.numbers import quantize_values as quantize_values
-from jcompress.tensors.numbers import range_of as range_of
-from jcompress.tensors.numbers import scale_and_zero as scale_and_zero
