@@ -90,11 +90,15 @@ def _dynamic_update_slice(
     return [Labels(ins[0].ids)]
 
 
+_SCATTERS = (
+    *("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min"),
+    *("scatter-max", "scatter_add", "scatter_sub", "scatter_mul", "scatter_min"),
+    "scatter_max",
+)
+
 LOOKUPS: dict[str, Rule] = {
     "gather": _gather,
-    "scatter": _scatter,
-    "scatter-add": _scatter,
-    "scatter_add": _scatter,
+    **dict.fromkeys(_SCATTERS, _scatter),
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update_slice,
 }

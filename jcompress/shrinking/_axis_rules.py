@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jcompress.shrinking._axis_lookups import LOOKUPS
+from jcompress.shrinking._axis_maps import MAPS
 from jcompress.shrinking._axis_moves import MOVES
 from jcompress.shrinking._axis_sums import SUMS
 from jcompress.shrinking._ids import Why
@@ -120,6 +121,7 @@ RULES: dict[str, Rule] = {
     **MOVES,
     **SUMS,
     **LOOKUPS,
+    **MAPS,
     **dict.fromkeys(POINTWISE, _elementwise),
     **dict.fromkeys(SAME, _same),
     "convert_element_type": _convert,

@@ -618,3 +618,61 @@ def test_layers_that_read_one_constant_are_not_tied(model: Callable[..., Any]) -
         rtol=2e-5,
         atol=1e-5,
     )
+
+
+def _segments(h: jax.Array) -> jax.Array:
+    return jax.ops.segment_max(h, jnp.array([0, 1, 1, 0]), 2)
+
+
+def _products(h: jax.Array) -> jax.Array:
+    return jax.ops.segment_prod(1 + h, jnp.array([0, 1, 1, 0]), 2)
+
+
+def _squares(h: jax.Array) -> jax.Array:
+    """[4, units] -> [units, 4, 4], of which each is positive definite."""
+    columns = h.T[:, :, None]
+    return columns @ columns.swapaxes(1, 2) + jnp.eye(4)[None]
+
+
+MAPPED: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "fft": lambda h: jnp.fft.irfft(jnp.fft.rfft(h, axis=0), axis=0),
+    "fft by vmap": lambda h: jax.vmap(
+        lambda one: jnp.abs(jnp.fft.fft(one)), in_axes=1, out_axes=1
+    )(h),
+    "top_k": lambda h: jax.lax.top_k(h.T, 2)[0].T,
+    "approx_max_k": lambda h: jax.lax.approx_max_k(h.T, 2)[0].T,
+    "segment_max": _segments,
+    "segment_prod": lambda h: _products(h) - 1,
+    "cholesky": lambda h: jnp.linalg.cholesky(_squares(h))[:, :, 0].T - 1,
+    "eigh": lambda h: jnp.linalg.eigh(_squares(h))[0].T - 1,
+    "svd": lambda h: jnp.linalg.svd(_squares(h), compute_uv=False).T - 1,
+    "qr": lambda h: jnp.linalg.qr(_squares(h))[1][:, 0].T,
+    "cho_solve": lambda h: (
+        jax.scipy.linalg.cho_solve(
+            (jnp.linalg.cholesky(_squares(h)), True), h.T[:, :, None]
+        )[:, :, 0].T
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_axes_that_an_operation_maps_over_stay_free(name: str) -> None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        "up": jax.random.normal(keys[0], (5, 6)),
+        "down": jax.random.normal(keys[1], (6, 2)),
+    }
+    x = jax.random.normal(keys[2], (4, 5))
+
+    def model(p: Any, x: jax.Array) -> jax.Array:
+        return MAPPED[name](x @ p["up"]) @ p["down"]
+
+    groups = find_groups(model, params, x)
+    assert [(group.name, group.size) for group in groups] == [("up:1", 6)]
+    plan = groups.keep({"up:1": [0, 3, 4]})
+    np.testing.assert_allclose(
+        shrunk(model, plan)(shrink(params, plan), x),
+        model(zero_units(params, plan), x),
+        rtol=1e-4,
+        atol=1e-4,
+    )

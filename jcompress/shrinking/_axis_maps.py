@@ -1,0 +1,87 @@
+"""Operations that compute over some axes, alike at each position of the others."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from jcompress.shrinking._ids import Why
+from jcompress.shrinking._labels import Labels, fixed_ids
+from jcompress.shrinking._rule import Rule
+from jcompress.tracing.jaxprs import aval_shape
+from jcompress.tracing.values import Location
+
+if TYPE_CHECKING:
+    from jcompress.shrinking._coupling import Coupling
+
+Axes = Callable[[Any], tuple[int, ...]]
+"""The axes of the first input over which an equation computes."""
+
+
+def _last(count: int) -> Axes:
+    def axes(eqn: Any) -> tuple[int, ...]:
+        rank = len(aval_shape(eqn.invars[0]))
+        return tuple(range(rank - count, rank))
+
+    return axes
+
+
+def _transformed(eqn: Any) -> tuple[int, ...]:
+    return _last(len(eqn.params["fft_lengths"]))(eqn)
+
+
+def _ranked(eqn: Any) -> tuple[int, ...]:
+    rank = len(aval_shape(eqn.invars[0]))
+    axis = eqn.params.get("axis", eqn.params.get("reduction_dimension", -1))
+    return (axis % rank,)
+
+
+def _mapped_but_for(axes: Axes) -> Rule:
+    """The rule of an operation that maps over all axes but these.
+
+    The axes that it maps over correspond in order, in every input and result; it fixes
+    the others.
+    """
+
+    def rule(
+        c: "Coupling", eqn: Any, ins: list[Labels], why: Why, here: Location
+    ) -> list[Labels]:
+        core = axes(eqn)
+        rank = len(ins[0].ids)
+        mapped = [axis for axis in range(rank) if axis not in core]
+        for value in ins:
+            if len(value.ids) != rank:
+                c.fix(value, why)
+                continue
+            for axis in mapped:
+                c.ties.tie(ins[0].ids[axis], value.ids[axis], why)
+            for axis in core:
+                c.ties.fix(value.ids[axis], why)
+        outs = []
+        for var in eqn.outvars:
+            shape = aval_shape(var)
+            # Results may have fewer axes in place of those that were computed over.
+            places = mapped if len(shape) == rank else range(len(mapped))
+            ids = [fixed_ids(size) for size in shape]
+            for place, axis in zip(places, mapped, strict=True):
+                if len(ids[place]) == len(ins[0].ids[axis]):
+                    ids[place] = ins[0].ids[axis]
+                else:
+                    c.ties.fix(ins[0].ids[axis], why)
+            outs.append(Labels(tuple(ids)))
+        return outs
+
+    return rule
+
+
+_MATRICES = (
+    *("cholesky", "eig", "eigh", "geqrf", "hessenberg", "householder_product", "lu"),
+    *("qr", "schur", "svd", "triangular_solve", "tridiagonal", "tridiagonal_solve"),
+)
+
+MAPS: dict[str, Rule] = {
+    **dict.fromkeys(_MATRICES, _mapped_but_for(_last(2))),
+    "lu_pivots_to_permutation": _mapped_but_for(_last(1)),
+    "fft": _mapped_but_for(_transformed),
+    "top_k": _mapped_but_for(_ranked),
+    "approx_top_k": _mapped_but_for(_ranked),
+}
+"""The rules, by the name of the primitive."""
