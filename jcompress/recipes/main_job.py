@@ -43,7 +43,6 @@ from jcompress.recipes.recipe import (
     write_recipe,
 )
 from jcompress.recipes.shrinking import (
-    as_tree,
     check_shrinking,
     choose_round,
     deployed,
@@ -178,7 +177,7 @@ def run_main_job(
         quantization_rules(recipe, network.sites),
         sites=network.sites,
     )
-    checkpoint.save(home / PLAN, as_tree(plan))
+    checkpoint.save(home / PLAN, plan)
     checkpoint.save(home / WEIGHTS, small)
 
     logits = predict(network.apply, small)
@@ -288,7 +287,7 @@ def _shrink(
         path = home / STATE / f"plan {number + 1}"
         if not checkpoint.exists(path):
             chosen = choose_round(recipe, number, teacher, plan, variables, data.train)
-            checkpoint.save(path, as_tree(chosen))
+            checkpoint.save(path, chosen)
         now = Plan.from_tree(checkpoint.load(path))
         start = smaller(variables, plan, now)
         plan = now

@@ -173,11 +173,6 @@ def smaller(variables: Any, before: Plan | None, plan: Plan) -> Any:
     return shrink(variables, Plan({}, masks))
 
 
-def as_tree(plan: Plan) -> dict[str, Any]:
-    """A plan as checkpoints hold it."""
-    return {"kept": plan.kept, "masks": plan.masks}
-
-
 def _rules(recipe: Recipe) -> Any:
     return [(..., Width(multiple=recipe.shrinking.multiple))]
 

@@ -200,11 +200,7 @@ def _greedy(
         step += 1
         checkpoint.save(
             state,
-            {
-                "step": step,
-                "plan": {"kept": plan.kept, "masks": plan.masks},
-                "variables": variables,
-            },
+            {"step": step, "plan": plan, "variables": variables},
         )
     assert plan is not None
     return plan, variables

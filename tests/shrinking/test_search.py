@@ -12,6 +12,7 @@ import pytest
 from jcompress.errors import MismatchError
 from jcompress.pruning import score_by_magnitude
 from jcompress.shrinking.choosing import Cost, Width, static_cost
+from jcompress.shrinking.free import Free
 from jcompress.shrinking.groups import find_groups
 from jcompress.shrinking.search import LOG, Evolution, Found, Greedy, adjust
 
@@ -45,10 +46,17 @@ class Calls:
         return float(10 * params["a"].shape[1] + params["b"].shape[1])
 
 
-def run(folder: pathlib.Path, calls: Calls, search: Any, **others: Any) -> Found:
+def run(
+    folder: pathlib.Path,
+    calls: Calls,
+    search: Any,
+    fn: Any = model,
+    params: Any = PARAMS,
+    **others: Any,
+) -> Found:
     return adjust(
-        model,
-        PARAMS,
+        fn,
+        params,
         X,
         folder=folder,
         search=search,
@@ -147,3 +155,21 @@ def test_wrong_input(tmp_path: Any) -> None:
         Evolution(parents=9)
     with pytest.raises(ValueError, match=r"budget is in \(0, 1\)"):
         run(tmp_path / "c", Calls(), Greedy(), budget=jnp.inf)
+
+
+def test_a_resumed_search_keeps_what_shrank_of_the_results(tmp_path: Any) -> None:
+    """A search of several steps, each of which cuts the results of the one before."""
+    given = {
+        "search": Greedy(step=0.8),
+        "fn": Free(model, outputs={"": [1]}),
+        "params": PARAMS | {"c": jax.random.normal(jax.random.key(2), (8, 10))},
+    }
+    whole = Calls()
+    want = run(tmp_path / "whole", whole, **given)
+    assert not want.plan.outputs[""]["1"].all()
+    # Stopped where the plan of the steps before is all that is left of them.
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", Calls(whole.count - 1), **given)
+    got = run(tmp_path / "cut", Calls(), **given)
+    jax.tree.map(np.testing.assert_array_equal, got.plan, want.plan)
+    jax.tree.map(np.testing.assert_array_equal, got.variables, want.variables)
