@@ -12,7 +12,8 @@ def export_checks() -> list[export.DisabledSafetyCheck]:
     these checks disabled runs wherever `jcompress.kernels` is imported before it is
     called and `jcompress doctor` finds the compiled kernels, of the same version of
     jcompress. For a program that needs neither, see
-    `jcompress.execution.compressed(fn, implementation=Implementation.XLA)`.
+    `jcompress.execution.compressed(fn, implementation=Implementation.XLA)`. Compressed
+    trees cannot be arguments of a program that is serialized; close over them.
 
     Returns:
         For the argument `disabled_checks` of `jax.export.export`.
