@@ -1,5 +1,6 @@
 """A program written by `jax.export` runs in a process that only imports the kernels."""
 
+import doctest
 import pathlib
 import subprocess
 import sys
@@ -10,14 +11,19 @@ import pytest
 from conformance import normal
 from jax import export
 
-from jcompress.kernels import Implementation, _native, export_checks, int8_matmul
+from jcompress.kernels import (
+    Implementation,
+    _export,
+    _native,
+    export_checks,
+    int8_matmul,
+)
 
 LOAD = """
 import pathlib, sys
 import jax
 import numpy as np
-if "with" in sys.argv[2]:
-    import jcompress.kernels
+import jcompress.kernels
 folder = pathlib.Path(sys.argv[1])
 program = jax.export.deserialize((folder / "program").read_bytes())
 given = np.load(folder / "arrays.npz")
@@ -47,13 +53,18 @@ def test_importing_the_kernels_registers_their_handlers(
     pytest.importorskip("flatbuffers", reason="jax.export writes with flatbuffers")
     written(tmp_path)
     found = subprocess.run(
-        [sys.executable, "-c", LOAD, str(tmp_path), "with the import"],
+        [sys.executable, "-c", LOAD, str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert found.returncode == 0, found.stderr
+
+
+def test_the_example_runs() -> None:
+    pytest.importorskip("flatbuffers", reason="jax.export writes with flatbuffers")
+    assert doctest.testmod(_export) == (0, 5)
 
 
 def test_a_library_that_cannot_be_loaded_does_not_stop_the_import(
