@@ -64,7 +64,9 @@ def test_importing_the_kernels_registers_their_handlers(
 
 def test_the_example_runs() -> None:
     pytest.importorskip("flatbuffers", reason="jax.export writes with flatbuffers")
-    assert doctest.testmod(_export) == (0, 5)
+    failed, attempted = doctest.testmod(_export)
+    assert attempted
+    assert not failed
 
 
 def test_a_library_that_cannot_be_loaded_does_not_stop_the_import(
