@@ -6,7 +6,9 @@ if __name__ != "jcompress.kernels":
         "(is the repository's root on sys.path?)"
     )
 
+from jcompress.kernels import _native
 from jcompress.kernels._dispatch import Implementation as Implementation
+from jcompress.kernels._export import export_checks as export_checks
 from jcompress.kernels.block_sparse_matmul import (
     block_sparse_matmul as block_sparse_matmul,
 )
@@ -18,3 +20,6 @@ from jcompress.kernels.quantized_conv import quantized_conv as quantized_conv
 from jcompress.kernels.weight_only_matmul import (
     weight_only_matmul as weight_only_matmul,
 )
+
+# A loaded `jax.export` artifact calls the compiled kernels by their names.
+_native.register()

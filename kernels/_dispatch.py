@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax import export
 
 from jcompress.kernels._partition import vary, varying
 
@@ -55,21 +56,32 @@ class Form:
         prefers: whether it is a better choice than `xla` on its platform.
         stacked: whether `run` takes each array, and gives its result, with a leading
             stack axis; if not, stacks reach it through `jax.vmap`.
+        sized: whether every size must be known when the program is traced, as those of
+            Pallas kernels must; the others take the symbolic sizes of `jax.export`.
+        unnamed: what runs in the place of `run` if no implementation was named; of XLA,
+            which is portable if it was, a form that compiled kernels may help.
     """
 
     run: Callable[..., jax.Array]
     refuses: Callable[..., str] = _never
     prefers: Callable[..., bool] = _always
     stacked: bool = False
+    sized: bool = False
+    unnamed: Callable[..., jax.Array] | None = None
 
     def why_not(self, args: tuple[Any, ...], static: Mapping[str, Any]) -> str:
         """Why it cannot compute stacked arguments; "" if it can."""
-        return self.refuses(*self._seen(args), **static)
+        seen = self._seen(args)
+        sizes = (size for a in seen if a is not None for size in a.shape)
+        if self.sized and any(map(export.is_symbolic_dim, sizes)):
+            return f"takes no symbolic sizes, as those of x {list(seen[0].shape)}"
+        return self.refuses(*seen, **static)
 
     def chosen(self, args: tuple[Any, ...], static: Mapping[str, Any]) -> bool:
         """Whether it takes stacked arguments when nothing is named."""
-        seen = self._seen(args)
-        return not self.refuses(*seen, **static) and self.prefers(*seen, **static)
+        if self.why_not(args, static):
+            return False
+        return self.prefers(*self._seen(args), **static)
 
     def _seen(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         first = 0 if self.stacked else 1
@@ -171,7 +183,8 @@ def dispatch(
         for kind, platform in _PLATFORMS.items()
         if kind in forms and forms[kind].chosen(args, static)
     }
-    default = branch(forms[Implementation.XLA])
+    xla = forms[Implementation.XLA]
+    default = branch(dataclasses.replace(xla, run=xla.unnamed or xla.run))
     if not own:
         return default(*args)
     product: jax.Array = jax.lax.platform_dependent(*args, **own, default=default)

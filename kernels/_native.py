@@ -4,6 +4,7 @@ The library is built when the package is installed, if there is a C++ compiler; 
 it everything works on the forms that XLA compiles. `jcompress doctor` tells which.
 """
 
+import contextlib
 import ctypes
 import functools
 import math
@@ -43,6 +44,16 @@ def library() -> ctypes.CDLL | None:
     found.jcompress_instructions.restype = ctypes.c_char_p
     found.jcompress_grouping.argtypes = [ctypes.c_int32, *(2 * [ctypes.c_int64])]
     return found
+
+
+def register() -> None:
+    """Register the handlers with XLA, if the library is there and can be loaded.
+
+    A program that JAX has exported names its handlers and cannot load them itself.
+    A library that cannot be loaded is an error where it is used, not here.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library()
 
 
 def instructions() -> str | None:

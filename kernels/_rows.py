@@ -1,4 +1,4 @@
-"""What products of quantized rows share: checks and shapes of scales and biases."""
+"""What products share that depends on rows: checks, shapes of scales and biases."""
 
 import math
 from typing import Any
@@ -40,6 +40,14 @@ def check_outputs(
         )
     if bias is not None and (bias.shape != (outputs,) or bias.dtype != jnp.float32):
         raise ValueError(f"{name}: bias is float32 [{outputs}], not {said(bias)}")
+
+
+def at_most(size: Any, most: int, *, unknown: bool) -> bool:
+    """Whether a size is at most `most`; `unknown` if it is symbolic and may be both."""
+    try:
+        return bool(size <= most)
+    except jax.errors.InconclusiveDimensionOperation:
+        return unknown
 
 
 def said(array: Any) -> str:

@@ -26,6 +26,7 @@ from typing import Any
 import jax
 
 from jcompress.kernels import _native
+from jcompress.kernels._rows import at_most
 
 SHIPPED = pathlib.Path(__file__).with_name("tiles")
 """Where the package has its tables."""
@@ -74,9 +75,12 @@ def tiles(operation: str, kind: str, key: str) -> Choices:
 
 
 def suits(operation: str, platform: str, key: str, rows: int) -> bool:
-    """Whether the tables leave so many rows to the platform's own form."""
+    """Whether the tables leave so many rows to the platform's own form.
+
+    A symbolic number of rows is left to it unless the tables leave none.
+    """
     most = tiles(operation, device_kind(platform), key).get("rows")
-    return most is None or rows <= most
+    return most is None or at_most(rows, most, unknown=True)
 
 
 def weight_key(bits: int, x: Any, groups: int, *, floating: bool = False) -> str:

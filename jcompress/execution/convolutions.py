@@ -5,7 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import export
 
+from jcompress.kernels import Implementation
 from jcompress.kernels.quantized_conv import quantized_conv
 from jcompress.kernels.quantized_conv.api import runs_in_integers_on_cpu
 from jcompress.kernels.quantized_conv.window import Window
@@ -74,6 +76,8 @@ class Windowed:
         if isinstance(orders, str):
             return orders
         data_batch, data_depth, *data_spatial = numbers.lhs_spec
+        if any(export.is_symbolic_dim(x_shape[d]) for d in data_spatial):
+            return "there is no kernel for images of symbolic sizes"
         out_batch, out_depth, *out_spatial = numbers.out_spec
         placed = (out_batch, *out_spatial, out_depth)
         window = Window(
@@ -109,6 +113,7 @@ class Windowed:
         scaling: tuple[jax.Array, jax.Array | None] | None,
         tensor: QTensor,
         activation: Activation | None,
+        implementation: Implementation | None,
     ) -> jax.Array:
         """The convolution; with `scaling`, of quantized data.
 
@@ -117,6 +122,7 @@ class Windowed:
             scaling: scale and zero point that broadcast against the data.
             tensor: the kernel.
             activation: how the data is quantized.
+            implementation: which one of `quantized_conv` runs; None for the fastest.
         """
         scale = zero = None
         if scaling is not None:
@@ -141,6 +147,7 @@ class Windowed:
             x_bits=None if scaling is None or activation is None else activation.bits,
             x_scale=scale,
             x_zero=zero,
+            implementation=implementation,
         )
         return jnp.transpose(out, self.from_images).astype(self.dtype)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.execution.products import factor_product, product_dtype, summed_dtype
+from jcompress.kernels import Implementation
 from jcompress.tensors import LowRank, is_compressed
 from jcompress.tensors.low_rank import dense_factor
 from jcompress.tracing.jaxprs import aval_shape
@@ -141,7 +142,9 @@ class FactoredConv:
         dense = any(is_compressed(f) and not step.is_product for step, f in pairs)
         return WINDOW_DENSE if dense else ""
 
-    def run(self, x: jax.Array, tensor: LowRank) -> jax.Array:
+    def run(
+        self, x: jax.Array, tensor: LowRank, implementation: Implementation | None
+    ) -> jax.Array:
         """The convolution of the data as the equation has it."""
         y = jnp.transpose(x, self.to_images)
         if tensor.windows:
@@ -149,7 +152,7 @@ class FactoredConv:
             y = _ordered(y, channels.sizes, channels.to_leaf(0))
         for step, factor in zip(self.steps, tensor.factors, strict=True):
             if step.is_product:
-                y = factor_product(y, factor, self.eqn)
+                y = factor_product(y, factor, self.eqn, implementation)
             else:
                 y = self._slid(y, step.kernel(dense_factor(factor)), step)
         y = _ordered(y, self.outputs.in_leaf, self.outputs.from_leaf(0))

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jcompress.kernels import Implementation
 from jcompress.kernels.block_sparse_matmul import block_sparse_matmul
 from jcompress.kernels.codebook_matmul import codebook_matmul
 from jcompress.kernels.float8_matmul import float8_matmul
@@ -69,7 +70,10 @@ class Execution:
 
 
 Multiply = Callable[..., jax.Array]
-"""`multiply(rows [M, K], x_scale, x_zero, tensor of one matrix) -> [M, N]`."""
+"""`multiply(rows [M, K], x_scale, x_zero, tensor of one matrix) -> [M, N]`.
+
+Those chosen by `LeafKernel` take the keyword arguments of the kernel besides.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +94,30 @@ class LeafKernel:
 
     @classmethod
     def of(
+        cls,
+        tensor: CompressedTensor,
+        activation: Activation | None,
+        eqn: Any,
+        implementation: Implementation | None,
+    ) -> "LeafKernel | str":
+        """Choose it for an equation, or say why there is none.
+
+        Args:
+            tensor: the leaf.
+            activation: how its data is quantized; None for floats.
+            eqn: the equation.
+            implementation: which one of the kernel runs; None for the fastest.
+        """
+        found = cls._by_type(tensor, activation, eqn)
+        if isinstance(found, str):
+            return found
+        multiply = functools.partial(found.multiply, implementation=implementation)
+        return dataclasses.replace(found, multiply=multiply)
+
+    @classmethod
+    def _by_type(
         cls, tensor: CompressedTensor, activation: Activation | None, eqn: Any
     ) -> "LeafKernel | str":
-        """Choose it for an equation, or say why there is none."""
         match tensor:
             case LowRank():
                 if tensor.windows:
@@ -135,7 +160,9 @@ class LeafKernel:
         return cls(How.WEIGHT_ONLY, _weight_only)
 
 
-def factor_product(x: jax.Array, factor: Factor, eqn: Any) -> jax.Array:
+def factor_product(
+    x: jax.Array, factor: Factor, eqn: Any, implementation: Implementation | None
+) -> jax.Array:
     """Multiply rows by one factor of a `LowRank`: [..., K] x [R, K] -> [..., R].
 
     Args:
@@ -143,10 +170,11 @@ def factor_product(x: jax.Array, factor: Factor, eqn: Any) -> jax.Array:
         factor: an array or a compressed leaf, of one matrix.
         eqn: the equation that the whole leaf is used in; its dtypes and its precision
             hold for each factor.
+        implementation: which one of a kernel runs; None for the fastest.
     """
     dtype = product_dtype(eqn)
     if isinstance(factor, CompressedTensor):
-        kernel = LeafKernel.of(factor, None, eqn)
+        kernel = LeafKernel.of(factor, None, eqn, implementation)
         assert isinstance(kernel, LeafKernel)
         return kernel.multiply(x.astype(dtype), None, None, factor)
     return jax.lax.dot_general(
@@ -172,30 +200,43 @@ def summed_dtype(dtype: Any) -> Any:
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
 
 
-def _low_rank(x: jax.Array, _: None, __: None, leaf: LowRank, *, eqn: Any) -> jax.Array:
+def _low_rank(
+    x: jax.Array,
+    _: None,
+    __: None,
+    leaf: LowRank,
+    *,
+    eqn: Any,
+    implementation: Implementation | None,
+) -> jax.Array:
     for factor in leaf.factors:
-        x = factor_product(x, factor, eqn)
+        x = factor_product(x, factor, eqn, implementation)
     return x
 
 
-def _block_sparse(x: jax.Array, _: None, __: None, leaf: BlockSparse) -> jax.Array:
-    return block_sparse_matmul(x, leaf.blocks, leaf.columns, leaf.starts, leaf.scales)
+def _block_sparse(
+    x: jax.Array, _: None, __: None, leaf: BlockSparse, **how: Any
+) -> jax.Array:
+    parts = (leaf.blocks, leaf.columns, leaf.starts, leaf.scales)
+    return block_sparse_matmul(x, *parts, **how)
 
 
-def _nm_sparse(x: jax.Array, _: None, __: None, leaf: NMSparse) -> jax.Array:
-    return nm_sparse_matmul(x, leaf.values, leaf.mask, leaf.scales, n=leaf.n, m=leaf.m)
+def _nm_sparse(
+    x: jax.Array, _: None, __: None, leaf: NMSparse, **how: Any
+) -> jax.Array:
+    parts = (leaf.values, leaf.mask, leaf.scales)
+    return nm_sparse_matmul(x, *parts, n=leaf.n, m=leaf.m, **how)
 
 
-def _codebook(x: jax.Array, _: None, __: None, leaf: Codebook) -> jax.Array:
-    return codebook_matmul(x, leaf.indices, leaf.codebook)
+def _codebook(x: jax.Array, _: None, __: None, leaf: Codebook, **how: Any) -> jax.Array:
+    return codebook_matmul(x, leaf.indices, leaf.codebook, **how)
 
 
 def _weight_only(
-    x: jax.Array, _: None, __: None, leaf: QTensor, *, x_bits: int | None = None
+    x: jax.Array, _: None, __: None, leaf: QTensor, **how: Any
 ) -> jax.Array:
-    return weight_only_matmul(
-        x, leaf.values, leaf.scales, leaf.zeros, bits=leaf.bits, x_bits=x_bits
-    )
+    parts = (leaf.values, leaf.scales, leaf.zeros)
+    return weight_only_matmul(x, *parts, bits=leaf.bits, **how)
 
 
 def _integer(
@@ -203,21 +244,13 @@ def _integer(
     x_scale: jax.Array | None,
     x_zero: jax.Array | None,
     leaf: QTensor,
-    *,
-    x_bits: int,
+    **how: Any,
 ) -> jax.Array:
-    return int8_matmul(
-        x,
-        leaf.numbers,
-        leaf.scales,
-        leaf.zeros,
-        x_scale=x_scale,
-        x_zero=x_zero,
-        x_bits=x_bits,
-    )
+    parts = (leaf.numbers, leaf.scales, leaf.zeros)
+    return int8_matmul(x, *parts, x_scale=x_scale, x_zero=x_zero, **how)
 
 
 def _float8(
-    x: jax.Array, x_scale: jax.Array | None, _: None, leaf: QTensor
+    x: jax.Array, x_scale: jax.Array | None, _: None, leaf: QTensor, **how: Any
 ) -> jax.Array:
-    return float8_matmul(x, leaf.values, leaf.scales, x_scale=x_scale)
+    return float8_matmul(x, leaf.values, leaf.scales, x_scale=x_scale, **how)

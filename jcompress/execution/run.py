@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 
@@ -12,6 +12,7 @@ from jcompress.execution.products import How as How
 from jcompress.execution.reasons import why_dense
 from jcompress.execution.site import CompressedSite
 from jcompress.execution.together import make_dense
+from jcompress.kernels import Implementation
 from jcompress.sites import PRODUCTS, WEIGHTS
 from jcompress.tensors import QTensor, is_compressed
 from jcompress.tensors.numbers import Range
@@ -20,8 +21,13 @@ from jcompress.tracing.interpreter import Program
 from jcompress.tracing.trace import Traced, trace
 from jcompress.tracing.values import Location
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def compressed(fn: Callable[..., Any]) -> Callable[..., Any]:
+
+def compressed(
+    fn: Callable[P, R], *, implementation: Implementation | None = None
+) -> Callable[P, R]:
     """Make a function accept a tree in which compressed leaves stand for arrays.
 
     Every product, convolution and lookup takes the compressed leaf by the best way
@@ -35,11 +41,16 @@ def compressed(fn: Callable[..., Any]) -> Callable[..., Any]:
     in our tests).
 
     Args:
-        fn: the function, written for dense leaves, such as `model.apply`.
+        fn: the function, written for dense leaves, such as `model.apply`; the tree is
+            its first argument, by position.
+        implementation: which implementation of every kernel runs; None for the fastest
+            on each platform. `Implementation.XLA` for programs that hold nothing but
+            what XLA compiles: written by `jax.export`, they run without this library.
 
     Returns:
-        A function with the arguments and results of `fn`. Called with a tree that has
-        no compressed leaf, it raises ValueError.
+        A function with the arguments and results of `fn`. It raises ValueError if the
+        tree has no compressed leaf, TypeError if the tree is not given by position,
+        and NotImplementedError if a kernel that it needs has no such implementation.
 
     Example:
         >>> import jax.numpy as jnp
@@ -55,10 +66,15 @@ def compressed(fn: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(fn)
-    def run(variables: Any, *args: Any, **kwargs: Any) -> Any:
-        traced = trace(fn, variables, args, kwargs)
-        outs = _evaluate(traced, {})
-        return traced.rebuild(outs)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not args:
+            raise TypeError(
+                "compressed: the tree with compressed leaves is the first argument and "
+                f"is given by position; got only the keywords {sorted(kwargs)}"
+            )
+        traced = trace(fn, args[0], args[1:], kwargs)
+        result: R = traced.rebuild(_evaluate(traced, {}, implementation))
+        return result
 
     return run
 
@@ -84,7 +100,7 @@ def inspect(
     record: dict[Any, Execution] = {}
     jax.eval_shape(
         lambda leaves, data: _evaluate(
-            dataclasses.replace(traced, leaves=leaves, data=data), record
+            dataclasses.replace(traced, leaves=leaves, data=data), record, None
         ),
         traced.leaves,
         traced.data,
@@ -92,7 +108,11 @@ def inspect(
     return tuple(record.values())
 
 
-def _evaluate(traced: Traced, record: dict[Any, Execution]) -> list[Any]:
+def _evaluate(
+    traced: Traced,
+    record: dict[Any, Execution],
+    implementation: Implementation | None,
+) -> list[Any]:
     tensors = {
         name: leaf
         for name, leaf in zip(traced.names, traced.leaves, strict=True)
@@ -104,7 +124,8 @@ def _evaluate(traced: Traced, record: dict[Any, Execution]) -> list[Any]:
             "compressed; convert it first, for example with jcompress.quantization."
             "quantize(tree, rules, sites=sites) or jcompress.pruning.to_sparse"
         )
-    together = make_dense(traced, tensors, record)
+    portable = implementation not in (None, Implementation.CPU)
+    together = make_dense(traced, tensors, record, portable=portable)
     tensors = {name: t for name, t in tensors.items() if name not in together}
     pairs = zip(traced.names, traced.leaves, strict=True)
     leaves = [together.get(name, leaf) for name, leaf in pairs]
@@ -112,13 +133,15 @@ def _evaluate(traced: Traced, record: dict[Any, Execution]) -> list[Any]:
     reads: dict[Location, Range] = {}
     for where, use in traced.uses.items():
         if any(s.path in tensors and s.operation in WEIGHTS for s in use.sites):
-            handlers[where] = CompressedSite(None, record)
+            handlers[where] = CompressedSite(None, record, implementation)
     for name, tensor in tensors.items():
         if not isinstance(tensor, QTensor) or tensor.activation is None:
             continue
         products = [s for s in traced.sites.of(name) if s.operation in PRODUCTS]
         for number, site in enumerate(products):
-            handlers[site.location] = CompressedSite(tensor.activation, record)
+            handlers[site.location] = CompressedSite(
+                tensor.activation, record, implementation
+            )
             if tensor.input_ranges:
                 reads[site.location] = tensor.input_ranges[number]
 

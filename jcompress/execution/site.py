@@ -13,6 +13,7 @@ from jcompress.execution.factored_convolutions import FactoredConv
 from jcompress.execution.lookups import rows_of, why_not_by_rows
 from jcompress.execution.pointwise import Pointwise
 from jcompress.execution.products import Execution, How, LeafKernel
+from jcompress.kernels import Implementation
 from jcompress.sites import Operation
 from jcompress.tensors import Adapted, CompressedTensor, LowRank, QTensor
 from jcompress.tensors.formats import Activation
@@ -38,10 +39,12 @@ class CompressedSite:
     Attributes:
         activation: how the leaf's input is quantized, even if the leaf arrives dense.
         record: is told how the site ran.
+        implementation: which one of each kernel runs; None for the fastest.
     """
 
     activation: Activation | None
     record: dict[Any, Execution]
+    implementation: Implementation | None
 
     def __call__(
         self, use: Use, inputs: list[Any], bind: Bind, read: Any
@@ -109,7 +112,7 @@ class CompressedSite:
         base = tensor.base
         record: dict[Any, Execution] = {}
         activation = getattr(base, "activation", None)
-        apart = CompressedSite(None, record)
+        apart = CompressedSite(None, record, self.implementation)
 
         def given(part: Any) -> list[Any]:
             return [*inputs[:operand], part, *inputs[operand + 1 :]]
@@ -132,7 +135,7 @@ class CompressedSite:
             self._note(use, inputs, How.ADAPTED)
             return [out + added]
         kept = dataclasses.replace(leaf, tensor=base)
-        within = CompressedSite(activation, record)
+        within = CompressedSite(activation, record, self.implementation)
         (out,), _ = within(use, given(kept), bind, read)
         (entry,) = record.values()
         why = f"{entry.how.value}: {entry.why}" if entry.why else entry.how.value
@@ -148,7 +151,7 @@ class CompressedSite:
             case "ragged_dot" | "ragged_dot_general":
                 return self._ragged(use, operand, inputs, scaling, bind)
         tensor = inputs[operand].tensor
-        kernel = LeafKernel.of(tensor, self.activation, use.eqn)
+        kernel = self._kernel(tensor, use)
         plan = Product.of(use, operand, tensor.shape, tensor.axes)
         for part in (kernel, plan):
             if isinstance(part, str):
@@ -157,6 +160,9 @@ class CompressedSite:
         assert isinstance(plan, Product)
         self._note(use, inputs, kernel.how)
         return [self._planned(use, plan, kernel, tensor, inputs, scaling)]
+
+    def _kernel(self, tensor: CompressedTensor, use: Use) -> LeafKernel | str:
+        return LeafKernel.of(tensor, self.activation, use.eqn, self.implementation)
 
     def _planned(
         self,
@@ -195,9 +201,9 @@ class CompressedSite:
             if isinstance(factored, FactoredConv):
                 self._note(use, inputs, How.FACTORS, factored.why(tensor))
                 x = self._faked(use, inputs, scaling)[0]
-                return [factored.run(x, tensor)]
+                return [factored.run(x, tensor, self.implementation)]
             point = factored
-        kernel = LeafKernel.of(tensor, self.activation, use.eqn)
+        kernel = self._kernel(tensor, use)
         for part in (point, kernel):
             if isinstance(part, str):
                 return self._dense(use, self._faked(use, inputs, scaling), bind, part)
@@ -222,13 +228,14 @@ class CompressedSite:
         activation = None if scaling is None else self.activation
         how = How.WEIGHT_ONLY if activation is None else How.INTEGER
         self._note(use, inputs, how, plan.why(inputs[0], tensor, activation))
-        return [plan.run(inputs[0], scaling, tensor, activation)]
+        given = (inputs[0], scaling, tensor, activation)
+        return [plan.run(*given, self.implementation)]
 
     def _ragged(
         self, use: Use, operand: int, inputs: list[Any], scaling: Scaling, bind: Bind
     ) -> list[jax.Array]:
         leaf = inputs[operand]
-        kernel = LeafKernel.of(leaf.tensor, self.activation, use.eqn)
+        kernel = self._kernel(leaf.tensor, use)
         faked = self._faked(use, inputs, scaling)
         why = kernel if isinstance(kernel, str) else why_not_by_expert(use.eqn, leaf)
         if why:

@@ -29,6 +29,8 @@ def make_dense(
     traced: Traced,
     tensors: Mapping[str, CompressedTensor],
     record: dict[Any, Execution],
+    *,
+    portable: bool,
 ) -> dict[str, jax.Array]:
     """Make those leaves dense that are too small for kernels of their own.
 
@@ -38,6 +40,7 @@ def make_dense(
         traced: the function.
         tensors: its compressed leaves.
         record: is told of each.
+        portable: whether only what XLA compiles may be used.
 
     Returns:
         The dense arrays by name.
@@ -53,7 +56,8 @@ def make_dense(
         record[name, place] = Execution(name, primitive, How.DENSE, WHY)
     if not chosen:
         return {}
-    made = dense_kernels([_stored(tensor) for tensor in chosen.values()])
+    stored = [_stored(tensor) for tensor in chosen.values()]
+    made = dense_kernels(stored, portable=portable)
     pairs = zip(chosen.items(), made, strict=True)
     return {name: _turned(tensor, dense) for (name, tensor), dense in pairs}
 

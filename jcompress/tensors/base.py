@@ -11,11 +11,13 @@ from typing import Any, ClassVar, Self, TypeGuard
 import jax
 import numpy as np
 
+from jcompress.tensors.misuse import NotAnArray
+
 Rebuild = Callable[[Sequence[jax.Array]], "CompressedTensor"]
 """Makes the compressed leaf of one slice from one slice of each array."""
 
 
-class CompressedTensor(abc.ABC):
+class CompressedTensor(NotAnArray, abc.ABC):
     """A pytree that stands in a parameter tree for one dense array.
 
     Its arrays are the leaves that `jax.tree.map`, `jit`, sharding and checkpoints see;

@@ -17,8 +17,8 @@ FORMS = {
     Implementation.REFERENCE: Form(reference),
     Implementation.XLA: Form(xla),
     Implementation.CPU: Form(cpu.cpu, cpu.refuses, cpu.prefers, stacked=True),
-    Implementation.TPU: Form(tpu.tpu, tpu.refuses, tpu.prefers),
-    Implementation.GPU: Form(gpu.gpu, gpu.refuses, gpu.prefers),
+    Implementation.TPU: Form(tpu.tpu, tpu.refuses, tpu.prefers, sized=True),
+    Implementation.GPU: Form(gpu.gpu, gpu.refuses, gpu.prefers, sized=True),
 }
 
 

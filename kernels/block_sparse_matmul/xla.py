@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress.kernels._partition import vary, varying
+from jcompress.kernels._rows import at_most
 from jcompress.tensors.block_sparse import block_rows
 
 AT_ONCE_ROWS = 32
@@ -77,7 +78,7 @@ def _multiply(
     given = (x if narrow else x.astype(jnp.float32), blocks, take, put)
     start = jnp.zeros((across, blocks.shape[1], x.shape[0]), jnp.float32)
     total: jax.Array
-    if x.shape[0] <= AT_ONCE_ROWS:
+    if at_most(x.shape[0], AT_ONCE_ROWS, unknown=False):
         total = at_once(*given, start)
     else:
         total = jax.lax.platform_dependent(

@@ -19,7 +19,7 @@ FORMS = {
     Implementation.REFERENCE: Form(reference),
     Implementation.XLA: Form(xla),
     Implementation.CPU: Form(cpu.cpu, cpu.refuses, cpu.prefers, stacked=True),
-    Implementation.TPU: Form(tpu.tpu, tpu.refuses, tpu.prefers),
+    Implementation.TPU: Form(tpu.tpu, tpu.refuses, tpu.prefers, sized=True),
 }
 
 

@@ -1,5 +1,6 @@
 """`quantized_conv`: float or integer activations, integer weights."""
 
+import functools
 import math
 from typing import Any
 
@@ -18,7 +19,9 @@ from jcompress.tensors.packing import packed_size, stored_dtype, unpack_bits
 _NAME = "quantized_conv"
 FORMS = {
     Implementation.REFERENCE: Form(reference),
-    Implementation.XLA: Form(xla, stacked=True),
+    Implementation.XLA: Form(
+        xla, stacked=True, unnamed=functools.partial(xla, portable=False)
+    ),
     Implementation.CPU: Form(cpu.cpu, cpu.refuses, cpu.prefers, stacked=True),
 }
 

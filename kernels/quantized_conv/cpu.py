@@ -6,11 +6,13 @@ is ever in memory. Float activations become fixed-point numbers of two or three 
 digits, with one scale an image.
 """
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 
 from jcompress.kernels import _native
 from jcompress.kernels.quantized_conv.window import Window
@@ -103,7 +105,11 @@ def prefers(
     _, images, _ = x.shape
     scales = arrays[3]
     inputs, outputs = window.inputs, scales.shape[1]
-    positions = max(1, images * window.positions)
+    if export.is_symbolic_dim(images):
+        # What is better for very many images is better for fewer.
+        positions = math.inf
+    else:
+        positions = max(1, images * window.positions)
     whole = -(-inputs // STEP) * STEP
     digits = _digits(x, x_bits)
     mine = digits * (product * whole + 1.7 + (0.1 * whole + 50) / outputs)

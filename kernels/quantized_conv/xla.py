@@ -41,12 +41,18 @@ def xla(
     bits: int,
     x_bits: int | None,
     window: Window,
+    portable: bool = True,
 ) -> jax.Array:
-    """[S, B, X] -> [S, B, Y], by the form that suits the platform."""
+    """[S, B, X] -> [S, B, Y], by the form that suits the platform.
+
+    The compiled kernel makes the weight dense on a CPU only if not `portable`.
+    """
     args = (x, x_scale, x_zero, values, scales, zeros)
     weight = None
     if x.dtype == jnp.float32:
-        weight = dense_kernel(values, scales, zeros, bits, window.inputs)
+        shape = (values.shape[0], window.inputs, values.shape[1])
+        stored = _native.Stored(values, scales, zeros, bits, shape)
+        (weight,) = dense_kernels([stored], portable=portable)
     one = functools.partial(_one, bits=bits, x_bits=x_bits, window=window)
     if x.shape[0] > 1:
         return jax.vmap(one)(args, weight)
@@ -54,21 +60,14 @@ def xla(
     return one(*first)[None]
 
 
-def dense_kernel(
-    values: jax.Array,
-    scales: jax.Array,
-    zeros: jax.Array | None,
-    bits: int,
-    inputs: int,
-) -> jax.Array:
-    """The weights [S, K, N]; on a CPU in one step, for which XLA takes many."""
-    shape = (values.shape[0], inputs, values.shape[1])
-    (weight,) = dense_kernels([_native.Stored(values, scales, zeros, bits, shape)])
-    return weight
+def dense_kernels(
+    weights: Sequence[_native.Stored], *, portable: bool
+) -> list[jax.Array]:
+    """The numbers that weights stand for, each of its shape, in float32.
 
-
-def dense_kernels(weights: Sequence[_native.Stored]) -> list[jax.Array]:
-    """As `dense_kernel`, of several at once: on a CPU one step for all of them."""
+    On a CPU all in one step of the compiled kernels, for which XLA takes many, unless
+    the program shall be `portable`.
+    """
     arrays = [(one.values, one.scales, one.zeros) for one in weights]
 
     def stored(arrays: Any) -> list[_native.Stored]:
@@ -91,7 +90,7 @@ def dense_kernels(weights: Sequence[_native.Stored]) -> list[jax.Array]:
         names = varying(jax.tree.leaves(arrays))
         return [vary(one, names) for one in _native.dense(stored(arrays))]
 
-    if _native.missing():
+    if portable or _native.missing():
         return unpacked(arrays)
     made: list[jax.Array] = jax.lax.platform_dependent(
         arrays, cpu=compiled, default=unpacked

@@ -33,6 +33,7 @@ from jcompress.kernels._integers import (
     split_digits,
 )
 from jcompress.kernels._partition import vary, varying
+from jcompress.kernels._rows import at_most
 from jcompress.kernels.weight_only_matmul.reference import dense_weight
 from jcompress.kernels.weight_only_matmul.xla_float8 import PARTS, by_parts
 from jcompress.tensors.packing import FLOAT8, unpack_bits
@@ -88,9 +89,9 @@ def digit_count(dtype: Any, x_bits: int | None) -> int:
 
 
 def splits(rows: int, inputs: int, groups: int, digits: int = 3) -> bool:
-    """Whether `by_digits` is the faster form on a CPU."""
+    """Whether `by_digits` is the faster form on a CPU, for every symbolic `rows`."""
     most = SPLIT_ROWS if groups == 1 else SPLIT_ROWS_GROUPED
-    few = digits * rows <= most
+    few = at_most(digits * rows, most, unknown=False)
     return few and groups <= SPLIT_GROUPS and inputs // groups <= LONGEST
 
 

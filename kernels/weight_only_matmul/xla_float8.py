@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.kernels._float8 import dot_by_blocks
+from jcompress.kernels._rows import at_most
 from jcompress.tensors.numbers import round_to
 
 PARTS = {"bfloat16": 1, "float16": 2, "float32": 3}
@@ -22,7 +23,7 @@ def by_parts(x: jax.Array, values: jax.Array, scales: jax.Array) -> jax.Array:
     rows, outputs = x.shape[0], values.shape[0]
     parts = PARTS[x.dtype.name]
     rest = x.astype(jnp.float32)
-    if parts > 1 and parts * rows > MOST_ROWS:
+    if parts > 1 and not at_most(parts * rows, MOST_ROWS, unknown=False):
         found = [rest]
     else:
         found = []

@@ -10,13 +10,13 @@ import pytest
 from conformance import normal, stored, weight
 from jax import export
 
-from jcompress.kernels import float8_matmul, int8_matmul, weight_only_matmul
+from jcompress.kernels import (
+    export_checks,
+    float8_matmul,
+    int8_matmul,
+    weight_only_matmul,
+)
 from jcompress.quantization import PerGroup, Weights
-
-UNCHECKED = [
-    export.DisabledSafetyCheck.custom_call(name) for name in ("jcompress_matmul",)
-]
-"""The compiled kernels, of whose stability JAX cannot know."""
 
 
 def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
@@ -44,7 +44,7 @@ def test_written_and_read(name: str) -> None:
     pytest.importorskip("flatbuffers", reason="jax.export writes with flatbuffers")
     run, args = cases()[name]
     jitted = jax.jit(run)
-    written = export.export(jitted, disabled_checks=UNCHECKED)(*args).serialize()
+    written = export.export(jitted, disabled_checks=export_checks())(*args).serialize()
     out = jax.jit(export.deserialize(written).call)(*args)
     np.testing.assert_array_equal(out, jitted(*args))
 
@@ -56,7 +56,7 @@ def test_for_any_number_of_rows_and_several_platforms(name: str) -> None:
     any_rows = jax.ShapeDtypeStruct((rows, x.shape[1]), x.dtype)
     jitted = jax.jit(run)
     exported = export.export(
-        jitted, platforms=("cpu", "tpu"), disabled_checks=UNCHECKED
+        jitted, platforms=("cpu", "tpu", "cuda"), disabled_checks=export_checks()
     )(any_rows, *weight)
     for count in (1, 3):
         part = x[:count]
