@@ -13,7 +13,7 @@ from _minilm_texts import Batch, Part, embed
 
 from jcompress.depth import (
     OutputSimilarity,
-    every,
+    leave_out_evenly,
     remove_blocks,
     score_blocks,
     skipped,
@@ -138,7 +138,7 @@ class Cutter:
     def _shallower(self) -> dict[str, Model]:
         """Half of the layers, chosen in two ways."""
         model = self._model
-        spaced = every(model.blocks, keep=len(model.blocks) // 2)
+        spaced = leave_out_evenly(model.blocks, keep=len(model.blocks) // 2)
         scores = self._layer_scores()
         least = sorted(model.blocks, key=lambda block: scores[block])[: len(spaced)]
         found = [model.without(gone) for gone in (spaced, least)]

@@ -138,7 +138,7 @@ def score_layers(
         fn: the function.
         variables: its tree.
         *args: its other arguments: examples.
-        groups: of `find_groups(fn, variables, *args)`, or of a `Free`.
+        groups: of `find_groups(fn, variables, *args)`, or of a `ShrinkableAxes`.
         stacks: names of the groups whose units are the layers of a `scan`; they are
             opt-in, since a loop with fewer steps computes something else.
         by: what a score says. A stack that is run several times is scored by the mean

@@ -24,7 +24,7 @@ from jcompress.tracing.values import Location
     jax.tree_util.register_dataclass, data_fields=(), meta_fields=("shape", "dtype")
 )
 @dataclasses.dataclass(frozen=True)
-class Removed(CompressedTensor):
+class RemovedBlocks(CompressedTensor):
     """Stands for an array of a block that is left out; stores nothing.
 
     Attributes:
@@ -60,7 +60,7 @@ def remove_blocks(variables: Any, blocks: Sequence[str]) -> Any:
             block by that name below its own (`batch_stats/Block_3`) has to be named.
 
     Returns:
-        The tree with a `Removed` in the place of each of their arrays.
+        The tree with a `RemovedBlocks` in the place of each of their arrays.
 
     Raises:
         MismatchError: a name has no leaf below it.
@@ -70,7 +70,7 @@ def remove_blocks(variables: Any, blocks: Sequence[str]) -> Any:
     def change(path: Any, leaf: Any) -> Any:
         if not any(below(path_name(path), block) for block in blocks):
             return leaf
-        return Removed(tuple(leaf.shape), np.dtype(leaf.dtype))
+        return RemovedBlocks(tuple(leaf.shape), np.dtype(leaf.dtype))
 
     return jax.tree_util.tree_map_with_path(change, variables, is_leaf=is_compressed)
 
@@ -90,8 +90,8 @@ def skipped(fn: Callable[..., Any], blocks: Sequence[str]) -> Callable[..., Any]
 
     Returns:
         A function with the arguments of `fn`; its tree may hold anything, also
-        `Removed`, in the place of the blocks' arrays. It raises MismatchError for a
-        block that changes the shape of what it gets, or that is not found.
+        `RemovedBlocks`, in the place of the blocks' arrays. It raises MismatchError
+        for a block that changes the shape of what it gets, or that is not found.
     """
 
     @functools.wraps(fn)
@@ -113,12 +113,13 @@ def skipped(fn: Callable[..., Any], blocks: Sequence[str]) -> Callable[..., Any]
     return run
 
 
-def every(blocks: Sequence[str], *, keep: int) -> list[str]:
+def leave_out_evenly(blocks: Sequence[str], *, keep: int) -> list[str]:
     """The blocks to leave out so that `keep` evenly spaced ones stay.
 
     A student that begins as every second layer of its teacher is
-    `remove_blocks(teacher, every(blocks, keep=len(blocks) // 2))`. Of a stack that a
-    `scan` runs over it is `shrink(teacher, groups.keep({stack: range(0, layers, 2)}))`,
+    `remove_blocks(teacher, leave_out_evenly(blocks, keep=len(blocks) // 2))`. Of a
+    stack that a `scan` runs over it is `shrink(teacher, groups.keep({stack: range(0,
+    layers, 2)}))`,
     the tree of the same model with half the layers.
 
     Raises:

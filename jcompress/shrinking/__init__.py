@@ -5,10 +5,9 @@ from jcompress.shrinking.choosing import Ranking as Ranking
 from jcompress.shrinking.choosing import Width as Width
 from jcompress.shrinking.choosing import choose as choose
 from jcompress.shrinking.choosing import static_cost as static_cost
-from jcompress.shrinking.free import Free as Free
+from jcompress.shrinking.free import ShrinkableAxes as ShrinkableAxes
 from jcompress.shrinking.groups import Group as Group
 from jcompress.shrinking.groups import Groups as Groups
-from jcompress.shrinking.groups import Member as Member
 from jcompress.shrinking.groups import find_groups as find_groups
 from jcompress.shrinking.plan import Plan as Plan
 from jcompress.shrinking.plan import cut_inputs as cut_inputs
@@ -20,8 +19,3 @@ from jcompress.shrinking.rounds import shrink_in_rounds as shrink_in_rounds
 from jcompress.shrinking.scoring import random_scores as random_scores
 from jcompress.shrinking.scoring import score_by_taylor as score_by_taylor
 from jcompress.shrinking.scoring import score_units as score_units
-from jcompress.shrinking.search import Candidate as Candidate
-from jcompress.shrinking.search import Evolution as Evolution
-from jcompress.shrinking.search import Found as Found
-from jcompress.shrinking.search import Greedy as Greedy
-from jcompress.shrinking.search import adjust as adjust

@@ -49,7 +49,8 @@ class Log:
         whole = [line for line in lines if line.endswith("\n")]
         if whole and json.loads(whole[0]) != head:
             raise MismatchError(
-                f"adjust: {self._path} is of another search: {whole[0].strip()}; give "
+                f"search_widths: {self._path} is of another search: "
+                f"{whole[0].strip()}; give "
                 "another folder"
             )
         self._all += [Candidate(**json.loads(line)) for line in whole[1:]]
@@ -143,7 +144,7 @@ class Task:
         scores = score_units(groups, self.score(now, variables))
         for name in self.widths:
             if name in scores:
-                check_scores(groups[name], scores[name], "adjust")
+                check_scores(groups[name], scores[name], "search_widths")
         return Start(plan, variables, scores)
 
     def _now(self, plan: Plan | None, variables: Any) -> Groups:

@@ -13,13 +13,14 @@ from jcompress.tracing.trace import is_array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Free:
+class ShrinkableAxes:
     """Let axes of a function's arguments or results shrink with the parameters.
 
     The function itself, as `find_groups` may take it instead of the bare one: an
     embedding's width that is the result, the classes of a head, the features that a
-    model reads. Being called, it is the function. `shrunk` of it is a `Free`, too, so
-    that what calls `find_groups` again and again goes on with these axes.
+    model reads. Being called, it is the function. `shrunk` of it is a
+    `ShrinkableAxes`, too, so that what calls `find_groups` again and again goes on with
+    these axes.
 
     Attributes:
         fn: the function, `fn(variables, *args, **kwargs)`.
@@ -42,7 +43,7 @@ class Free:
         >>> params = {"w": jnp.ones((3, 4))}
         >>> fixed = find_groups(embed, params, jnp.ones((2, 3)))
         >>> loose = find_groups(
-        ...     Free(embed, outputs={"": [-1]}), params, jnp.ones((2, 3))
+        ...     ShrinkableAxes(embed, outputs={"": [-1]}), params, jnp.ones((2, 3))
         ... )
         >>> len(fixed), [group.name for group in loose]
         (0, ['w:1'])
@@ -62,12 +63,14 @@ class Free:
             )
             if not named:
                 raise TypeError(
-                    f"Free: {kind} gives axes by name, as in {{'0': [-1]}}, not "
+                    f"ShrinkableAxes: {kind} gives axes by name, as in {{'0': [-1]}}, "
+                    f"not "
                     f"{given!r}"
                 )
         if not any([*self.inputs.values(), *self.outputs.values()]):
             raise ValueError(
-                "Free: name an axis, as in Free(fn, outputs={'': [-1]}); without one "
+                "ShrinkableAxes: name an axis, as in ShrinkableAxes(fn, outputs={'': "
+                "[-1]}); without one "
                 "use the function as it is"
             )
 
@@ -119,14 +122,16 @@ def free_axes(
     for name, axes in wanted.items():
         if name not in names:
             raise MismatchError(
-                f"Free: the function has no {kind} {name!r} that is an array; it has "
+                f"ShrinkableAxes: the function has no {kind} {name!r} that is an "
+                f"array; it has "
                 f"{', '.join(map(repr, names)) or 'none'}"
             )
         shape = dict(shapes)[name]
         for axis in axes:
             if not -len(shape) <= axis < len(shape) or shape[axis] < 2:
                 raise MismatchError(
-                    f"Free: {axis_name(name, axis, kind)} cannot shrink: its shape is "
+                    f"ShrinkableAxes: {axis_name(name, axis, kind)} cannot shrink: "
+                    f"its shape is "
                     f"{list(shape)}"
                 )
     return [

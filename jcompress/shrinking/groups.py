@@ -14,7 +14,7 @@ from jcompress.shrinking._grouping import Axis, Grouped, Kind, axes_of, grouped
 from jcompress.shrinking._ids import Why
 from jcompress.shrinking._labels import Labels, fixed_ids
 from jcompress.shrinking._resizing import passes
-from jcompress.shrinking.free import Free, Named, free_axes
+from jcompress.shrinking.free import Named, ShrinkableAxes, free_axes
 from jcompress.shrinking.plan import Plan, axis_name
 from jcompress.sites import Sites
 from jcompress.tracing.jaxprs import aval_shape
@@ -59,7 +59,8 @@ class Group:
         reduced: the operation that reduces over the units, where there is one (a
             normalisation over the width of a residual stream): such a group changes
             the function when it shrinks, so that it is only shrunk when named.
-        inputs: the axes of arguments behind the tree, those that `Free` lets shrink.
+        inputs: the axes of arguments behind the tree, those that `ShrinkableAxes` lets
+            shrink.
         outputs: the axes of results, likewise.
     """
 
@@ -86,7 +87,7 @@ class Groups:
     Attributes:
         table: the groups, in the order of their first leaves.
         fixed: for each axis of a leaf that cannot shrink, as `leaf:axis`, the operation
-            that fixes it; and likewise for the axes that `Free` names.
+            that fixes it; and likewise for the axes that `ShrinkableAxes` names.
         sites: the sites of the function.
     """
 
@@ -204,15 +205,16 @@ def find_groups(
     operations say which ids are one and the same. A set of positions that nothing
     fixes is a unit; units that touch the same axes are a group.
 
-    Axes of the other arguments and of the results are fixed unless `fn` is a `Free`
-    that names them; but a result with the name and shape of a leaf (updated batch
+    Axes of the other arguments and of the results are fixed unless `fn` is a
+    `ShrinkableAxes` that names them; but a result with the name and shape of a leaf
+    (updated batch
     statistics) is that leaf's next value. Whatever an operation that is not looked into
     touches is fixed too; `fixed` says by what. State that is to shrink as well, such as
     a cache, belongs into `variables`.
 
     Args:
-        fn: any function of a parameter tree, such as `model.apply`; or a `Free`, which
-            lets axes of its arguments or results shrink.
+        fn: any function of a parameter tree, such as `model.apply`; or a
+            `ShrinkableAxes`, which lets axes of its arguments or results shrink.
         variables: the tree; shapes (`jax.ShapeDtypeStruct`) suffice.
         *args: further arguments of `fn`.
         **kwargs: further keyword arguments of `fn`.
@@ -222,14 +224,14 @@ def find_groups(
 
     Raises:
         ValueError: `variables` has no array leaf.
-        MismatchError: a `Free` names an array or an axis that is not there, or an axis
-            of one position.
+        MismatchError: a `ShrinkableAxes` names an array or an axis that is not there,
+            or an axis of one position.
     """
     traced = trace(fn, variables, args, kwargs)
     leaves = [(name, tuple(leaf.shape)) for name, leaf in traced.sites.leaves]
     given = [(name, np.shape(x)) for name, x in Named.of(args, kwargs).arrays]
     results = _results(traced)
-    free = fn if isinstance(fn, Free) else None
+    free = fn if isinstance(fn, ShrinkableAxes) else None
     inputs = free_axes("argument", free.inputs if free else {}, given)
     outputs = free_axes("result", free.outputs if free else {}, results)
     axes: list[Axis] = []

@@ -22,7 +22,7 @@ from jcompress.shrinking._cutting import (
 )
 from jcompress.shrinking._cutting import axis_name as axis_name
 from jcompress.shrinking._resizing import Conflict, evaluate
-from jcompress.shrinking.free import Free, Named
+from jcompress.shrinking.free import Named, ShrinkableAxes
 from jcompress.tracing.trace import trace
 
 
@@ -38,7 +38,7 @@ class Plan:
         kept: by group int32, the numbers of the units that are kept, ascending.
         masks: by leaf and axis (a number, as text) bool [size of the axis]: True keeps.
             Axes that do not shrink are not listed.
-        inputs: the same of the arguments behind the tree, named as in `Free`.
+        inputs: the same of the arguments behind the tree, named as in `ShrinkableAxes`.
         outputs: the same of the results of the function that the plan was made for.
     """
 
@@ -190,13 +190,14 @@ def shrunk(
     Returns:
         A function with the arguments of `fn`, whose first is the smaller tree and
         whose others are those that `cut_inputs` makes. Results that depend on removed
-        positions (updated statistics, axes that `Free` let shrink) are smaller, too. It
-        raises MismatchError where `fn` fixes an axis that the plan shrinks, and where
+        positions (updated statistics, axes that `ShrinkableAxes` let shrink) are
+        smaller, too. It raises MismatchError where `fn` fixes an axis that the plan
+        shrinks, and where
         an argument has not the size that the plan leaves; with `rescale_attention` also
-        where a query-key size shrinks and there is no such constant. Of a `Free`, it is
-        one again.
+        where a query-key size shrinks and there is no such constant. Of a
+        `ShrinkableAxes`, it is one again.
     """
-    bare = fn.fn if isinstance(fn, Free) else fn
+    bare = fn.fn if isinstance(fn, ShrinkableAxes) else fn
 
     @functools.wraps(bare)
     def run(variables: Any, *args: Any, **kwargs: Any) -> Any:
@@ -224,8 +225,8 @@ def shrunk(
             ) from conflict
         return traced.rebuild(results)
 
-    if isinstance(fn, Free):
-        return Free(run, inputs=fn.inputs, outputs=fn.outputs)
+    if isinstance(fn, ShrinkableAxes):
+        return ShrinkableAxes(run, inputs=fn.inputs, outputs=fn.outputs)
     return run
 
 
@@ -235,7 +236,7 @@ def cut_inputs(
     """Remove what a plan does not keep from the arguments of a function.
 
     Args:
-        plan: the plan; `Free` named the axes that it cuts.
+        plan: the plan; `ShrinkableAxes` named the axes that it cuts.
         *args: the arguments behind the tree, arrays or `jax.ShapeDtypeStruct`.
         **kwargs: its keyword arguments.
 
@@ -255,7 +256,7 @@ def cut_outputs(plan: Plan, results: Any) -> Any:
     targets of distillation.
 
     Args:
-        plan: the plan; `Free` named the axes that it cuts.
+        plan: the plan; `ShrinkableAxes` named the axes that it cuts.
         results: what the function that the plan was made for gives.
 
     Raises:

@@ -84,7 +84,7 @@ class Found(NamedTuple):
     log: tuple[Candidate, ...]
 
 
-def adjust(
+def search_widths(
     fn: Callable[..., Any],
     variables: Any,
     *args: Any,
@@ -130,7 +130,7 @@ def adjust(
             or no candidate has a metric.
     """
     if not 0 < budget < 1:
-        raise ValueError(f"adjust: the budget is in (0, 1), not {budget!r}")
+        raise ValueError(f"search_widths: the budget is in (0, 1), not {budget!r}")
     home = pathlib.Path(folder)
     home.mkdir(parents=True, exist_ok=True)
     groups = find_groups(fn, variables, *args)
@@ -151,7 +151,8 @@ def adjust(
     )
     if least > budget:
         raise MismatchError(
-            f"adjust: the budget {budget} of {cost.value} cannot be met: with the "
+            f"search_widths: the budget {budget} of {cost.value} cannot be met: with "
+            f"the "
             f"smallest sizes that the rules allow {least:.3f} is left"
         )
     task.log.open({"budget": budget, "search": repr(search), "seed": seed})
@@ -190,7 +191,8 @@ def _greedy(
         ]
         if not trials:
             raise MismatchError(
-                f"adjust: no group alone can bring the cost to {wanted:.3f}; take a "
+                f"search_widths: no group alone can bring the cost to {wanted:.3f}; "
+                f"take a "
                 "larger step or fewer multiples"
             )
         best = max(trials, key=lambda trial: trial.rank)
@@ -249,7 +251,8 @@ def _evolve(
 def _check_best(best: Trial, which: str) -> None:
     if math.isnan(best.metric):
         raise MismatchError(
-            f"adjust: `evaluate` gave no number (NaN) for any candidate {which}in the "
+            f"search_widths: `evaluate` gave no number (NaN) for any candidate "
+            f"{which}in the "
             "log; a recovery that diverges needs a smaller learning rate"
         )
 

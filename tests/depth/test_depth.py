@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from jcompress import checkpoint
-from jcompress.depth.removing import Removed, every, remove_blocks, skipped
+from jcompress.depth.removing import (
+    RemovedBlocks,
+    leave_out_evenly,
+    remove_blocks,
+    skipped,
+)
 from jcompress.errors import MismatchError
 from jcompress.shrinking.groups import find_groups
 from jcompress.shrinking.plan import shrink, shrunk
@@ -96,15 +101,19 @@ def test_gradients_and_checkpoints(tmp_path: Any) -> None:
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradients["params"]["b1"]))
     checkpoint.save(tmp_path / "small", small)
     loaded = checkpoint.load(tmp_path / "small")
-    assert isinstance(loaded["params"]["b0"]["Dense_0"]["kernel"], Removed)
+    assert isinstance(loaded["params"]["b0"]["Dense_0"]["kernel"], RemovedBlocks)
     np.testing.assert_array_equal(fn(loaded, TOKENS), fn(small, TOKENS))
 
 
 def test_every_second_block() -> None:
     names = [f"b{i}" for i in range(6)]
-    assert [n for n in names if n not in every(names, keep=3)] == ["b0", "b2", "b5"]
-    assert every(names, keep=6) == []
-    assert every(names, keep=1) == names[1:]
+    assert [n for n in names if n not in leave_out_evenly(names, keep=3)] == [
+        "b0",
+        "b2",
+        "b5",
+    ]
+    assert leave_out_evenly(names, keep=6) == []
+    assert leave_out_evenly(names, keep=1) == names[1:]
 
 
 class Looped(nn.Module):
@@ -165,4 +174,4 @@ def test_wrong_input() -> None:
     with pytest.raises(MismatchError, match="removed with its block; run the function"):
         remove_blocks(params, ["up"])["up"]["w"].dense()
     with pytest.raises(ValueError, match="keep is from 1 to 2"):
-        every(["a", "b"], keep=0)
+        leave_out_evenly(["a", "b"], keep=0)

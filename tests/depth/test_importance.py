@@ -27,7 +27,7 @@ from jcompress.depth.removing import remove_blocks, skipped
 from jcompress.errors import MismatchError
 from jcompress.quantization import Quantize, quantize
 from jcompress.shrinking.choosing import Cost, Width, choose
-from jcompress.shrinking.free import Free
+from jcompress.shrinking.free import ShrinkableAxes
 from jcompress.shrinking.groups import Groups, find_groups
 from jcompress.shrinking.plan import shrink, shrunk
 from jcompress.shrinking.scoring import score_units
@@ -332,7 +332,7 @@ def test_layers_with_caches_among_the_arguments(by: Importance) -> None:
         return jax.lax.scan(step, x, (p["w"], cache))
 
     params, cache = {"w": WEIGHTS}, WEIGHTS[:, 0]
-    free = Free(model, inputs={"1": [0]}, outputs={"1": [0]})
+    free = ShrinkableAxes(model, inputs={"1": [0]}, outputs={"1": [0]})
     groups = find_groups(free, params, X, cache)
     (group,) = groups
     arguments = (params, X, cache)

@@ -14,8 +14,8 @@ import pytest
 from jcompress import checkpoint
 from jcompress.errors import MismatchError
 from jcompress.shrinking import (
-    Free,
     Plan,
+    ShrinkableAxes,
     cut_inputs,
     cut_outputs,
     find_groups,
@@ -40,7 +40,7 @@ def mlp(tree: Any, x: jax.Array) -> jax.Array:
     return jnp.tanh(x @ tree["a"]) @ tree["b"] + tree["bias"][None]
 
 
-BOTH = Free(mlp, inputs={"0": [-1]}, outputs={"": [1]})
+BOTH = ShrinkableAxes(mlp, inputs={"0": [-1]}, outputs={"": [1]})
 
 
 def filled(shapes: Any) -> Any:
@@ -71,7 +71,7 @@ def test_features_and_classes_shrink() -> None:
 
 
 def test_only_what_is_named_shrinks() -> None:
-    groups = find_groups(Free(mlp, outputs={"": [-1]}), TREE, X)
+    groups = find_groups(ShrinkableAxes(mlp, outputs={"": [-1]}), TREE, X)
     assert [g.name for g in groups] == ["a:1", "b:1"]
     assert groups.fixed["a:0"] == "dot_general"
     assert [g.name for g in find_groups(mlp, TREE, X)] == ["a:1"]
@@ -81,14 +81,14 @@ def test_axes_that_something_else_fixes() -> None:
     def fn(tree: Any, x: jax.Array) -> jax.Array:
         return jnp.cumsum(mlp(tree, x), axis=1)
 
-    groups = find_groups(Free(fn, outputs={"": [1]}), TREE, X)
+    groups = find_groups(ShrinkableAxes(fn, outputs={"": [1]}), TREE, X)
     assert groups.fixed["b:1"] == "cumsum"
     assert "result:1" in groups.fixed
 
 
 def test_units_that_no_leaf_has_are_left_out() -> None:
     """Of the batch any size will do, so that no plan is needed."""
-    free = Free(mlp, inputs={"0": [0, 1]}, outputs={"": [0]})
+    free = ShrinkableAxes(mlp, inputs={"0": [0, 1]}, outputs={"": [0]})
     assert [g.name for g in find_groups(free, TREE, X)] == ["a:0", "a:1"]
 
 
@@ -100,11 +100,11 @@ def nested(tree: Any, data: Any, *, mask: jax.Array) -> Any:
 def test_arrays_in_trees_and_keywords() -> None:
     """The mask has the features, too, so that it must be allowed to lose some."""
     mask = jnp.asarray([[1, 0, 1, 1, 1]], jnp.float32)
-    free = Free(nested, inputs={"0/x": [1]}, outputs={"out": [-1]})
+    free = ShrinkableAxes(nested, inputs={"0/x": [1]}, outputs={"out": [-1]})
     args, keywords = ({"x": X, "name": "a"},), {"mask": mask}
     groups = find_groups(free, TREE, *args, **keywords)
     assert "a:0" in groups.fixed
-    free = Free(
+    free = ShrinkableAxes(
         nested,
         inputs={"0/x": [1], "mask": [1]},
         outputs={"out": [-1], "mask": [1]},
@@ -125,7 +125,7 @@ def test_two_plans_are_one() -> None:
     """What is free stays free in the shrunk function."""
     first = find_groups(BOTH, TREE, X).keep({"a:0": [0, 1, 4], "b:1": [0, 1, 3]})
     small, once = shrink(TREE, first), shrunk(BOTH, first)
-    assert isinstance(once, Free)
+    assert isinstance(once, ShrinkableAxes)
     (cut,), _ = cut_inputs(first, X)
     second = find_groups(once, small, cut).keep({"a:0": [1, 2], "b:1": [2]})
     whole = first.then(second)
@@ -192,15 +192,17 @@ def test_function_that_fixes_an_argument_that_the_plan_cuts(plan: Plan) -> None:
 )
 def test_axes_that_are_not_there(free: Any, words: str) -> None:
     with pytest.raises(MismatchError, match=re.escape(words)):
-        find_groups(Free(mlp, **free), TREE, X)
+        find_groups(ShrinkableAxes(mlp, **free), TREE, X)
 
 
 def test_free_of_nothing_or_in_another_form_is_refused() -> None:
     for wrong in ([(1,)], {"0": 1}, {"0": "1"}):
-        with pytest.raises(TypeError, match="Free: inputs gives axes by name"):
-            Free(mlp, inputs=wrong)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="Free: name an axis"):
-        Free(mlp, outputs={"": []})
+        with pytest.raises(
+            TypeError, match="ShrinkableAxes: inputs gives axes by name"
+        ):
+            ShrinkableAxes(mlp, inputs=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="ShrinkableAxes: name an axis"):
+        ShrinkableAxes(mlp, outputs={"": []})
 
 
 class Net(nn.Module):
@@ -220,7 +222,7 @@ class Net(nn.Module):
 def test_image_channels_and_features_of_a_cnn() -> None:
     model, x = Net(4, 6), normal(2, 6, 6, 3)
     variables = filled(jax.eval_shape(model.init, jax.random.key(0), x))
-    free = Free(model.apply, inputs={"0": [-1]}, outputs={"": [-1]})
+    free = ShrinkableAxes(model.apply, inputs={"0": [-1]}, outputs={"": [-1]})
     groups = find_groups(free, variables, x)
     kernels = ("Conv_0/kernel:2", "Conv_0/kernel:3", "Conv_1/kernel:3")
     names = [f"params/{name}" for name in (*kernels, "Dense_0/kernel:1")]
@@ -259,7 +261,7 @@ def test_the_stream_of_an_encoder_is_its_result() -> None:
     variables = filled(jax.eval_shape(model.init, jax.random.key(0), ids))
     stream = "params/Dense_1/kernel:1"
     assert stream in find_groups(model.apply, variables, ids).fixed
-    free = Free(model.apply, outputs={"": [-1]})
+    free = ShrinkableAxes(model.apply, outputs={"": [-1]})
     groups = find_groups(free, variables, ids)
     assert groups[stream].size == 12
     assert groups[stream].reduced

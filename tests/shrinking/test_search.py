@@ -12,9 +12,9 @@ import pytest
 from jcompress.errors import MismatchError
 from jcompress.pruning import score_by_magnitude
 from jcompress.shrinking.choosing import Cost, Width, static_cost
-from jcompress.shrinking.free import Free
+from jcompress.shrinking.free import ShrinkableAxes
 from jcompress.shrinking.groups import find_groups
-from jcompress.shrinking.search import LOG, Evolution, Found, Greedy, adjust
+from jcompress.shrinking.search import LOG, Evolution, Found, Greedy, search_widths
 
 pytestmark = pytest.mark.once
 
@@ -54,7 +54,7 @@ def run(
     params: Any = PARAMS,
     **others: Any,
 ) -> Found:
-    return adjust(
+    return search_widths(
         fn,
         params,
         X,
@@ -147,7 +147,9 @@ def test_wrong_input(tmp_path: Any) -> None:
             budget=0.47,
         )
     lost = jax.tree.map(lambda leaf: leaf * np.float32("nan"), PARAMS)
-    with pytest.raises(MismatchError, match=r"adjust: the scores of 12 units .*NaN"):
+    with pytest.raises(
+        MismatchError, match=r"search_widths: the scores of 12 units .*NaN"
+    ):
         run(tmp_path / "d", Calls(), Greedy(), score=lambda fn, params: lost)
     with pytest.raises(ValueError, match=r"step is in \(0, 1\)"):
         Greedy(step=1.0)
@@ -161,7 +163,7 @@ def test_a_resumed_search_keeps_what_shrank_of_the_results(tmp_path: Any) -> Non
     """A search of several steps, each of which cuts the results of the one before."""
     given = {
         "search": Greedy(step=0.8),
-        "fn": Free(model, outputs={"": [1]}),
+        "fn": ShrinkableAxes(model, outputs={"": [1]}),
         "params": PARAMS | {"c": jax.random.normal(jax.random.key(2), (8, 10))},
     }
     whole = Calls()
