@@ -178,10 +178,11 @@ class Flow:
             for leaf in sorted(value.sources - views.keys()):
                 lost = View.whole(leaf, self._leaves[leaf][1].shape)
                 first = not views and leaf == min(value.sources)
+                every = role.repeats * size
                 opaque = Role(Operation.OPAQUE)
                 sites.append(
                     self._site(
-                        eqn, operand, opaque, [lost], macs if first else 0, place
+                        eqn, operand, opaque, [lost], every if first else 0, place
                     )
                 )
         if not sites:
