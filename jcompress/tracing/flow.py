@@ -169,19 +169,20 @@ class Flow:
             for view in value.views:
                 views.setdefault(view.leaf, []).append(view)
             # Where two parameters meet, the multiplications count once.
-            macs = 0
+            size = 0
             if not any(roles[operand + 1 :]):
-                macs = role.repeats * math.prod(aval_shape(eqn.invars[operand]))
-            shares = _shared_out(macs, role.repeats, [v[0] for v in views.values()])
+                size = math.prod(aval_shape(eqn.invars[operand]))
+            shares = _shared_out(size, role.repeats, [v[0] for v in views.values()])
             for same, share in zip(views.values(), shares, strict=True):
                 sites.append(self._site(eqn, operand, role, same, share, place))
             for leaf in sorted(value.sources - views.keys()):
                 lost = View.whole(leaf, self._leaves[leaf][1].shape)
                 first = not views and leaf == min(value.sources)
+                every = role.repeats * size
                 opaque = Role(Operation.OPAQUE)
                 sites.append(
                     self._site(
-                        eqn, operand, opaque, [lost], macs if first else 0, place
+                        eqn, operand, opaque, [lost], every if first else 0, place
                     )
                 )
         if not sites:
@@ -346,19 +347,21 @@ class Flow:
         return Value(False, tuple(v for v in a.views if v in b.views), lost)
 
 
-def _shared_out(macs: int, repeats: int, views: list[View]) -> list[int]:
+def _shared_out(size: int, repeats: int, views: list[View]) -> list[int]:
     """Share the multiplications of one equation out to the leaves it was made from.
 
     Parts that stand beside each other have their own; of leaves that lie on top of each
     other (added before the product) the first has all. What belongs to no leaf, such
-    as padding, goes to the first.
+    as padding, goes to the first. Each of the `size` numbers is multiplied `repeats`
+    times, which `jax.export` may leave symbolic.
     """
-    left = Fraction(macs)
+    left = Fraction(size)
     parts: list[Fraction] = []
     for view in views:
         # Where a loop takes a stack of leaves apart, each meets its own steps only.
-        parts.append(min(repeats * view.size * view.share, left))
+        parts.append(min(view.size * view.share, left))
         left -= parts[-1]
     if parts:
         parts[0] += left
-    return [int(part / v.share) for part, v in zip(parts, views, strict=True)]
+    shares = [part / view.share for part, view in zip(parts, views, strict=True)]
+    return [repeats * share.numerator // share.denominator for share in shares]
