@@ -20,6 +20,7 @@ _CLASSES: dict[str, type[Any]] = {
     "LowRank": tensors.LowRank,
     "NMSparse": tensors.NMSparse,
     "QTensor": tensors.QTensor,
+    "RemovedArray": tensors.RemovedArray,
     # What their fields hold.
     "Activation": formats.Activation,
     "Dynamic": formats.Dynamic,

@@ -8,7 +8,6 @@ from jcompress.depth.importance import score_blocks as score_blocks
 from jcompress.depth.importance import score_layers as score_layers
 from jcompress.depth.merging import merge_blocks as merge_blocks
 from jcompress.depth.merging import merge_layers as merge_layers
-from jcompress.depth.removing import RemovedBlocks as RemovedBlocks
 from jcompress.depth.removing import leave_out_evenly as leave_out_evenly
 from jcompress.depth.removing import remove_blocks as remove_blocks
 from jcompress.depth.removing import skipped as skipped

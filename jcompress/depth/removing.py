@@ -3,7 +3,6 @@
 Blocks that a `scan` runs over are a group of `find_groups` and shrink like a width.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,43 +11,11 @@ import jax
 import numpy as np
 
 from jcompress.depth.blocks import below, check_blocks, find_block, named
-from jcompress.errors import MismatchError
 from jcompress.leaves import path_name
-from jcompress.tensors import CompressedTensor, is_compressed
+from jcompress.tensors import RemovedArray, is_compressed
 from jcompress.tracing.interpreter import Program
 from jcompress.tracing.trace import trace
 from jcompress.tracing.values import Location
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=(), meta_fields=("shape", "dtype")
-)
-@dataclasses.dataclass(frozen=True)
-class RemovedBlocks(CompressedTensor):
-    """Stands for an array of a block that is left out; stores nothing.
-
-    Attributes:
-        shape: shape of the array.
-        dtype: its dtype.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    def dense(self) -> jax.Array:
-        """There is none.
-
-        Raises:
-            MismatchError: always.
-        """
-        raise MismatchError(
-            f"an array {np.dtype(self.dtype).name}{list(self.shape)} was removed with "
-            "its block; run the function through skipped(fn, blocks)"
-        )
-
-    def unstack(self) -> None:
-        """A loop cannot open it."""
-        return None
 
 
 def remove_blocks(variables: Any, blocks: Sequence[str]) -> Any:
@@ -60,7 +27,7 @@ def remove_blocks(variables: Any, blocks: Sequence[str]) -> Any:
             block by that name below its own (`batch_stats/Block_3`) has to be named.
 
     Returns:
-        The tree with a `RemovedBlocks` in the place of each of their arrays.
+        The tree with a `RemovedArray` in the place of each of their arrays.
 
     Raises:
         MismatchError: a name has no leaf below it.
@@ -70,7 +37,7 @@ def remove_blocks(variables: Any, blocks: Sequence[str]) -> Any:
     def change(path: Any, leaf: Any) -> Any:
         if not any(below(path_name(path), block) for block in blocks):
             return leaf
-        return RemovedBlocks(tuple(leaf.shape), np.dtype(leaf.dtype))
+        return RemovedArray(tuple(leaf.shape), np.dtype(leaf.dtype))
 
     return jax.tree_util.tree_map_with_path(change, variables, is_leaf=is_compressed)
 
@@ -90,7 +57,7 @@ def skipped(fn: Callable[..., Any], blocks: Sequence[str]) -> Callable[..., Any]
 
     Returns:
         A function with the arguments of `fn`; its tree may hold anything, also
-        `RemovedBlocks`, in the place of the blocks' arrays. It raises MismatchError
+        `RemovedArray`, in the place of the blocks' arrays. It raises MismatchError
         for a block that changes the shape of what it gets, or that is not found.
     """
 

@@ -9,3 +9,4 @@ from jcompress.tensors.hashed import Hashed as Hashed
 from jcompress.tensors.low_rank import LowRank as LowRank
 from jcompress.tensors.nm_sparse import NMSparse as NMSparse
 from jcompress.tensors.qtensor import QTensor as QTensor
+from jcompress.tensors.removed import RemovedArray as RemovedArray

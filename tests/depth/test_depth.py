@@ -10,7 +10,6 @@ import pytest
 
 from jcompress import checkpoint
 from jcompress.depth.removing import (
-    RemovedBlocks,
     leave_out_evenly,
     remove_blocks,
     skipped,
@@ -18,6 +17,7 @@ from jcompress.depth.removing import (
 from jcompress.errors import MismatchError
 from jcompress.shrinking.groups import find_groups
 from jcompress.shrinking.plan import shrink, shrunk
+from jcompress.tensors import RemovedArray
 
 
 class Perceptron(nn.Module):
@@ -101,7 +101,7 @@ def test_gradients_and_checkpoints(tmp_path: Any) -> None:
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradients["params"]["b1"]))
     checkpoint.save(tmp_path / "small", small)
     loaded = checkpoint.load(tmp_path / "small")
-    assert isinstance(loaded["params"]["b0"]["Dense_0"]["kernel"], RemovedBlocks)
+    assert isinstance(loaded["params"]["b0"]["Dense_0"]["kernel"], RemovedArray)
     np.testing.assert_array_equal(fn(loaded, TOKENS), fn(small, TOKENS))
 
 
