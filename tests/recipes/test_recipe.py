@@ -77,7 +77,7 @@ def test_a_schedule_that_prunes_nothing_does_not_limit_the_student(tmp_path):
     recipe = read_recipe(file)
     assert recipe.student.epochs == 1 < recipe.pruning.epochs
     file.write_text("[student]\nepochs = 1\n[pruning]\nsparsity = 0.5\n")
-    with pytest.raises(RecipeError, match="pruning.epochs must be at most"):
+    with pytest.raises(RecipeError, match=r"pruning.epochs must be at most"):
         read_recipe(file)
 
 
