@@ -52,7 +52,9 @@ class Width:
 
     Attributes:
         multiple: sizes are rounded up to a multiple of this, which suits hardware (8,
-            or 128 on TPUs); no group grows.
+            or 128 on TPUs); no group grows. None is 8 for a group of at least 32 units
+            that are the only output axis of a layer, one position each, and 1 for all
+            others (heads, layers of a scan, small widths).
         minimum: the fewest units that stay.
         reduced: take groups over which an operation reduces, too (`Group.reduced`),
             whose removal changes the function.
@@ -61,12 +63,13 @@ class Width:
         ValueError: a number is below 1.
     """
 
-    multiple: int = 1
+    multiple: int | None = None
     minimum: int = 1
     reduced: bool = False
 
     def __post_init__(self) -> None:
-        if self.multiple < 1 or self.minimum < 1:
+        multiple = 1 if self.multiple is None else self.multiple
+        if multiple < 1 or self.minimum < 1:
             raise ValueError(
                 f"Width: multiple and minimum are at least 1, not {self.multiple!r} "
                 f"and {self.minimum!r}"
@@ -75,7 +78,8 @@ class Width:
     def rounded(self, wanted: float, size: int) -> int:
         """The size of a group of `size` units that should keep `wanted`."""
         least = max(self.minimum, math.ceil(wanted - 1e-9))
-        return min(size, math.ceil(least / self.multiple) * self.multiple)
+        multiple = self.multiple or 1
+        return min(size, math.ceil(least / multiple) * multiple)
 
 
 ALL: Rules[Width] = ((..., Width()),)
@@ -245,10 +249,26 @@ def resolve_widths(groups: Groups, rules: Rules[Width]) -> dict[str, Width]:
             )
         for group in hits:
             taken.setdefault(group.name, width)
-    found = {name: width for name, width in taken.items() if width is not None}
+    found = {
+        name: _with_multiple(groups, groups[name], width)
+        for name, width in taken.items()
+        if width is not None
+    }
     if not found:
         raise MismatchError("choose: the rules exclude every group")
     return found
+
+
+def _with_multiple(groups: Groups, group: Group, width: Width) -> Width:
+    """The width of a rule with the multiple that suits a group."""
+    if width.multiple is not None:
+        return width
+    channels = group.size >= 32 and any(
+        tuple(site.output_axes) == (member.axis,) and len(member.units) == group.size
+        for member in group.members
+        for site in groups.sites.of(member.path)
+    )
+    return dataclasses.replace(width, multiple=8 if channels else 1)
 
 
 def _hit(groups: Groups, group: Group, predicate: Any) -> bool:

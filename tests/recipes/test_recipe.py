@@ -31,7 +31,10 @@ from jcompress.recipes.recipe import differences, write_recipe
         ("[shrinking]\nrounds = 0", "shrinking.rounds must be at least 1"),
         ("[shrinking]\nmultiple = 0", "shrinking.multiple must be at least 1"),
         ("[recovery]\nepochs = 0", "recovery.epochs must be at least 1"),
-        ("[pruning]\nepochs = 99", r"pruning.epochs must be at most student.epochs"),
+        (
+            "[pruning]\nepochs = 99\nsparsity = 0.5",
+            "pruning.epochs must be at most student.epochs",
+        ),
         ("[pruning]\nevery = 0", "pruning.every must be at least 1"),
         ("[distillation]\ntemperature = 0", "distillation.temperature must be above 0"),
         ("[distillation]\nweight = 1.1", "distillation.weight must be from 0 to 1"),
@@ -66,6 +69,16 @@ def test_a_file_that_cannot_be_read(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="is no TOML"):
         read_recipe(tmp_path / "binary")
+
+
+def test_a_schedule_that_prunes_nothing_does_not_limit_the_student(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text("[student]\nepochs = 1\n[pruning]\nsparsity = 0.0\n")
+    recipe = read_recipe(file)
+    assert recipe.student.epochs == 1 < recipe.pruning.epochs
+    file.write_text("[student]\nepochs = 1\n[pruning]\nsparsity = 0.5\n")
+    with pytest.raises(RecipeError, match=r"pruning.epochs must be at most"):
+        read_recipe(file)
 
 
 def test_a_file_replaces_only_what_it_names(tmp_path):

@@ -25,6 +25,7 @@ from jcompress.shrinking import (
     shrunk,
     static_cost,
 )
+from jcompress.shrinking.choosing import ALL, resolve_widths
 from jcompress.sites import find_sites
 
 pytestmark = pytest.mark.once
@@ -150,6 +151,26 @@ def test_multiples_minimum_and_exclusions() -> None:
     assert {name: len(kept) for name, kept in plan.kept.items()} == {"a:1": 8}
     plan = choose(groups, scores, [(..., Width(minimum=5))], target=0.35)
     assert min(map(len, plan.kept.values())) >= 5
+
+
+def test_channels_are_rounded_to_multiples_of_eight_but_no_heads() -> None:
+    def heads(p: Any, x: jax.Array) -> jax.Array:
+        y = jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"])
+        h = jax.nn.relu(jnp.einsum("nd,dhk->nhk", x, p["q"]))
+        out: jax.Array = y @ p["c"] + jnp.einsum("nhk,hkd->nd", h, p["o"])
+        return out
+
+    shapes = {"a": (6, 44), "b": (44, 31), "c": (31, 3), "q": (6, 32, 2)}
+    shapes["o"] = (32, 2, 3)
+    groups = find_groups(heads, {k: jnp.ones(s) for k, s in shapes.items()}, X)
+    widths = resolve_widths(groups, ALL)
+    assert widths.pop("a:1").multiple == 8
+    assert {"b:1", "q:1"} <= set(widths)
+    assert {width.multiple for width in widths.values()} == {1}
+    scores = random_scores(groups, seed=0)
+    assert len(choose(groups, scores, target=0.5).kept["a:1"]) % 8 == 0
+    exact = choose(groups, scores, [("a", Width(multiple=1))], target=0.5)
+    assert len(exact.kept["a:1"]) % 8 != 0
 
 
 def test_a_group_that_is_reduced_over_has_to_be_asked_for() -> None:
