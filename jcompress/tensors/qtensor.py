@@ -143,7 +143,9 @@ class QTensor(MatrixTensor):
         """
         on_host = isinstance(leaf, np.ndarray) or _is_small_on_cpu(leaf)
         if on_host:
-            where = None if isinstance(leaf, np.ndarray) else leaf.sharding
+            # What is tied to no device stays so, and may go to a mesh.
+            tied = not isinstance(leaf, np.ndarray) and leaf.committed
+            where = leaf.sharding if tied else None
             made: Any = jax.device_put(pack_on_host(leaf, axes, spec), where)
         else:
             made = _packed(leaf, axes, spec)
