@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from jcompress.shrinking._sized import Change, Equation
 from jcompress.tracing.interpreter import bind
@@ -35,49 +36,62 @@ def _at(values: Sequence[Any], numbers: Sequence[int], new: Sequence[Any]) -> li
 
 def _custom_jvp(at: Equation) -> Change:
     """The function's own rule, traced at its own sizes and shrunk as well."""
-    numbers = _floats([var.aval for var in at.eqn.invars])
-
-    def rule(values: Sequence[Any], tangents: Sequence[Any]) -> Any:
-        return jax.jvp(
-            lambda *given: bind(at.eqn, _at(values, numbers, given)),
-            [values[i] for i in numbers],
-            list(tangents),
-        )
-
+    floats = _floats([var.aval for var in at.eqn.invars])
     call = jax.custom_jvp(_body(at))
 
-    @call.defjvp
-    def _(primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
+    def derivative(primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
+        # A rule may refuse inputs with respect to which nobody differentiates.
+        numbers = [i for i in floats if not isinstance(tangents[i], SymbolicZero)]
+
+        def rule(values: Sequence[Any], given: Sequence[Any]) -> Any:
+            return jax.jvp(
+                lambda *new: bind(at.eqn, _at(values, numbers, new)),
+                [values[i] for i in numbers],
+                list(given),
+            )
+
         small = _again(at, rule, numbers)
         return small(list(primals), [tangents[i] for i in numbers])
 
+    call.defjvp(derivative, symbolic_zeros=True)
     return list(call(*at.ins))
 
 
 def _custom_vjp(at: Equation) -> Change:
-    numbers = _floats([var.aval for var in at.eqn.invars])
+    floats = _floats([var.aval for var in at.eqn.invars])
     outs = _floats([var.aval for var in at.eqn.outvars])
-
-    def rule(values: Sequence[Any], cotangents: Sequence[Any]) -> Any:
-        def of_floats(*given: Any) -> list[Any]:
-            results = bind(at.eqn, _at(values, numbers, given))
-            return [results[i] for i in outs]
-
-        _, back = jax.vjp(of_floats, *(values[i] for i in numbers))
-        return list(back(list(cotangents)))
-
     call = jax.custom_vjp(_body(at))
 
-    def forward(*values: Any) -> Any:
-        return call(*values), values
+    def forward(*primals: Any) -> Any:
+        values = [primal.value for primal in primals]
+        # A tree without arrays: () where somebody differentiates, None elsewhere.
+        wanted = tuple(() if primal.perturbed else None for primal in primals)
+        return call(*values), (values, wanted)
 
-    def backward(values: Any, cotangents: Any) -> Any:
+    def backward(kept: Any, cotangents: Any) -> Any:
+        values, wanted = kept
+        numbers = [i for i in floats if wanted[i] is not None]
+
+        def rule(values: Sequence[Any], given: Sequence[Any]) -> Any:
+            def of_floats(*new: Any) -> list[Any]:
+                results = bind(at.eqn, _at(values, numbers, new))
+                return [results[i] for i in outs]
+
+            _, back = jax.vjp(of_floats, *(values[i] for i in numbers))
+            return list(back(list(given)))
+
         small = _again(at, rule, outs, of_results=True)
-        found = small(list(values), [cotangents[i] for i in outs])
+        found = small(list(values), [_array(cotangents[i]) for i in outs])
         return tuple(_at([None] * len(values), numbers, found))
 
-    call.defvjp(forward, backward)
+    call.defvjp(forward, backward, symbolic_zeros=True)
     return list(call(*at.ins))
+
+
+def _array(cotangent: Any) -> Any:
+    if isinstance(cotangent, SymbolicZero):
+        return jnp.zeros(cotangent.shape, cotangent.dtype)
+    return cotangent
 
 
 def _again(

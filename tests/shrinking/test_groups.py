@@ -676,3 +676,65 @@ def test_axes_that_an_operation_maps_over_stay_free(name: str) -> None:
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+@jax.custom_vjp
+def _at_a_time(w: jax.Array, t: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.tanh(x @ w) * t
+
+
+def _forward(w: Any, t: Any, x: Any) -> Any:
+    assert not t.perturbed, "the time is not differentiable"
+    return _at_a_time(w.value, t.value, x.value), (w.value, t.value, x.value)
+
+
+def _backward(kept: Any, g: jax.Array) -> Any:
+    w, t, x = kept
+    _, back = jax.vjp(lambda w, x: jnp.tanh(x @ w) * t, w, x)
+    d_w, d_x = back(g)
+    return d_w, None, d_x
+
+
+_at_a_time.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+@jax.custom_jvp
+def _scaled(h: jax.Array, t: jax.Array) -> jax.Array:
+    return h * h * t
+
+
+def _derivative(primals: Any, tangents: Any) -> Any:
+    (h, t), (d_h, d_t) = primals, tangents
+    zero = isinstance(d_t, jax.custom_derivatives.SymbolicZero)
+    assert zero, "the time is not differentiable"
+    return _scaled(h, t), 2 * h * d_h * t
+
+
+_scaled.defjvp(_derivative, symbolic_zeros=True)
+
+
+def test_only_what_is_differentiated_is_perturbed() -> None:
+    """Rules of gradients may refuse inputs with respect to which nobody asks."""
+
+    def model(p: Any, x: jax.Array) -> jax.Array:
+        time = jnp.float32(0.5)
+        return _scaled(_at_a_time(p["a"], time, x), time) @ p["b"]
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        "a": jax.random.normal(keys[0], (4, 8)),
+        "b": jax.random.normal(keys[1], (8, 3)),
+    }
+    x = jax.random.normal(keys[2], (5, 4))
+    plan = find_groups(model, params, x).keep({"a:1": [0, 2, 5]})
+
+    def gradient(fn: Callable[..., Any], tree: Any) -> Any:
+        return jax.grad(lambda tree: (fn(tree, x) ** 2).sum())(tree)
+
+    wanted = shrink(gradient(model, zero_units(params, plan)), plan)
+    found = gradient(shrunk(model, plan), shrink(params, plan))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        found,
+        wanted,
+    )
