@@ -47,7 +47,7 @@ def test_elementwise_uses_never_count():
     scale = site(Operation.ELEMENTWISE, (8, 4), output=(0, 1))
     dot = site(Operation.DOT, (8, 4), input=(0,), output=(1,))
     assert leaf_axes([scale, dot]) == leaf_axes([dot])
-    with pytest.raises(ValueError, match="'w' is a product or a lookup"):
+    with pytest.raises(ValueError, match="no product or lookup of 'w' is listed"):
         leaf_axes([scale])
 
 
