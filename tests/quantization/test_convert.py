@@ -22,7 +22,7 @@ from jcompress.quantization import (
     fake_quantize_weight,
     quantize,
 )
-from jcompress.sites import Operation, Site, Sites
+from jcompress.sites import Operation, Site, Sites, find_sites
 from jcompress.tensors import QTensor
 from jcompress.tensors.axes import Axes
 
@@ -243,3 +243,18 @@ def test_a_subtree_needs_the_sites_below() -> None:
         quantize(tree, rules, sites=sites)
     out = quantize(tree, rules, sites=sites.below("params"))
     assert isinstance(out["w"], QTensor)
+
+
+def test_complex_weights_are_left_as_they_are() -> None:
+    """A rule for all weights passes over them; one for them alone says why."""
+    params = {"w": jnp.ones((4, 4)), "c": jnp.ones((4, 4), jnp.complex64)}
+
+    def model(p: Any, x: jax.Array) -> jax.Array:
+        return jnp.real((x @ p["w"]).astype(jnp.complex64) @ p["c"])
+
+    sites = find_sites(model, params, jnp.ones((2, 4)))
+    small = quantize(params, [(..., Quantize())], sites=sites)
+    assert isinstance(small["w"], QTensor)
+    assert small["c"] is params["c"]
+    with pytest.raises(MismatchError, match="complex64"):
+        quantize(params, [("c", Quantize())], sites=sites)
