@@ -9,14 +9,14 @@ from jcompress.tensors import is_compressed
 
 
 def score_by_magnitude(params: Any) -> Any:
-    """Score every weight by its absolute value.
+    """Score every weight by its absolute value; complex ones by their modulus.
 
     Args:
         params: a tree of arrays.
 
     Returns:
         A tree of the same structure: float32 arrays of the leaves' shapes, and None
-        for a leaf that is no floating-point array (an integer, a compressed leaf).
+        for a leaf of other numbers (an integer, a compressed leaf).
 
     References:
         Han et al. 2015, "Learning both Weights and Connections for Efficient Neural
@@ -26,6 +26,9 @@ def score_by_magnitude(params: Any) -> Any:
 
 
 def _magnitude(leaf: Any) -> jax.Array | None:
-    if is_compressed(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+    if is_compressed(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
         return None
-    return jnp.abs(jnp.asarray(leaf).astype(jnp.float32))
+    leaf = jnp.asarray(leaf)
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        return jnp.abs(leaf).astype(jnp.float32)
+    return jnp.abs(leaf.astype(jnp.float32))

@@ -259,8 +259,8 @@ def _check_sparsity(sparsity: Any, pattern: Pattern) -> None:
 
 
 def _check_float(transform: str, path: str, dtype: Any) -> None:
-    if not jnp.issubdtype(dtype, jnp.floating):
+    if not jnp.issubdtype(dtype, jnp.inexact):
         raise MismatchError(
-            f"{transform}: {path!r} is of dtype {dtype}; only floating-point weights "
-            "can be pruned, so exclude it with a rule (..., None)"
+            f"{transform}: {path!r} is of dtype {dtype}; only weights of floats or "
+            f"complex numbers can be pruned; put the rule ({path!r}, None) before"
         )

@@ -9,7 +9,7 @@ import numpy as np
 
 from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
-from jcompress.shrinking.groups import Groups
+from jcompress.shrinking.groups import Groups, Member
 from jcompress.tensors import is_compressed
 
 Scores = Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
@@ -41,33 +41,37 @@ def score_units(groups: Groups, elements: Any) -> Scores:
         al. 2023, "DepGraph", section 3.3 (sums over coupled leaves).
     """
     shapes = {name: tuple(leaf.shape) for name, leaf in groups.sites.leaves}
-    found = {}
+    totals = {group.name: np.zeros(group.size) for group in groups}
+    members: dict[str, list[tuple[str, Member]]] = {}
+    for group in groups:
+        for member in group.members:
+            members.setdefault(member.path, []).append((group.name, member))
+    scored: set[str] = set()
     for name, leaf in named_leaves(elements):
         if leaf is None or is_compressed(leaf) or name not in shapes:
             continue
-        array = np.asarray(jax.device_get(leaf), np.float64)
-        if array.shape != shapes[name]:
+        if np.shape(leaf) != shapes[name]:
             raise MismatchError(
                 f"score_units: the scores of {name!r} have the shape "
-                f"{list(array.shape)}, the leaf has {list(shapes[name])}"
+                f"{list(np.shape(leaf))}, the leaf has {list(shapes[name])}"
             )
-        found[name] = array
-    scores = {}
+        # One leaf at a time, and summed without a copy of it in float64.
+        array = np.asarray(leaf)
+        if np.iscomplexobj(array):
+            array = np.abs(array)
+        for group_name, member in members.get(name, ()):
+            scored.add(group_name)
+            others = tuple(a for a in range(array.ndim) if a != member.axis)
+            mine = member.units >= 0
+            sums = array.sum(axis=others, dtype=np.float64)
+            np.add.at(totals[group_name], member.units[mine], sums[mine])
     for group in groups:
-        members = [member for member in group.members if member.path in found]
-        if not members:
+        if group.name not in scored:
             raise MismatchError(
                 f"score_units: no leaf of the group {group.name!r} has scores: "
                 + ", ".join(member.path for member in group.members)
             )
-        total = np.zeros(group.size)
-        for member in members:
-            array = found[member.path]
-            others = tuple(a for a in range(array.ndim) if a != member.axis)
-            mine = member.units >= 0
-            np.add.at(total, member.units[mine], array.sum(axis=others)[mine])
-        scores[group.name] = np.abs(total)
-    return scores
+    return {name: np.abs(total) for name, total in totals.items()}
 
 
 def score_by_taylor(params: Any, gradients: Any) -> Any:
@@ -76,17 +80,22 @@ def score_by_taylor(params: Any, gradients: Any) -> Any:
     Signed, so that `score_units` adds up the changes of a whole unit.
 
     Args:
-        params: a tree of float arrays.
+        params: a tree of arrays of floats or complex numbers.
         gradients: of the loss, on as many examples as are at hand.
 
     Returns:
-        float32 arrays of the leaves' shapes: weight times gradient.
+        float32 arrays of the leaves' shapes: weight times gradient; of complex ones the
+        real part of it.
     """
-    return jax.tree.map(
-        lambda w, g: jnp.asarray(w).astype(jnp.float32) * g.astype(jnp.float32),
-        params,
-        gradients,
-    )
+
+    def change(weight: Any, gradient: jax.Array) -> jax.Array:
+        weight = jnp.asarray(weight)
+        if jnp.issubdtype(weight.dtype, jnp.complexfloating):
+            effect: jax.Array = jnp.real(weight * gradient)
+            return effect
+        return weight.astype(jnp.float32) * gradient.astype(jnp.float32)
+
+    return jax.tree.map(change, params, gradients)
 
 
 def random_scores(groups: Groups, *, seed: int) -> Scores:

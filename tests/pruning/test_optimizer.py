@@ -519,3 +519,13 @@ def test_weights_removed_under_a_schedule_are_not_said_to_return() -> None:
         updates, state = optimizer.update({"w": jnp.ones((4, 4))}, state, params)
         params = optax.apply_updates(params, updates)
         assert state.returned == 0
+
+
+def test_complex_weights_are_pruned_by_modulus() -> None:
+    params = {"w": jnp.array([[3 + 4j, 1j], [-2.0 + 0j, 0.5 - 0.5j]], jnp.complex64)}
+    sites = find_sites(lambda p, x: x @ p["w"], params, jnp.ones((1, 2), jnp.complex64))
+    optimizer = prune(optax.sgd(0.0), [(..., Prune(sparsity=0.5))], sites=sites)
+    state = optimizer.init(params)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    pruned = optax.apply_updates(params, updates)["w"]
+    assert (pruned != 0).tolist() == [[True, False], [True, False]]

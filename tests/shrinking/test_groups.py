@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from jcompress.errors import MismatchError
+from jcompress.pruning import score_by_magnitude
 from jcompress.shrinking.groups import Groups, find_groups
 from jcompress.shrinking.plan import Plan, shrink, shrunk, zero_units
+from jcompress.shrinking.scoring import score_units
 from jcompress.tensors import QTensor
 
 FAST = {"xla_backend_optimization_level": 0}
@@ -737,4 +739,29 @@ def test_only_what_is_differentiated_is_perturbed() -> None:
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
         found,
         wanted,
+    )
+
+
+def test_complex_leaves_score_by_modulus_and_shrink() -> None:
+    keys = jax.random.split(jax.random.key(0), 4)
+
+    def number(key: jax.Array, *shape: int) -> jax.Array:
+        return jax.random.normal(key, shape, jnp.complex64)
+
+    params = {"up": number(keys[0], 4, 6), "down": number(keys[1], 6, 3)}
+    x = number(keys[2], 5, 4)
+
+    def model(p: Any, x: jax.Array) -> jax.Array:
+        return jnp.real((x @ p["up"]) @ p["down"])
+
+    groups = find_groups(model, params, x)
+    scores = score_units(groups, score_by_magnitude(params))
+    wanted = np.abs(params["up"]).sum(0) + np.abs(params["down"]).sum(1)
+    np.testing.assert_allclose(scores["up:1"], wanted, rtol=1e-6)
+    plan = groups.keep({"up:1": [0, 2, 5]})
+    np.testing.assert_allclose(
+        shrunk(model, plan)(shrink(params, plan), x),
+        model(zero_units(params, plan), x),
+        rtol=1e-4,
+        atol=1e-5,
     )
