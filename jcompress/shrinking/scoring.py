@@ -88,11 +88,10 @@ def score_by_taylor(params: Any, gradients: Any) -> Any:
         real part of it.
     """
 
-    def change(weight: Any, gradient: jax.Array) -> jax.Array:
+    def change(weight: Any, gradient: jax.Array) -> Any:
         weight = jnp.asarray(weight)
         if jnp.issubdtype(weight.dtype, jnp.complexfloating):
-            effect: jax.Array = jnp.real(weight * gradient)
-            return effect
+            return jnp.real(weight * gradient)
         return weight.astype(jnp.float32) * gradient.astype(jnp.float32)
 
     return jax.tree.map(change, params, gradients)
