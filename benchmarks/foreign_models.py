@@ -125,12 +125,14 @@ class Trial:
             for group in self.groups
             if not group.reduced and group.size > 1
         }
-        if not self.keep:
-            raise Fallen("no axis can shrink")
+        if bool(self.keep) is not self.model.shrinks:
+            raise Fallen(f"{len(self.keep)} groups can shrink")
         return str(len(self.keep))
 
     def step_shrunk(self) -> str:
         """The distance between shrunk and masked."""
+        if not self.keep:
+            return "none"
         plan = self.groups.keep(self.keep)
         masked = self.run(self.model.fn, zero_units(self.model.variables, plan))
         small = shrink(self.model.variables, plan)

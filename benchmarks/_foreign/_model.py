@@ -16,11 +16,14 @@ class Foreign(NamedTuple):
         fn: `fn(variables, *inputs)`, in evaluation mode.
         variables: its parameters and statistics, random.
         inputs: what it is applied to.
+        shrinks: whether an axis of it can shrink: none of a table of codes that are
+            compared with the data, or of weights masked by blocks.
     """
 
     fn: Callable[..., Any]
     variables: Any
     inputs: tuple[Any, ...]
+    shrinks: bool = True
 
 
 class Unavailable(ImportError):
@@ -45,9 +48,10 @@ def random_like(tree: Any) -> Any:
         rng = np.random.default_rng(zlib.crc32(name.encode()))
         noise = rng.normal(size=leaf.shape)
         positive = ("scale", "var", "gamma", "layer_norm", "layernorm", "ln_")
-        if len(leaf.shape) <= 1 and any(part in name.lower() for part in positive):
+        vector = sum(size != 1 for size in leaf.shape) <= 1
+        if vector and any(part in name.lower() for part in positive):
             values = 1 + 0.1 * np.abs(noise)
-        elif len(leaf.shape) <= 1:
+        elif vector:
             values = 0.1 * noise
         else:
             values = noise / np.sqrt(np.prod(leaf.shape[:-1]))

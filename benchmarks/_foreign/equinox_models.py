@@ -97,7 +97,7 @@ def _block_flow() -> Foreign:
         lambda flows, base: flows.block_neural_autoregressive_flow(
             jax.random.key(0), base_dist=base, nn_block_dim=4, flow_layers=1
         )
-    )
+    )._replace(shrinks=False)
 
 
 EQUINOX: dict[str, Callable[[], Foreign]] = {

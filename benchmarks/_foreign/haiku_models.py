@@ -1,5 +1,7 @@
 """Networks that come with Haiku, and those of packages on top of Haiku or Linen."""
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,12 @@ def _transformed(forward: Callable[..., Any], *inputs: jax.Array) -> Foreign:
     import haiku as hk
 
     pure = hk.without_apply_rng(hk.transform_with_state(forward))
-    params, state = jax.eval_shape(pure.init, jax.random.key(0), *inputs)
+    # Averages of batch normalisation exist once a network has been in training mode.
+    first = pure
+    if "is_training" in inspect.signature(forward).parameters:
+        training = functools.partial(forward, is_training=True)
+        first = hk.without_apply_rng(hk.transform_with_state(training))
+    params, state = jax.eval_shape(first.init, jax.random.key(0), *inputs)
 
     def fn(tree: Any, *args: jax.Array) -> Any:
         return pure.apply(tree["params"], tree["state"], *args)[0]
@@ -24,7 +31,7 @@ def _transformed(forward: Callable[..., Any], *inputs: jax.Array) -> Foreign:
 def _resnet() -> Foreign:
     import haiku as hk
 
-    def forward(x: jax.Array) -> Any:
+    def forward(x: jax.Array, is_training: bool = False) -> Any:
         network = hk.nets.ResNet(
             (1, 1, 1, 1),
             num_classes=5,
@@ -32,7 +39,7 @@ def _resnet() -> Foreign:
             channels_per_group=(8, 8, 16, 16),
             use_projection=(False, True, True, True),
         )
-        return network(x, is_training=False)
+        return network(x, is_training=is_training)
 
     return _transformed(forward, normal(2, 32, 32, 3))
 
@@ -40,11 +47,15 @@ def _resnet() -> Foreign:
 def _mobilenet() -> Foreign:
     import haiku as hk
 
-    def forward(x: jax.Array) -> Any:
-        network = hk.nets.MobileNetV1(strides=(1, 2), channels=(8, 16), num_classes=5)
-        return network(x, is_training=False)
+    def forward(x: jax.Array, is_training: bool = False) -> Any:
+        network = hk.nets.MobileNetV1(
+            strides=(1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1),
+            channels=(8,) * 5 + (16,) * 8,
+            num_classes=5,
+        )
+        return network(x, is_training=is_training)
 
-    return _transformed(forward, normal(2, 16, 16, 3))
+    return _transformed(forward, normal(2, 32, 32, 3))
 
 
 def _quantizer() -> Foreign:
@@ -55,7 +66,7 @@ def _quantizer() -> Foreign:
         found = codes(hk.Linear(8)(x), is_training=False)
         return hk.Linear(3)(found["quantize"])
 
-    return _transformed(forward, normal(6, 5))
+    return _transformed(forward, normal(6, 5))._replace(shrinks=False)
 
 
 def _attention() -> Foreign:
