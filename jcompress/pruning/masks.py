@@ -46,8 +46,7 @@ def make_masks(
     Raises:
         MismatchError: a rule matches nothing, does not fit its leaves or has no
             sparsity; a leaf is missing or has a score that is NaN (checked outside of
-            tracing);
-            a schedule without a `step`.
+            tracing); a schedule without a `step`.
 
     Example:
         >>> import jax.numpy as jnp

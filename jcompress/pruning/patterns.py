@@ -65,7 +65,7 @@ class Unstructured(Pattern):
         if math.prod(shape) < 2:
             raise MismatchError(
                 f"{path!r} of shape {shape} has a single entry, which must stay; "
-                "exclude it with a rule (..., None)"
+                f"put the rule ({path!r}, None) before"
             )
 
     def rows(self, scores: jax.Array, axes: Axes) -> jax.Array:
@@ -173,7 +173,7 @@ class Block(Pattern):
         if (outputs, inputs) == self.shape:
             raise MismatchError(
                 f"{path!r} of shape {shape} is a single {self!r}, which must stay; "
-                "use smaller blocks or exclude it with a rule (..., None)"
+                f"use smaller blocks or put the rule ({path!r}, None) before"
             )
 
     def rows(self, scores: jax.Array, axes: Axes) -> jax.Array:
@@ -207,7 +207,7 @@ class Channels(Pattern):
         if outputs < 2:
             raise MismatchError(
                 f"{path!r} of shape {shape} has {outputs} output channel (output axes "
-                f"{axes.output}), which must stay; exclude it with a rule (..., None)"
+                f"{axes.output}), which must stay; put the rule ({path!r}, None) before"
             )
 
     def rows(self, scores: jax.Array, axes: Axes) -> jax.Array:

@@ -159,12 +159,6 @@ def _pad(
     return [Labels(tuple(made))]
 
 
-def _iota(
-    c: "Coupling", eqn: Any, ins: list[Labels], why: Why, here: Location
-) -> list[Labels]:
-    return [Labels(c.fresh(aval_shape(eqn.outvars[0])))]
-
-
 MOVES: dict[str, Rule] = {
     "reshape": _reshape,
     "squeeze": _squeeze,
@@ -178,6 +172,5 @@ MOVES: dict[str, Rule] = {
     "unstack": _unstack,
     "tile": _tile,
     "pad": _pad,
-    "iota": _iota,
 }
 """The rules, by the name of the primitive."""

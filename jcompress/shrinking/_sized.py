@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.tracing.interpreter import Program, Resizing, bind
+from jcompress.tracing.interpreter import Program, Resizing
 from jcompress.tracing.jaxprs import Body
 from jcompress.tracing.values import Location
 
@@ -68,11 +68,6 @@ def _broadcast(at: Equation) -> Change:
 
 def _reshape(at: Equation) -> Change:
     return {"new_sizes": at.shape}
-
-
-def _iota(at: Equation) -> Change:
-    (whole,) = bind(at.eqn, at.ins)
-    return [cut(whole, at.after[0])]
 
 
 def _slice(at: Equation) -> Change:
@@ -148,7 +143,6 @@ def _random_bits(at: Equation) -> Change:
 SIZED: dict[str, Callable[[Equation], Change]] = {
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
-    "iota": _iota,
     "slice": _slice,
     "split": _split,
     "pad": _pad,
