@@ -11,9 +11,9 @@ import numpy as np
 from _timing import Offer, offer, sets_of
 
 from jcompress.kernels import Implementation, int8_matmul, weight_only_matmul
-from jcompress.quantization import PerChannel, PerGroup, Weights
-from jcompress.tensors.numbers import dequantize_matrix, quantize_matrix
+from jcompress.quantization import Int, PerChannel, PerGroup, Weights
 from jcompress.tensors.packing import pack_bits
+from jcompress.tensors.weight_matrix import dequantize_matrix, quantize_matrix
 
 _pack = jax.jit(pack_bits, static_argnums=1)
 
@@ -120,7 +120,7 @@ def _quantized(
 ) -> Iterator[Offer]:
     for name, bits, group, x_bits in forms:
         spec = Weights(
-            bits=bits, granularity=PerGroup(group) if group else PerChannel()
+            format=Int(bits), granularity=PerGroup(group) if group else PerChannel()
         )
         values, scales, _ = quantize_matrix(jnp.asarray(weight), spec)
         run: Callable[..., jax.Array]

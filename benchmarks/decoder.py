@@ -27,6 +27,7 @@ from _timing import SETTLE, machine, pin, read_bandwidth
 from jcompress.execution import compressed
 from jcompress.quantization import (
     Activation,
+    Int,
     PerGroup,
     PerRow,
     Quantize,
@@ -103,10 +104,10 @@ class Decoder(nn.Module):
 
 def specs() -> Mapping[str, Quantize]:
     """What each compressed model does with the weights of its products."""
-    eight = Activation(symmetric=True, granularity=PerRow())
+    eight = Activation(format=Int(8), granularity=PerRow())
 
     def four(size: int) -> Weights:
-        return Weights(bits=4, granularity=PerGroup(size))
+        return Weights(format=Int(4), granularity=PerGroup(size))
 
     return {
         "W8": Quantize(),

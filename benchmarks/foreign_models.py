@@ -36,7 +36,7 @@ from jcompress import checkpoint
 from jcompress.execution import compressed
 from jcompress.leaves import named_leaves
 from jcompress.pruning import Prune, prune
-from jcompress.quantization import Quantize, Weights, fake_quant, quantize
+from jcompress.quantization import Int, Quantize, Weights, fake_quant, quantize
 from jcompress.report import aligned, stored_bytes
 from jcompress.shrinking import find_groups, shrink, shrunk, zero_units
 from jcompress.sites import Sites, find_sites
@@ -51,7 +51,7 @@ STEPS = (
     *("sites", "simulated", "smaller", "compressed"),
     *("groups", "shrunk", "pruned", "saved"),
 )
-RULES = [(..., Quantize(weights=Weights(bits=8)))]
+RULES = [(..., Quantize(weights=Weights(format=Int(8))))]
 
 
 class Fallen(AssertionError):

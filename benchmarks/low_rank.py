@@ -32,7 +32,7 @@ from jcompress.low_rank.factorizing import (
     factorize,
     quantize_factors,
 )
-from jcompress.quantization import Weights
+from jcompress.quantization import Int, Weights
 from jcompress.sites import find_sites
 from jcompress.tensors import LowRank
 
@@ -76,7 +76,7 @@ def factored(inputs: int, outputs: int, rank: int, bits: int | None) -> JaxProdu
     tree = {"w": leaf}
     if bits is not None:
         sites = find_sites(layer, tree, jnp.zeros((1, inputs)))
-        tree = quantize_factors(tree, [("w", Weights(bits=bits))], sites=sites)
+        tree = quantize_factors(tree, [("w", Weights(format=Int(bits)))], sites=sites)
     arrays, structure = jax.tree.flatten(tree)
 
     def run(x: jax.Array, *flat: jax.Array) -> jax.Array:

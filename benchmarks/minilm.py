@@ -42,6 +42,7 @@ import minilm_bert
 from jcompress.execution import compressed
 from jcompress.quantization import (
     Activation,
+    Int,
     PerGroup,
     PerRow,
     Quantize,
@@ -57,13 +58,13 @@ BASE = "jax f32"
 
 def specs() -> Mapping[str, Quantize]:
     """What each compressed model does with the weights of its products."""
-    eight = Activation(symmetric=True, granularity=PerRow())
+    eight = Activation(format=Int(8), granularity=PerRow())
     return {
         "W8A8": Quantize(activation=eight),
         "W8": Quantize(),
-        "W4 g32": Quantize(weights=Weights(bits=4, granularity=PerGroup(32))),
+        "W4 g32": Quantize(weights=Weights(format=Int(4), granularity=PerGroup(32))),
         "W4A8 g32": Quantize(
-            weights=Weights(bits=4, granularity=PerGroup(32)), activation=eight
+            weights=Weights(format=Int(4), granularity=PerGroup(32)), activation=eight
         ),
     }
 

@@ -30,8 +30,9 @@ from jcompress.kernels import (
 from jcompress.kernels.weight_only_matmul.shapes import ROWS
 from jcompress.kernels.weight_only_matmul.xla import by_conversion, by_digits
 from jcompress.tensors.formats import PerChannel, PerGroup, Weights
-from jcompress.tensors.numbers import quantize_matrix
+from jcompress.tensors.number_formats import Float8, Int
 from jcompress.tensors.packing import pack_bits
+from jcompress.tensors.weight_matrix import quantize_matrix
 
 Form = tuple[Callable[..., jax.Array], Sequence[tuple[Any, ...]]]
 """A compiled product and the weights that it takes in turn."""
@@ -45,7 +46,7 @@ def weights(size: int, count: int, spec: Weights) -> list[tuple[Any, ...]]:
     for seed in range(count):
         dense = jax.random.normal(jax.random.key(seed), (size, size))
         values, scales, zeros = convert(dense)
-        made.append((pack(values, spec.bits), scales, zeros))
+        made.append((pack(values, spec.format.bits), scales, zeros))
     return made
 
 
@@ -58,11 +59,11 @@ def forms(size: int, group: int, cache_bytes: int) -> dict[str, Form]:
         for seed in range(2 + cache_bytes // (4 * size * size))
     ]
     grouped = PerGroup(group)
-    eight = weights(size, count, Weights(bits=8, granularity=PerChannel()))
-    four = weights(size, half, Weights(bits=4, granularity=PerChannel()))
-    eight_grouped = weights(size, count, Weights(bits=8, granularity=grouped))
-    four_grouped = weights(size, half, Weights(bits=4, granularity=grouped))
-    float8 = weights(size, count, Weights(floating=True))
+    eight = weights(size, count, Weights(format=Int(8), granularity=PerChannel()))
+    four = weights(size, half, Weights(format=Int(4), granularity=PerChannel()))
+    eight_grouped = weights(size, count, Weights(format=Int(8), granularity=grouped))
+    four_grouped = weights(size, half, Weights(format=Int(4), granularity=grouped))
+    float8 = weights(size, count, Weights(format=Float8()))
     integers = functools.partial(int8_matmul, implementation=Implementation.XLA)
 
     def floats(x: jax.Array, values: Any, scales: Any, _: None) -> jax.Array:

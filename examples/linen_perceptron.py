@@ -14,7 +14,7 @@ from flax.training.train_state import TrainState
 from jcompress.distillation import soft_targets
 from jcompress.execution import compressed
 from jcompress.pruning import Prune, cubic_schedule, prune
-from jcompress.quantization import Quantize, Weights, fake_quant, quantize
+from jcompress.quantization import Int, Quantize, Weights, fake_quant, quantize
 from jcompress.report import Metric, compare
 from jcompress.sites import find_sites
 
@@ -56,7 +56,7 @@ def main() -> None:
 
     # Half of the weights go, the others become 4-bit integers, one scale a unit.
     sites = find_sites(model.apply, {"params": teacher}, x[:1])
-    rules = [(..., Quantize(weights=Weights(bits=4)))]
+    rules = [(..., Quantize(weights=Weights(format=Int(4))))]
     schedule = cubic_schedule(final_sparsity=0.5, steps=steps // 2)
     optimizer = prune(
         optax.adam(optax.cosine_decay_schedule(5e-4, steps)),

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress.execution import compressed
-from jcompress.quantization import PerGroup, Quantize, Weights, quantize
+from jcompress.quantization import Int, PerGroup, Quantize, Weights, quantize
 from jcompress.report import stored_bytes
 from jcompress.rules import Rules
 from jcompress.sites import Operation, find_sites
@@ -176,8 +176,8 @@ def main() -> None:
     variables, inputs = load(place), tokenize(place, args.sentences)
     sites = find_sites(apply, variables, *inputs)
     rules: Rules[Quantize] = [
-        (Operation.LOOKUP, Quantize(weights=Weights(bits=8))),
-        (..., Quantize(weights=Weights(bits=4, granularity=PerGroup(32)))),
+        (Operation.LOOKUP, Quantize(weights=Weights(format=Int(8)))),
+        (..., Quantize(weights=Weights(format=Int(4), granularity=PerGroup(32)))),
     ]
     small = quantize(variables, rules, sites=sites)
     dense = jax.jit(apply)(variables, *inputs)

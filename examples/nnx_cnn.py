@@ -14,7 +14,7 @@ from flax import nnx
 from jcompress.distillation import soft_targets
 from jcompress.execution import compressed
 from jcompress.pruning import Prune, cubic_schedule, prune
-from jcompress.quantization import Quantize, Weights, fake_quant, quantize
+from jcompress.quantization import Int, Quantize, Weights, fake_quant, quantize
 from jcompress.report import Metric, compare
 from jcompress.rules import Rules
 from jcompress.sites import find_sites
@@ -69,8 +69,8 @@ def main() -> None:
     # Half of each weight goes, the first layer's 8 and the others' 4 bits stay.
     sites = find_sites(apply, teacher, x[:1])
     rules: Rules[Quantize] = [
-        ("conv1/kernel", Quantize(weights=Weights(bits=8))),
-        (..., Quantize(weights=Weights(bits=4))),
+        ("conv1/kernel", Quantize(weights=Weights(format=Int(8)))),
+        (..., Quantize(weights=Weights(format=Int(4)))),
     ]
     simulated = fake_quant(apply, rules)
     schedule = cubic_schedule(final_sparsity=0.5, steps=steps // 2)

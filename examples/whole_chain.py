@@ -26,7 +26,7 @@ from jcompress.pruning import (
     score_by_magnitude,
     to_sparse,
 )
-from jcompress.quantization import Quantize, Weights, fake_quant, quantize
+from jcompress.quantization import Int, Quantize, Weights, fake_quant, quantize
 from jcompress.rules import Rules
 from jcompress.shrinking import Width, shrink_in_rounds, shrunk
 from jcompress.sites import find_sites
@@ -141,7 +141,7 @@ def main() -> None:
     stages["blocks"] = compressed(small), to_sparse(params, sparse, sites=sites)
 
     # What is left becomes 8-bit integers, one scale a unit.
-    bits = [(..., Quantize(weights=Weights(bits=8)))]
+    bits = [(..., Quantize(weights=Weights(format=Int(8))))]
     simulated = fake_quant(small, bits)
     params = train(simulated, params, seed=4, teacher=dense, wrap=masked)
     tree = to_sparse(quantize(params, bits, sites=sites), sparse, sites=sites)

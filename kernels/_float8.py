@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress.kernels._integers import row_scale
-from jcompress.tensors.numbers import quantize_values
+from jcompress.tensors.number_formats import Float8
 from jcompress.tensors.packing import FLOAT8
+from jcompress.tensors.rounding import quantize_values
 
 _BLOCK_BYTES = 4 * 2**20
 """Of a block of converted weights on a CPU."""
@@ -35,8 +36,8 @@ def float8_rows(x: jax.Array, scale: jax.Array | None) -> tuple[jax.Array, jax.A
         assert scale is not None
         return x, scale
     if scale is None:
-        scale = row_scale(x, 8, floating=True)
-    q = quantize_values(x, scale, None, bits=8, symmetric=True, floating=True)
+        scale = row_scale(x, Float8())
+    q = quantize_values(x, scale, None, Float8())
     return q.astype(FLOAT8), scale
 
 

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.tensors.numbers import Range, quantize_values, range_of, scale_and_zero
+from jcompress.tensors.number_formats import Int, NumberFormat
+from jcompress.tensors.ranges import Range, range_of, scale_and_zero
+from jcompress.tensors.rounding import quantize_values
 
 DIGIT = 254
 """Base of the digits of `split_digits`: a rest of at most 1/2 becomes one of 127."""
@@ -21,15 +23,14 @@ def result_dtype(x: jax.Array) -> np.dtype[Any]:
 
 
 def row_scale(
-    x: jax.Array, bits: int, over: tuple[str, ...] = (), *, floating: bool = False
+    x: jax.Array, format: NumberFormat, over: tuple[str, ...] = ()
 ) -> jax.Array:
     """The symmetric scale of each row, [..., M, K] -> float32 [..., M, 1].
 
     Args:
         x: floats.
-        bits: bits of the numbers.
+        format: which numbers the rows become; it is symmetric.
         over: mesh axes along which the rows are cut.
-        floating: whether the numbers are 8-bit floats rather than integers.
     """
     # One pass over the rows; the range's two ends would take two.
     size = jnp.abs(x.astype(jnp.float32))
@@ -37,7 +38,7 @@ def row_scale(
     if over:
         width = jax.lax.pmax(width, over)
     span = Range(-width, width)
-    scale, _ = scale_and_zero(span, bits=bits, symmetric=True, floating=floating)
+    scale, _ = scale_and_zero(span, format)
     return scale
 
 
@@ -59,8 +60,8 @@ def quantize_rows(
         assert scale is not None
         return x, scale, zero
     if scale is None:
-        scale = row_scale(x, bits)
-    q = quantize_values(x, scale, zero, bits=bits, symmetric=zero is None)
+        scale = row_scale(x, Int(bits))
+    q = quantize_values(x, scale, zero, Int(bits, symmetric=zero is None))
     return q.astype(jnp.int8), scale, zero
 
 
@@ -94,7 +95,7 @@ def split_digits(x: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
         digits, int8 [count, M, K], and scale, float32 [M, 1]. A row with a number that
         is not finite has a scale that is not.
     """
-    scale, _ = scale_and_zero(range_of(x, 1), bits=8, symmetric=True)
+    scale, _ = scale_and_zero(range_of(x, 1), Int(8))
     rest = x * (np.float32(1) / scale)
     digits = []
     for _ in range(count):

@@ -7,7 +7,7 @@ import pytest
 
 from jcompress.conversion import convert_leaves, describe_changes, find_leaves
 from jcompress.errors import MismatchError
-from jcompress.quantization import Quantize, Weights, quantize
+from jcompress.quantization import Int, Quantize, Weights, quantize
 from jcompress.sites import find_sites
 from jcompress.tensors import QTensor
 
@@ -25,7 +25,7 @@ def model(params, x):
 
 
 SITES = find_sites(model, PARAMS, jnp.ones((1, 64)))
-RULES = [("net/first", Quantize(weights=Weights(bits=4)))]
+RULES = [("net/first", Quantize(weights=Weights(format=Int(4))))]
 SMALL = quantize(PARAMS, RULES, sites=SITES)
 NAME = "net/first"
 

@@ -12,7 +12,7 @@ import zoo
 from flax import linen as nn
 
 from jcompress.leaves import named_leaves
-from jcompress.quantization import Quantize, Weights, quantize
+from jcompress.quantization import Int, Quantize, Weights, quantize
 from jcompress.report.sizes import sizes
 from jcompress.rules import resolve
 from jcompress.sites import PRODUCTS, WEIGHTS, Operation, Site, Sites, find_sites
@@ -225,7 +225,7 @@ def test_numpy_leaves_are_arrays() -> None:
 
 def test_a_compressed_leaf_stands_for_its_dense_array() -> None:
     dense = find_sites(layer, PARAMS, X)
-    rules = [("w", Quantize(weights=Weights(bits=4)))]
+    rules = [("w", Quantize(weights=Weights(format=Int(4))))]
     packed = quantize(PARAMS, rules, sites=dense)
     assert isinstance(packed["w"], QTensor)
     assert find_sites(layer, packed, X) == dense

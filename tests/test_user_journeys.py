@@ -14,12 +14,12 @@ from flax import nnx
 
 from jcompress import checkpoint
 from jcompress.execution import compressed
-from jcompress.quantization import Quantize, Weights, fake_quant, quantize
+from jcompress.quantization import Int, Quantize, Weights, fake_quant, quantize
 from jcompress.report import Label, Metric, compare
 from jcompress.sites import find_sites
 from jcompress.tensors import is_compressed
 
-RULES = [(..., Quantize(weights=Weights(bits=4)))]
+RULES = [(..., Quantize(weights=Weights(format=Int(4))))]
 X = jax.random.normal(jax.random.key(0), (32, 8))
 Y = (X[:, 0] * X[:, 1] > 0).astype(jnp.int32)
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from jcompress import tensors
 from jcompress.checkpoint.flax_state import register_with_flax
-from jcompress.tensors import CompressedTensor, formats, numbers
+from jcompress.tensors import CompressedTensor, formats, number_formats, ranges
 
 _CLASSES: dict[str, type[Any]] = {
     # Leaves.
@@ -24,13 +24,15 @@ _CLASSES: dict[str, type[Any]] = {
     # What their fields hold.
     "Activation": formats.Activation,
     "Dynamic": formats.Dynamic,
+    "Float8": number_formats.Float8,
+    "Int": number_formats.Int,
     "MovingAverage": formats.MovingAverage,
     "PerChannel": formats.PerChannel,
     "PerGroup": formats.PerGroup,
     "PerRow": formats.PerRow,
     "PerTensor": formats.PerTensor,
     "Quantize": formats.Quantize,
-    "Range": numbers.Range,
+    "Range": ranges.Range,
     "Weights": formats.Weights,
 }
 

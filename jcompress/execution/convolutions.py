@@ -13,6 +13,7 @@ from jcompress.kernels.quantized_conv.api import runs_in_integers_on_cpu
 from jcompress.kernels.quantized_conv.window import Window
 from jcompress.tensors import QTensor
 from jcompress.tensors.formats import Activation, PerRow
+from jcompress.tensors.number_formats import Float8
 from jcompress.tracing.jaxprs import aval_shape
 from jcompress.tracing.products import Order, stored_orders
 from jcompress.tracing.values import Use
@@ -58,7 +59,7 @@ class Windowed:
             return f"there is no kernel for {len(x_shape) - 2} spatial axes"
         if not jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.floating):
             return "there is no kernel for a convolution of integers"
-        if tensor.floating:
+        if isinstance(tensor.format, Float8):
             return "there is no kernel for a convolution with float8 weights"
         if tensor.scales.shape[-1] != 1:
             return "there is no kernel for a convolution with several groups of scales"
@@ -103,7 +104,7 @@ class Windowed:
     def why(self, x: jax.Array, tensor: QTensor, activation: Activation | None) -> str:
         """What holds on some platforms only."""
         given = jax.eval_shape(lambda x: jnp.transpose(x, self.to_images), x)
-        x_bits = None if activation is None else activation.bits
+        x_bits = None if activation is None else activation.format.bits
         fast = runs_in_integers_on_cpu(given, tensor, x_bits=x_bits, window=self.window)
         return "" if fast else IN_FLOATS
 
@@ -124,10 +125,14 @@ class Windowed:
             activation: how the data is quantized.
             implementation: which one of `quantized_conv` runs; None for the fastest.
         """
-        scale = zero = None
+        scale = zero = x_bits = None
         if scaling is not None:
             assert activation is not None
-            own = isinstance(activation.granularity, PerRow) and activation.symmetric
+            x_bits = activation.format.bits
+            own = (
+                isinstance(activation.granularity, PerRow)
+                and activation.format.symmetric
+            )
             if not own:
                 scale, zero = (
                     None if part is None else part.reshape(() if part.size == 1 else -1)
@@ -144,7 +149,7 @@ class Windowed:
             strides=self.window.strides,
             padding=self.window.padding,
             dilation=self.window.dilation,
-            x_bits=None if scaling is None or activation is None else activation.bits,
+            x_bits=x_bits,
             x_scale=scale,
             x_zero=zero,
             implementation=implementation,
@@ -155,7 +160,7 @@ class Windowed:
         """The integers in the order of the window, and how many bits each takes."""
         outputs, inputs = self.outputs.from_leaf(0), self.inputs.from_leaf(0)
         if _sorted(outputs) and _sorted(inputs):
-            return tensor.values, tensor.bits
+            return tensor.values, tensor.format.bits
         matrix = tensor.numbers
         split = matrix.reshape(*self.outputs.in_leaf, *self.inputs.in_leaf)
         order = (*outputs, *self.inputs.from_leaf(len(outputs)))

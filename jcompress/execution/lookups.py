@@ -8,8 +8,8 @@ import numpy as np
 
 from jcompress.tensors import LowRank, QTensor, is_compressed
 from jcompress.tensors.low_rank import Factor, dense_factor
-from jcompress.tensors.numbers import dequantize_matrix
 from jcompress.tensors.packing import unpack_bits
+from jcompress.tensors.weight_matrix import dequantize_matrix
 from jcompress.tracing.deferred import Deferred
 from jcompress.tracing.values import Use
 
@@ -26,7 +26,7 @@ def rows_of(tensor: Factor, picked: Callable[[jax.Array], jax.Array]) -> jax.Arr
             # An index out of bounds fills the scales with NaN, and so the result.
             zeros = None if tensor.zeros is None else picked(tensor.zeros)
             stored = picked(tensor.values)
-            values = unpack_bits(stored, tensor.matrix_shape[-1], tensor.bits)
+            values = unpack_bits(stored, tensor.matrix_shape[-1], tensor.format.bits)
             scales = picked(tensor.scales)
             return dequantize_matrix(values, scales, zeros, tensor.dtype).astype(
                 jnp.float32

@@ -26,6 +26,7 @@ from jcompress.tensors import (
 )
 from jcompress.tensors.formats import Activation, PerRow
 from jcompress.tensors.low_rank import Factor
+from jcompress.tensors.number_formats import Float8
 
 
 class How(enum.Enum):
@@ -130,7 +131,9 @@ class LeafKernel:
             case Codebook():
                 return cls(How.CODEBOOK, _codebook)
             case QTensor():
-                if activation is None or activation.floating != tensor.floating:
+                if activation is None:
+                    return cls(How.WEIGHT_ONLY, _weight_only)
+                if type(activation.format) is not type(tensor.format):
                     return cls(How.WEIGHT_ONLY, _weight_only)
                 return cls._quantized(tensor, activation, eqn.primitive.name)
         return f"there is no kernel for a {type(tensor).__name__}"
@@ -139,19 +142,19 @@ class LeafKernel:
     def _quantized(
         cls, tensor: QTensor, activation: Activation, primitive: str
     ) -> "LeafKernel":
-        bits = activation.bits
+        bits = activation.format.bits
         # In a convolution the rows of an image share a range.
         by_row = (
             isinstance(activation.granularity, PerRow)
-            and activation.symmetric
+            and activation.format.symmetric
             and primitive != "conv_general_dilated"
         )
         one_group = tensor.scales.shape[-1] == 1
-        if one_group and tensor.floating:
-            return cls(How.FLOAT8, _float8, quantizes=True, own_range=by_row)
-        if tensor.floating:
+        if isinstance(tensor.format, Float8):
+            if one_group:
+                return cls(How.FLOAT8, _float8, quantizes=True, own_range=by_row)
             return cls(How.WEIGHT_ONLY, _weight_only)
-        if by_row and (tensor.bits <= 4 or not one_group):
+        if by_row and (tensor.format.bits <= 4 or not one_group):
             multiply = functools.partial(_weight_only, x_bits=bits)
             return cls(How.INTEGER, multiply, quantizes=True, own_range=True)
         if one_group:
@@ -236,7 +239,7 @@ def _weight_only(
     x: jax.Array, _: None, __: None, leaf: QTensor, **how: Any
 ) -> jax.Array:
     parts = (leaf.values, leaf.scales, leaf.zeros)
-    return weight_only_matmul(x, *parts, bits=leaf.bits, **how)
+    return weight_only_matmul(x, *parts, bits=leaf.format.bits, **how)
 
 
 def _integer(

@@ -15,7 +15,7 @@ from jcompress.execution.together import make_dense
 from jcompress.kernels import Implementation
 from jcompress.sites import PRODUCTS, WEIGHTS
 from jcompress.tensors import QTensor, is_compressed
-from jcompress.tensors.numbers import Range
+from jcompress.tensors.ranges import Range
 from jcompress.tracing.handlers import Handler
 from jcompress.tracing.interpreter import Program
 from jcompress.tracing.trace import Traced, trace

@@ -17,7 +17,9 @@ from jcompress.kernels import Implementation
 from jcompress.sites import Operation
 from jcompress.tensors import Adapted, CompressedTensor, LowRank, QTensor
 from jcompress.tensors.formats import Activation
-from jcompress.tensors.numbers import fake_quantize, input_scale, round_to
+from jcompress.tensors.number_formats import Float8
+from jcompress.tensors.ranges import input_scale
+from jcompress.tensors.rounding import fake_quantize, round_to
 from jcompress.tracing.deferred import Deferred
 from jcompress.tracing.handlers import Bind
 from jcompress.tracing.products import Product, contracted
@@ -93,15 +95,11 @@ class CompressedSite:
         if scaling is None:
             return inputs
         assert self.activation is not None
-        given: dict[str, Any] = {
-            "bits": self.activation.bits,
-            "symmetric": self.activation.symmetric,
-            "floating": self.activation.floating,
-        }
-        return [
-            fake_quantize(value, *scaling, **given) if number == use.data else value
-            for number, value in enumerate(inputs)
-        ]
+        faked = list(inputs)
+        if use.data is not None:
+            x = inputs[use.data]
+            faked[use.data] = fake_quantize(x, *scaling, self.activation.format)
+        return faked
 
     def _adapted(
         self, use: Use, operand: int, inputs: list[Any], bind: Bind, read: Any
@@ -192,7 +190,8 @@ class CompressedSite:
         if isinstance(tensor, QTensor):
             plan = Windowed.of(use, operand, tensor)
             if isinstance(plan, Windowed):
-                if self.activation is not None and self.activation.floating:
+                format = None if self.activation is None else self.activation.format
+                if isinstance(format, Float8):
                     inputs, scaling = self._faked(use, inputs, scaling), None
                 return self._windowed(use, plan, tensor, inputs, scaling)
             point = plan if isinstance(point, str) else point

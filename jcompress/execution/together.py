@@ -16,6 +16,7 @@ from jcompress.kernels._native import Stored
 from jcompress.kernels.quantized_conv.xla import dense_kernels
 from jcompress.sites import Operation
 from jcompress.tensors import CompressedTensor, QTensor
+from jcompress.tensors.number_formats import Float8
 from jcompress.tracing.trace import Traced
 from jcompress.tracing.values import Location
 
@@ -72,7 +73,7 @@ def _place(traced: Traced, name: str, tensor: CompressedTensor) -> Location | No
         or sites[0].derived
         or tensor.size > LARGEST[sites[0].operation]
         or tensor.activation is not None
-        or tensor.floating
+        or isinstance(tensor.format, Float8)
         or tensor.stack_axes
         or tensor.dtype != jnp.float32
         or 0 in tensor.shape
@@ -102,7 +103,7 @@ def _stored(tensor: QTensor) -> Stored:
         tensor.values[None],
         jnp.broadcast_to(tensor.scales, groups)[None],
         None if zeros is None else jnp.broadcast_to(zeros, groups)[None],
-        tensor.bits,
+        tensor.format.bits,
         # The shape of the leaf itself, mostly: XLA fuses no reshaped weights.
         tuple(tensor.shape[axis] for axis in _order(tensor)),
     )

@@ -108,7 +108,7 @@ def add_adapters(
         >>> model = lambda params, x: x @ params["w"]
         >>> params, x = {"w": jnp.eye(8)}, jnp.ones((1, 8))
         >>> sites = find_sites(model, params, x)
-        >>> four = [("w", Quantize(weights=Weights(bits=4)))]
+        >>> four = [("w", Quantize(weights=Weights(format=Int(4))))]
         >>> small = quantize(params, four, sites=sites)
         >>> tree = add_adapters(
         ...     small, [("w", Lora(rank=2))], sites=sites, key=jax.random.key(0))
@@ -329,12 +329,7 @@ def _requantized(dense: jax.Array, base: QTensor) -> QTensor:
         granularity = PerGroup(base.matrix_shape[-1] // groups)
     elif base.scales.shape[-2] == 1 and base.matrix_shape[-2] > 1:
         granularity = PerTensor()
-    spec = Weights(
-        bits=base.bits,
-        symmetric=base.zeros is None,
-        floating=base.floating,
-        granularity=granularity,
-    )
+    spec = Weights(format=base.format, granularity=granularity)
     return QTensor.quantize(
         dense,
         base.axes,

@@ -135,7 +135,7 @@ def quantize_factors(params: Any, rules: Rules[Weights], *, sites: Sites) -> Any
         if not isinstance(spec, Weights):
             raise TypeError(
                 f"quantize_factors: the spec of rule {resolved.rule_of[path]} is "
-                f"{spec!r}; a rule carries Weights(bits=...)"
+                f"{spec!r}; a rule carries Weights(format=Int(bits))"
             )
 
     def convert(path: str, leaf: Any, spec: Weights) -> LowRank:

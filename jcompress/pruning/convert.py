@@ -17,6 +17,7 @@ from jcompress.tensors import BlockSparse, NMSparse, QTensor, is_compressed
 from jcompress.tensors.axes import Axes, to_matrix
 from jcompress.tensors.block_sparse import take_blocks
 from jcompress.tensors.nm_sparse import take_kept
+from jcompress.tensors.number_formats import Float8
 
 Host = np.ndarray[Any, Any]
 
@@ -173,20 +174,20 @@ def _matrix(path: str, leaf: Any, axes: Axes) -> tuple[Host, jax.Array | None]:
             f"to_sparse: {path!r} is already a {type(leaf).__name__}; exclude it by a "
             f"rule ({path!r}, None)"
         )
-    if leaf.floating:
+    if isinstance(leaf.format, Float8):
         raise MismatchError(
             f"to_sparse: {path!r} is stored as float8; sparse leaves take symmetric "
-            "integers of 5 to 8 bits: Quantize(weights=Weights(bits=8))"
+            "integers of 5 to 8 bits: Quantize(weights=Weights(format=Int(8)))"
         )
-    plain = leaf.bits > 4 and leaf.zeros is None and leaf.scales.shape[-1] == 1
+    plain = leaf.format.bits > 4 and leaf.zeros is None and leaf.scales.shape[-1] == 1
     if not plain or leaf.activation is not None or leaf.axes != axes:
         raise MismatchError(
-            f"to_sparse: {path!r} is quantized with {leaf.bits} bits, "
+            f"to_sparse: {path!r} is quantized with {leaf.format.bits} bits, "
             f"{'no ' if leaf.zeros is None else ''}zero points, "
             f"{leaf.scales.shape[-1]} scales a channel and "
             f"{'no' if leaf.activation is None else 'a'} quantized activation; sparse "
             "leaves take symmetric integers of 5 to 8 bits with one scale a channel "
-            "and float activations: Quantize(weights=Weights(bits=8))"
+            "and float activations: Quantize(weights=Weights(format=Int(8)))"
         )
     values = np.asarray(leaf.values)
     scales = jnp.broadcast_to(leaf.scales, (*values.shape[:-1], 1))

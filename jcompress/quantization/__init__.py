@@ -15,6 +15,10 @@ from jcompress.tensors.formats import PerRow as PerRow
 from jcompress.tensors.formats import PerTensor as PerTensor
 from jcompress.tensors.formats import Quantize as Quantize
 from jcompress.tensors.formats import Weights as Weights
-from jcompress.tensors.numbers import Range as Range
-from jcompress.tensors.numbers import fake_quantize as fake_quantize
-from jcompress.tensors.numbers import fake_quantize_weight as fake_quantize_weight
+from jcompress.tensors.number_formats import Float8 as Float8
+from jcompress.tensors.number_formats import Int as Int
+from jcompress.tensors.ranges import Range as Range
+from jcompress.tensors.rounding import fake_quantize as fake_quantize
+from jcompress.tensors.weight_matrix import (
+    fake_quantize_weight as fake_quantize_weight,
+)

@@ -7,12 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.tensors.formats import Activation, MovingAverage
-from jcompress.tensors.numbers import (
-    Range,
-    fake_quantize,
-    input_scale,
-    range_of,
-)
+from jcompress.tensors.ranges import Range, input_scale, range_of
+from jcompress.tensors.rounding import fake_quantize
 from jcompress.tracing.handlers import Bind
 from jcompress.tracing.products import contracted
 from jcompress.tracing.values import Use
@@ -54,12 +50,5 @@ class QuantizeInput:
             seen = Range(seen.low.reshape(()), seen.high.reshape(()))
         if self.simulate:
             scale, zero = input_scale(x, contracted(use), self.activation, read)
-            inputs[use.data] = fake_quantize(
-                x,
-                scale,
-                zero,
-                bits=self.activation.bits,
-                symmetric=self.activation.symmetric,
-                floating=self.activation.floating,
-            )
+            inputs[use.data] = fake_quantize(x, scale, zero, self.activation.format)
         return bind(inputs), seen

@@ -17,7 +17,8 @@ from jcompress.sites import PRODUCTS, Site, leaf_axes
 from jcompress.statistics import kinds
 from jcompress.tensors import is_compressed
 from jcompress.tensors.formats import Activation, MovingAverage, Quantize
-from jcompress.tensors.numbers import Range, fake_quantize_weight
+from jcompress.tensors.ranges import Range
+from jcompress.tensors.weight_matrix import fake_quantize_weight
 from jcompress.tracing.handlers import Handler
 from jcompress.tracing.interpreter import Program
 from jcompress.tracing.trace import Traced, trace

@@ -21,7 +21,8 @@ from jcompress.tensors.formats import (
     Quantize,
     Weights,
 )
-from jcompress.tensors.numbers import Range, divisors
+from jcompress.tensors.ranges import Range
+from jcompress.tensors.weight_matrix import divisors
 
 
 def _products(sites: Sequence[Site]) -> list[Site]:
@@ -123,10 +124,10 @@ def quantize(
     Example:
         >>> import jax.numpy as jnp
         >>> from jcompress.sites import find_sites
-        >>> from jcompress.quantization import Quantize, Weights, quantize
+        >>> from jcompress.quantization import Int, Quantize, Weights, quantize
         >>> params = {"w": jnp.linspace(-1, 1, 12).reshape(4, 3)}
         >>> sites = find_sites(lambda p, x: x @ p["w"], params, jnp.ones((2, 4)))
-        >>> rules = [("w", Quantize(weights=Weights(bits=4)))]
+        >>> rules = [("w", Quantize(weights=Weights(format=Int(4))))]
         >>> small = quantize(params, rules, sites=sites)
         >>> small["w"].values.nbytes
         6
@@ -190,7 +191,7 @@ def _broken(path: str, leaf: Any) -> str:
         )
     return (
         f"quantize: the weights of {path!r} that share a scale span more than the "
-        "largest float32; use Weights(symmetric=True)"
+        "largest float32; use a format with symmetric=True"
     )
 
 

@@ -9,7 +9,7 @@ from jcompress.quantization._inputs import empty_range
 from jcompress.quantization._plan import Plan, Ranges
 from jcompress.rules import Rules
 from jcompress.tensors.formats import Quantize
-from jcompress.tensors.numbers import Range
+from jcompress.tensors.ranges import Range
 
 
 def fake_quant(
@@ -39,8 +39,8 @@ def fake_quant(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jcompress.quantization import Quantize, Weights, fake_quant
-        >>> rules = [("w", Quantize(weights=Weights(bits=2)))]
+        >>> from jcompress.quantization import Int, Quantize, Weights, fake_quant
+        >>> rules = [("w", Quantize(weights=Weights(format=Int(2))))]
         >>> layer = fake_quant(lambda params, x: x @ params["w"], rules)
         >>> layer({"w": jnp.array([[0.9], [0.2]])}, jnp.eye(2))
         Array([[0.9],

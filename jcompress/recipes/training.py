@@ -12,7 +12,7 @@ import optax
 
 from jcompress.distillation import soft_targets
 from jcompress.pruning import Prune, cubic_schedule, prune
-from jcompress.quantization import Quantize, Weights, fake_quant
+from jcompress.quantization import Int, Quantize, Weights, fake_quant
 from jcompress.quantization import check as check_quantization
 from jcompress.recipes.data import Examples
 from jcompress.recipes.models import ResidualCNN, init_model
@@ -112,8 +112,8 @@ def quantization_rules(recipe: Recipe, sites: Sites) -> Rules[Quantize]:
     Raises:
         MismatchError: the recipe's formats do not fit the network.
     """
-    edge = Quantize(weights=Weights(bits=recipe.quantization.edge_bits))
-    inner = Quantize(weights=Weights(bits=recipe.quantization.weight_bits))
+    edge = Quantize(weights=Weights(format=Int(recipe.quantization.edge_bits)))
+    inner = Quantize(weights=Weights(format=Int(recipe.quantization.weight_bits)))
     rules: Rules[Quantize] = [
         ("params/stem/kernel", edge),
         ("params/head/kernel", edge),

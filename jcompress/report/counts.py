@@ -10,7 +10,7 @@ import numpy as np
 
 from jcompress.leaves import named_leaves
 from jcompress.sites import Sites
-from jcompress.tensors import is_compressed
+from jcompress.tensors import QTensor, is_compressed
 
 
 def stored_bytes(tree: Any) -> int:
@@ -74,7 +74,7 @@ class LeafBytes:
 
     Attributes:
         name: the leaf's name.
-        form: how it is stored afterwards, such as "QTensor, 4 bits" or "float32";
+        form: how it is stored afterwards, such as "QTensor, int4" or "float32";
             "removed" if it is gone.
         before: bytes before; 0 for a leaf that is new.
         after: bytes after; 0 for a leaf that is gone.
@@ -111,9 +111,8 @@ def bytes_by_leaf(before: Any, after: Any) -> tuple[LeafBytes, ...]:
 
 def _form(leaf: Any) -> str:
     if is_compressed(leaf):
-        bits = getattr(leaf, "bits", None)
         kind = type(leaf).__name__
-        return kind if bits is None else f"{kind}, {bits} bits"
+        return f"{kind}, {leaf.format}" if isinstance(leaf, QTensor) else kind
     return str(leaf.dtype) if _is_array(leaf) else type(leaf).__name__
 
 

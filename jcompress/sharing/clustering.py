@@ -18,7 +18,7 @@ from jcompress.sharing.codebooks import to_codebooks
 from jcompress.sites import Sites, leaf_axes
 from jcompress.tensors.axes import Axes, matrix_shape, to_matrix
 from jcompress.tensors.codebook import MOST, index_bytes
-from jcompress.tensors.numbers import divisors
+from jcompress.tensors.weight_matrix import divisors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

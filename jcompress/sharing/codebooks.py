@@ -14,7 +14,7 @@ from jcompress.sites import WEIGHTS, Sites, leaf_axes
 from jcompress.tensors import Codebook, is_compressed
 from jcompress.tensors.axes import Axes, from_matrix, matrix_shape, to_matrix
 from jcompress.tensors.codebook import MOST, look_up, pack_indices
-from jcompress.tensors.numbers import round_to
+from jcompress.tensors.rounding import round_to
 from jcompress.tracing.interpreter import Program
 from jcompress.tracing.trace import trace
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from jcompress.tensors.numbers import Range
+from jcompress.tensors.ranges import Range
 
 
 class Statistic(Protocol):

@@ -18,7 +18,7 @@ from jcompress.tensors.low_rank import (
     open_part,
 )
 from jcompress.tensors.matrix import MatrixTensor
-from jcompress.tensors.numbers import round_to
+from jcompress.tensors.rounding import round_to
 
 
 @jax.tree_util.register_pytree_with_keys_class

@@ -10,7 +10,7 @@ import numpy as np
 
 from jcompress.tensors.axes import Axes, from_matrix, to_matrix
 from jcompress.tensors.matrix import MatrixTensor
-from jcompress.tensors.numbers import round_to
+from jcompress.tensors.rounding import round_to
 
 SMALL = 16
 """Up to so many values an index takes 4 bits."""

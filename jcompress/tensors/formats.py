@@ -1,9 +1,11 @@
-"""How numbers are quantized: frozen specs that rules carry."""
+"""How weights and data are quantized: frozen specs that rules carry."""
 
 import dataclasses
 import functools
 import math
 from typing import Any, TypeVar
+
+from jcompress.tensors.number_formats import Int, NumberFormat
 
 Spec = TypeVar("Spec")
 
@@ -19,26 +21,36 @@ def _explain_arguments(cls: type[Spec]) -> type[Spec]:
         if values or odd:
             what = f"{odd[0]}=" if odd else f"{values[0]!r} without a name"
             text = f"{cls.__name__} takes no {what}; it takes {', '.join(names)}"
-            numbers = {field.name for field in dataclasses.fields(Weights)}
-            if cls.__name__ == "Quantize" and odd and set(odd) <= numbers:
-                inner = ", ".join(f"{name}={given[name]!r}" for name in odd)
-                text = f"{text}: Quantize(weights=Weights({inner}))"
-            raise TypeError(text)
+            raise TypeError(f"{text}{_instead(names, given)}")
         made(self, **given)
 
     cls.__init__ = explained  # type: ignore[method-assign]
     return cls
 
 
-def _check_numbers(spec: "Weights | Activation") -> None:
-    what, bits = type(spec).__name__, spec.bits
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
-        raise ValueError(f"{what}: bits is an int from 2 to 8, not {bits!r}")
-    if spec.floating and (bits != 8 or not spec.symmetric):
-        raise ValueError(
-            f"{what}: floating=True stores float8 numbers, which have 8 bits and no "
-            f"zero point; use {what}(bits=8, symmetric=True, floating=True), not "
-            f"bits={bits}, symmetric={spec.symmetric}"
+def _instead(names: list[str], given: dict[str, Any]) -> str:
+    """How to write what was given to the wrong spec; empty if that is not known."""
+    given = dict(given)
+    if "bits" in given:
+        numbers = {"symmetric": given.pop("symmetric")} if "symmetric" in given else {}
+        try:
+            given["format"] = Int(given.pop("bits"), **numbers)
+        except (TypeError, ValueError):
+            return ""
+    weights = {field.name for field in dataclasses.fields(Weights)}
+    if not set(given) <= weights:
+        return ""
+    inner = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    if "weights" in names:
+        return f": Quantize(weights=Weights({inner}))"
+    return f": {inner}"
+
+
+def _check_format(spec: "Weights | Activation") -> None:
+    if not isinstance(spec.format, NumberFormat):
+        raise TypeError(
+            f"{type(spec).__name__}: format is Int(bits) or Float8(), not "
+            f"{spec.format!r}"
         )
 
 
@@ -120,33 +132,19 @@ class MovingAverage:
 class Weights:
     """How a weight is quantized.
 
-    Symmetric: integers in `[-(2^(bits-1) - 1), 2^(bits-1) - 1]`, no zero point.
-    Asymmetric: integers in `[-2^(bits-1), 2^(bits-1) - 1]` and an integer zero point,
-    the range widened to contain 0 (Jacob et al. 2018, section 2.1).
-    Floating: numbers of float8_e4m3fn in `[-448, 448]` (Micikevicius et al. 2022,
-    "FP8 Formats for Deep Learning"), for devices that multiply these, and for weights
-    of very different sizes that share a scale.
-
     Attributes:
-        bits: bits of a number, 2 to 8; up to 4 bits are stored without gaps.
-        symmetric: whether the range is centred at 0.
-        floating: whether the numbers are 8-bit floats rather than integers; with
-            `bits=8` and `symmetric=True` only.
+        format: which numbers are stored: `Int(bits)` or `Float8()`.
         granularity: which weights share a scale.
 
     Raises:
-        ValueError: `bits` is out of range, or `floating` does not go with it or with
-            `symmetric`.
-        TypeError: `granularity` is of another kind.
+        TypeError: `format` or `granularity` is of another kind.
     """
 
-    bits: int = 8
-    symmetric: bool = True
-    floating: bool = False
+    format: NumberFormat = Int(8)
     granularity: PerTensor | PerChannel | PerGroup = PerChannel()
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
+        _check_format(self)
         if not isinstance(self.granularity, PerTensor | PerChannel | PerGroup):
             raise TypeError(
                 "Weights: granularity is PerTensor(), PerChannel() or PerGroup(size), "
@@ -160,30 +158,25 @@ class Activation:
     """How the data that a weight meets is quantized.
 
     Attributes:
-        bits: bits of a number, 2 to 8.
-        symmetric: whether the range is centred at 0.
-        floating: whether the numbers are those of float8_e4m3fn rather than integers
-            (see `Weights`); with `bits=8` and `symmetric=True` only.
+        format: which numbers it is rounded to; with `Int(bits, symmetric=False)` the
+            range need not be centred at 0, as after a ReLU.
         granularity: `PerRow()`, so that an example does not depend on its neighbours
             in the batch, or `PerTensor()`, one range for all. Left out, it is
             `PerRow()` with a dynamic range and `PerTensor()` with a moving average.
         range: where the range comes from.
 
     Raises:
-        ValueError: `bits` is out of range, `floating` does not go with it or with
-            `symmetric`, or `PerRow()` has a range that is not dynamic: the rows of the
-            next batch are others.
-        TypeError: `granularity` or `range` is of another kind.
+        ValueError: `PerRow()` has a range that is not dynamic: the rows of the next
+            batch are others.
+        TypeError: `format`, `granularity` or `range` is of another kind.
     """
 
-    bits: int = 8
-    symmetric: bool = False
-    floating: bool = False
+    format: NumberFormat = Int(8, symmetric=False)
     granularity: PerTensor | PerRow | None = None
     range: Dynamic | MovingAverage = Dynamic()
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
+        _check_format(self)
         if self.granularity is None:
             averaged = isinstance(self.range, MovingAverage)
             default = PerTensor() if averaged else PerRow()
@@ -210,8 +203,8 @@ class Activation:
 class Quantize:
     """What a quantization rule says of a leaf and of the data that it meets.
 
-    A product multiplies integers with integers, or float8 with float8. Where only one
-    of the two is `floating`, the data is rounded first, and the product is one of
+    A product multiplies integers with integers, or float8 with float8. Where the two
+    differ, the data is rounded first, and the product is one of
     floats with a stored weight.
 
     Attributes:

@@ -9,7 +9,7 @@ import numpy as np
 
 from jcompress.tensors.axes import from_matrix
 from jcompress.tensors.matrix import MatrixTensor
-from jcompress.tensors.numbers import round_to
+from jcompress.tensors.rounding import round_to
 
 _SIGN = 0x9E3779B9
 """Added to the seed where the hash decides on a sign."""

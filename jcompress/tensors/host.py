@@ -1,6 +1,6 @@
 """Quantization of a weight by NumPy, to the bits that the compiled arithmetic gives.
 
-Compiling the arithmetic of `numbers` for one shape takes longer than doing it for a
+Compiling the arithmetic of `rounding` for one shape takes longer than doing it for a
 small weight, and a model has dozens of shapes. On a CPU the same float32 operations in
 the same order give the same bits in NumPy. XLA counts numbers below the smallest normal
 float32 as 0 there; so does this module. Elsewhere a division may round otherwise, which
@@ -13,8 +13,8 @@ import numpy as np
 
 from jcompress.tensors.axes import Axes, matrix_shape
 from jcompress.tensors.formats import PerGroup, PerTensor, Weights
-from jcompress.tensors.numbers import number_range
-from jcompress.tensors.packing import FLOAT8, is_packed
+from jcompress.tensors.number_formats import Float8
+from jcompress.tensors.packing import is_packed
 
 Host = np.ndarray[Any, Any]
 
@@ -43,7 +43,7 @@ def pack_on_host(
         x = np.where(np.abs(x) < _TINY, np.float32(0), x)
         x = np.transpose(x, axes.stack + axes.output + axes.input)
         values, scales, zeros = _rounded(x.reshape(*stacks, outputs, inputs), spec)
-    return _packed(values, spec.bits), scales, zeros
+    return _packed(values, spec.format.bits), scales, zeros
 
 
 def _rounded(matrix: Host, spec: Weights) -> tuple[Host, Host, Host | None]:
@@ -61,14 +61,10 @@ def _rounded(matrix: Host, spec: Weights) -> tuple[Host, Host, Host | None]:
         dims = [axis % grouped.ndim for axis in over]
         shape = [1 if i in dims else n for i, n in enumerate(grouped.shape)]
         low = high = np.zeros(shape, np.float32)
-    qmin, qmax = (
-        np.float32(number)
-        for number in number_range(
-            spec.bits, symmetric=spec.symmetric, floating=spec.floating
-        )
-    )
+    format = spec.format
+    qmin, qmax = np.float32(format.low), np.float32(format.high)
     zero = None
-    if spec.symmetric:
+    if format.symmetric:
         width = np.maximum(np.abs(low), np.abs(high))
         scale = _invertible(width * np.float32(1 / int(qmax)))
     else:
@@ -77,9 +73,10 @@ def _rounded(matrix: Host, spec: Weights) -> tuple[Host, Host, Host | None]:
         zero = np.round(qmin - low * (np.float32(1) / scale))
         zero = np.clip(zero, qmin, qmax)
     steps = grouped * (np.float32(1) / scale)
-    if spec.floating:
+    if isinstance(format, Float8):
         # A sum with 0 makes 0 of -0.
-        values = np.clip(steps, qmin, qmax).astype(FLOAT8) + np.zeros((), FLOAT8)
+        values = np.clip(steps, qmin, qmax).astype(format.dtype)
+        values = values + np.zeros((), format.dtype)
     else:
         whole = np.round(steps)
         whole = whole if zero is None else whole + zero

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jcompress.tensors.axes import Axes
 from jcompress.tensors.base import CompressedTensor, Rebuild, is_compressed
 from jcompress.tensors.matrix import MatrixTensor
-from jcompress.tensors.numbers import round_to
+from jcompress.tensors.rounding import round_to
 
 Factor = jax.Array | CompressedTensor
 """A factor: trainable floats, or itself a compressed leaf."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from jcompress.tensors.axes import from_matrix
 from jcompress.tensors.matrix import MatrixTensor
-from jcompress.tensors.numbers import round_to
+from jcompress.tensors.rounding import round_to
 
 
 @jax.tree_util.register_pytree_with_keys_class

@@ -95,8 +95,8 @@ def _columns(tensor: QTensor, axis: int, where: slice) -> jax.Array | None:
     kept = range(*where.indices(tensor.shape[axis]))
     if where.step != 1 or tensor.shape[axis] != size:
         return None
-    first, last = kept.start * tensor.bits, kept.stop * tensor.bits
+    first, last = kept.start * tensor.format.bits, kept.stop * tensor.format.bits
     if first % 8 or (last % 8 and kept.stop != size):
         return None
-    stored = packed_size(len(kept), tensor.bits)
+    stored = packed_size(len(kept), tensor.format.bits)
     return values[..., first // 8 : first // 8 + stored]

@@ -14,14 +14,15 @@ from jcompress.tensors.base import Rebuild
 from jcompress.tensors.formats import Activation, Weights
 from jcompress.tensors.host import pack_on_host
 from jcompress.tensors.matrix import MatrixTensor
-from jcompress.tensors.numbers import Range, dequantize_matrix, quantize_matrix
+from jcompress.tensors.number_formats import Float8, NumberFormat
 from jcompress.tensors.packing import (
-    FLOAT8,
     pack_bits,
     packed_size,
     stored_dtype,
     unpack_bits,
 )
+from jcompress.tensors.ranges import Range
+from jcompress.tensors.weight_matrix import dequantize_matrix, quantize_matrix
 
 _MOST_ON_HOST = 2**22
 """Elements up to which NumPy takes less time than a compilation."""
@@ -40,7 +41,7 @@ def _packed(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """The stored arrays of a leaf, in one program where there would be a dozen."""
     values, scales, zeros = quantize_matrix(to_matrix(leaf, axes), spec)
-    return pack_bits(values, spec.bits), scales, zeros
+    return pack_bits(values, spec.format.bits), scales, zeros
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -55,11 +56,10 @@ class QTensor(MatrixTensor):
 
     in float32, then cast to `dtype`. Invariants, checked on construction:
 
-        2 <= bits <= 8
-        values: bits > 4: int8 [*S, N, K]; else uint8 [*S, N, ceil(K bits / 8)];
-            or, with bits == 8 and zeros == None, float8_e4m3fn [*S, N, K]
+        values, of Int(bits): bits > 4: int8 [*S, N, K]; else
+            uint8 [*S, N, ceil(K bits / 8)]; of Float8(): float8_e4m3fn [*S, N, K]
         scales: float32 [*S, N or 1, G],  K % G == 0
-        zeros: int8 of the shape of scales, or None
+        zeros: int8 of the shape of scales; None if format.symmetric
 
     Attributes:
         values: the numbers; up to 4 bits, each row a stream of bits without gaps
@@ -69,7 +69,7 @@ class QTensor(MatrixTensor):
         input_ranges: ranges of the data that the leaf's products meet, one for each
             product site in their order; each a scalar, or led by the sizes of the
             stack axes that differ. Empty if there is nothing to remember.
-        bits: bits of a number.
+        format: which numbers these are.
         activation: how the data that its products meet is quantized, if at all.
 
     Raises:
@@ -82,26 +82,29 @@ class QTensor(MatrixTensor):
     scales: jax.Array
     zeros: jax.Array | None = None
     input_ranges: tuple[Range, ...] = ()
-    bits: int
+    format: NumberFormat
     activation: Activation | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_ranges", tuple(self.input_ranges))
-        if not 2 <= self.bits <= 8:
-            raise ValueError(f"QTensor: bits is from 2 to 8, not {self.bits}")
+        if not isinstance(self.format, NumberFormat):
+            raise ValueError(
+                f"QTensor: format is Int(bits) or Float8(), not {self.format!r}"
+            )
         super().__post_init__()
 
     def check_arrays(self) -> None:
         """Raise ValueError if an array is not of the shape and dtype it should be."""
         *stacks, outputs, inputs = self.matrix_shape
-        stored = packed_size(inputs, self.bits)
-        if self.floating and (self.bits != 8 or self.zeros is not None):
+        bits = self.format.bits
+        if self.format.symmetric != (self.zeros is None):
             raise ValueError(
-                "QTensor: float8 values have 8 bits and no zero points, not bits = "
-                f"{self.bits} and {'no ' if self.zeros is None else ''}zeros"
+                f"QTensor: {self.format!r} has {'no' if self.format.symmetric else ''} "
+                "zero points"
             )
-        kind = FLOAT8 if self.floating else stored_dtype(self.bits)
-        self.check_array("values", (*stacks, outputs, stored), kind)
+        whole = isinstance(self.format, Float8)
+        kind = self.format.dtype if whole else stored_dtype(bits)
+        self.check_array("values", (*stacks, outputs, packed_size(inputs, bits)), kind)
         groups = self.scales.shape[-1] if self.scales.ndim else 1
         if groups < 1 or inputs % groups:
             raise ValueError(
@@ -155,7 +158,7 @@ class QTensor(MatrixTensor):
             scales=scales,
             zeros=zeros,
             input_ranges=input_ranges,
-            bits=spec.bits,
+            format=spec.format,
             shape=leaf.shape,
             dtype=leaf.dtype,
             activation=activation,
@@ -166,21 +169,15 @@ class QTensor(MatrixTensor):
 
     @property
     def form(self) -> str:
-        """The number format, such as "int4" or "float8"."""
-        kind = "float8" if self.floating else f"int{self.bits}"
+        """The numbers and their groups, such as "int4 group 32"."""
         groups = self.scales.shape[-1]
         size = f" group {self.matrix_shape[-1] // groups}" if groups > 1 else ""
-        return kind + size
-
-    @property
-    def floating(self) -> bool:
-        """Whether the numbers are 8-bit floats rather than integers."""
-        return bool(self.values.dtype == FLOAT8)
+        return f"{self.format}{size}"
 
     @property
     def numbers(self) -> jax.Array:
         """The stored numbers unpacked, int8 or float8_e4m3fn [*S, N, K]."""
-        return unpack_bits(self.values, self.matrix_shape[-1], self.bits)
+        return unpack_bits(self.values, self.matrix_shape[-1], self.format.bits)
 
     def dense(self) -> jax.Array:
         """The dense array, of `shape` and `dtype`."""

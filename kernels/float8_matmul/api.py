@@ -14,8 +14,10 @@ from jcompress.kernels._operation import Arrays, Operation
 from jcompress.kernels._rows import by_row, check_outputs, check_row_scale, said
 from jcompress.kernels.float8_matmul.reference import reference
 from jcompress.kernels.float8_matmul.xla import xla
-from jcompress.tensors.numbers import dequantize_matrix, unclipped
+from jcompress.tensors.number_formats import Float8
 from jcompress.tensors.packing import FLOAT8
+from jcompress.tensors.rounding import unclipped
+from jcompress.tensors.weight_matrix import dequantize_matrix
 
 _NAME = "float8_matmul"
 FORMS = {Implementation.REFERENCE: Form(reference), Implementation.XLA: Form(xla)}
@@ -36,7 +38,7 @@ def float8_matmul(
     float32, for devices that multiply float8 (NVIDIA's from compute capability 8.9 on,
     TPUs of generation 7) faster than anything else; on others the numbers become
     bfloat16 or float32 first, which hold them exactly. Float `x` is quantized on the
-    way, `q = quantize_values(x, x_scale, floating=True)`; float8 `x` is q. Use
+    way, `q = quantize_values(x, x_scale, None, Float8())`; float8 `x` is q. Use
     `jax.vmap` for stacks. Differentiable in reverse with respect to `bias` and float
     `x`, with the straight-through gradient of `fake_quantize`: the stored arrays and
     `x_scale` count as constants.
@@ -104,7 +106,7 @@ def _backward(saved: Arrays, cotangent: jax.Array) -> Arrays:
     dense = dequantize_matrix(values, scales, None, jnp.float32)
     gradient = jnp.matmul(wide, dense).astype(x.dtype)
     if scale is not None:
-        kept = unclipped(x, scale, None, bits=8, symmetric=True, floating=True)
+        kept = unclipped(x, scale, None, Float8())
         gradient = jnp.where(kept, gradient, jnp.zeros_like(gradient))
     return (gradient, None, None, None, by_bias)
 
@@ -119,7 +121,7 @@ def _over_parts(
     bias: jax.Array | None,
 ) -> jax.Array:
     if x_scale is None:
-        x_scale = row_scale(x, 8, names, floating=True)
+        x_scale = row_scale(x, Float8(), names)
     q, x_scale = float8_rows(x, x_scale)
     product: jax.Array = jax.lax.psum(run(q, x_scale, values, scales, None), names)
     if bias is not None:
@@ -153,7 +155,7 @@ def _check(
     if values.ndim != 2 or values.shape[1] != inputs or values.dtype != FLOAT8:
         raise ValueError(
             f"{_NAME}: for {inputs} inputs, values is float8_e4m3fn [N, {inputs}], "
-            f"not {said(values)}; Weights(floating=True) makes such values"
+            f"not {said(values)}; Weights(format=Float8()) makes such values"
         )
     check_outputs(_NAME, values.shape[0], scales, bias)
     if x_scale is not None:

@@ -14,7 +14,9 @@ from jcompress.kernels._rows import by_row, check_outputs, check_row_scale, said
 from jcompress.kernels.int8_matmul import cpu, gpu, tpu
 from jcompress.kernels.int8_matmul.reference import reference
 from jcompress.kernels.int8_matmul.xla import xla
-from jcompress.tensors.numbers import dequantize_matrix, unclipped
+from jcompress.tensors.number_formats import Int
+from jcompress.tensors.rounding import unclipped
+from jcompress.tensors.weight_matrix import dequantize_matrix
 
 _NAME = "int8_matmul"
 FORMS = {
@@ -121,7 +123,7 @@ def _backward(saved: Arrays, cotangent: jax.Array, *, x_bits: int) -> Arrays:
     dense = dequantize_matrix(values, scales, zeros, jnp.float32)
     gradient = jnp.matmul(wide, dense).astype(x.dtype)
     if scale is not None:
-        kept = unclipped(x, scale, zero, bits=x_bits, symmetric=zero is None)
+        kept = unclipped(x, scale, zero, Int(x_bits, symmetric=zero is None))
         gradient = jnp.where(kept, gradient, jnp.zeros_like(gradient))
     return (gradient, *constants, by_bias)
 
@@ -140,7 +142,7 @@ def _over_parts(
     x_bits: int,
 ) -> jax.Array:
     if x_scale is None:
-        x_scale = row_scale(x, x_bits, names)
+        x_scale = row_scale(x, Int(x_bits), names)
     q, x_scale, x_zero = quantize_rows(x, x_scale, x_zero, x_bits)
     product: jax.Array = jax.lax.psum(
         run(q, x_scale, x_zero, values, scales, zeros, None), names

@@ -13,8 +13,10 @@ from jcompress.kernels.quantized_conv import cpu
 from jcompress.kernels.quantized_conv.reference import reference
 from jcompress.kernels.quantized_conv.window import Window
 from jcompress.kernels.quantized_conv.xla import convolve, xla
-from jcompress.tensors.numbers import dequantize_matrix, unclipped
+from jcompress.tensors.number_formats import Int
 from jcompress.tensors.packing import packed_size, stored_dtype, unpack_bits
+from jcompress.tensors.rounding import unclipped
+from jcompress.tensors.weight_matrix import dequantize_matrix
 
 _NAME = "quantized_conv"
 FORMS = {
@@ -163,7 +165,7 @@ def _backward(
     gradient = gradient.reshape(images, x.shape[1]).astype(x.dtype)
     if scale is not None:
         assert x_bits is not None
-        kept = unclipped(x, scale, zero, bits=x_bits, symmetric=zero is None)
+        kept = unclipped(x, scale, zero, Int(x_bits, symmetric=zero is None))
         gradient = jnp.where(kept, gradient, jnp.zeros_like(gradient))
     return (gradient, *(None,) * 5)
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from jcompress.kernels._integers import LONGEST, quantize_rows
 from jcompress.kernels.quantized_conv.window import Window
-from jcompress.tensors.numbers import dequantize_matrix
 from jcompress.tensors.packing import unpack_bits
+from jcompress.tensors.weight_matrix import dequantize_matrix
 
 
 def reference(

@@ -20,14 +20,11 @@ from jcompress.kernels._integers import LONGEST, quantize_rows
 from jcompress.kernels._partition import vary, varying
 from jcompress.kernels.quantized_conv.reference import flat
 from jcompress.kernels.quantized_conv.window import Window
-from jcompress.tensors.numbers import (
-    dequantize_matrix,
-    fake_quantize,
-    quantize_values,
-    range_of,
-    scale_and_zero,
-)
+from jcompress.tensors.number_formats import Int
 from jcompress.tensors.packing import unpack_bits
+from jcompress.tensors.ranges import range_of, scale_and_zero
+from jcompress.tensors.rounding import fake_quantize, quantize_values
+from jcompress.tensors.weight_matrix import dequantize_matrix
 
 
 def xla(
@@ -144,23 +141,22 @@ def by_floats(
     if x_bits is not None:
         if x_scale is None:
             span = range_of(images, tuple(range(1, images.ndim)))
-            x_scale, _ = scale_and_zero(span, bits=x_bits, symmetric=True)
+            x_scale, _ = scale_and_zero(span, Int(x_bits))
         scale, zero = (
             None if part is None else part.reshape(-1, *(1,) * (images.ndim - 1))
             for part in (x_scale, x_zero)
         )
     if x.dtype.itemsize >= 4:
         if scale is not None and x_bits is not None:
-            images = fake_quantize(
-                images, scale, zero, bits=x_bits, symmetric=zero is None
-            )
+            format = Int(x_bits, symmetric=zero is None)
+            images = fake_quantize(images, scale, zero, format)
         if weight is None:
             integers = unpack_bits(values, window.inputs, bits)
             weight = dequantize_matrix(integers, scales, zeros, x.dtype).T
         out = convolve(images, weight, window, x.dtype)
         return out.reshape(x.shape[0], window.positions * values.shape[0])
     if scale is not None and x_bits is not None:
-        q = quantize_values(images, scale, zero, bits=x_bits, symmetric=zero is None)
+        q = quantize_values(images, scale, zero, Int(x_bits, symmetric=zero is None))
         images = (q if zero is None else q - zero).astype(x.dtype)
     matrix = unpack_bits(values, window.inputs, bits).astype(x.dtype)
     if zeros is not None:

@@ -14,6 +14,7 @@ from jcompress.kernels._rows import said
 from jcompress.kernels.weight_only_matmul import cpu, gpu, tpu
 from jcompress.kernels.weight_only_matmul.reference import dense_weight, reference
 from jcompress.kernels.weight_only_matmul.xla import xla
+from jcompress.tensors.number_formats import Int
 from jcompress.tensors.packing import FLOAT8, is_packed, packed_size, stored_dtype
 
 _NAME = "weight_only_matmul"
@@ -129,7 +130,7 @@ def _over_parts(
         total: jax.Array = jax.lax.psum(part, names)
         return total.astype(x.dtype)
     # Small integers are exact in any float: what is left is a product of floats.
-    scale = row_scale(x, x_bits, names)
+    scale = row_scale(x, Int(x_bits), names)
     q, _, _ = quantize_rows(x, scale, None, x_bits)
     part = run(q.astype(x.dtype), *weight, x_bits=None).astype(jnp.float32)
     total = jax.lax.psum(part, names)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.kernels._integers import quantize_rows
-from jcompress.tensors.numbers import dequantize_matrix
 from jcompress.tensors.packing import unpack_bits
+from jcompress.tensors.weight_matrix import dequantize_matrix
 
 
 def dense_weight(

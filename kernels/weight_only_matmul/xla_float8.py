@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jcompress.kernels._float8 import dot_by_blocks
 from jcompress.kernels._rows import at_most
-from jcompress.tensors.numbers import round_to
+from jcompress.tensors.rounding import round_to
 
 PARTS = {"bfloat16": 1, "float16": 2, "float32": 3}
 """How many numbers of bfloat16 have a number of such a dtype as their sum."""

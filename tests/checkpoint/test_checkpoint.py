@@ -15,7 +15,7 @@ import pytest
 
 from jcompress import checkpoint
 from jcompress.checkpoint import CheckpointError
-from jcompress.quantization import Quantize, Weights, quantize
+from jcompress.quantization import Int, Quantize, Weights, quantize
 from jcompress.sites import find_sites
 from jcompress.tensors import CompressedTensor, is_compressed
 
@@ -228,7 +228,7 @@ def test_an_interrupted_saver_finishes_quietly(tmp_path):
     path = tmp_path / "c"
     for delay in (0.005, 0.025, 0.045):
         process = subprocess.Popen(
-            [sys.executable, "-c", INTERRUPTED, str(path)],
+            [sys.executable, "-P", "-c", INTERRUPTED, str(path)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "JAX_PLATFORMS": "cpu"},
@@ -258,7 +258,7 @@ for value in itertools.count():
 def test_a_killed_saver_always_leaves_a_complete_checkpoint(tmp_path):
     path = tmp_path / "c"
     for delay in (0.0, 0.013, 0.031):
-        command = [sys.executable, "-c", SAVER, str(path)]
+        command = [sys.executable, "-P", "-c", SAVER, str(path)]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, env={**os.environ, "JAX_PLATFORMS": "cpu"}
         )
@@ -277,7 +277,7 @@ def test_a_killed_saver_always_leaves_a_complete_checkpoint(tmp_path):
 def test_int4_takes_half_a_byte_an_element_on_disk(tmp_path):
     tree = {"w": jax.random.normal(jax.random.key(0), (1024, 1024))}
     sites = find_sites(lambda t, x: x @ t["w"], tree, jnp.ones((1, 1024)))
-    spec = Quantize(weights=Weights(bits=4))
+    spec = Quantize(weights=Weights(format=Int(4)))
     packed = quantize(tree, [("w", spec)], sites=sites)
     checkpoint.save(tmp_path, packed)
     on_disk = sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file())

@@ -19,7 +19,7 @@ import pytest
 from jcompress import checkpoint, tensors
 from jcompress.checkpoint import CheckpointError, registry
 from jcompress.execution import compressed
-from jcompress.quantization import Activation, Quantize, Weights, quantize
+from jcompress.quantization import Activation, Float8, Int, Quantize, Weights, quantize
 from jcompress.sites import find_sites
 from jcompress.tensors import CompressedTensor, formats
 
@@ -38,8 +38,8 @@ def small(key: int = 0) -> Any:
         "down": jax.random.normal(keys[1], (16, 8)),
     }
     rules = [
-        ("up", Quantize(weights=Weights(bits=4), activation=Activation())),
-        (..., Quantize(weights=Weights(floating=True))),
+        ("up", Quantize(weights=Weights(format=Int(4)), activation=Activation())),
+        (..., Quantize(weights=Weights(format=Float8()))),
     ]
     return quantize(params, rules, sites=find_sites(apply, params, X))
 

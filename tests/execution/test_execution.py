@@ -16,6 +16,7 @@ from jcompress.execution import How, compressed, inspect
 from jcompress.execution.together import WHY
 from jcompress.quantization import (
     Activation,
+    Int,
     MovingAverage,
     PerGroup,
     PerRow,
@@ -45,11 +46,11 @@ def quantizable(site: Site) -> bool:
 
 
 SPECS = {
-    "int8": Quantize(weights=Weights(bits=8)),
-    "int4": Quantize(weights=Weights(bits=4, symmetric=False)),
+    "int8": Quantize(weights=Weights(format=Int(8))),
+    "int4": Quantize(weights=Weights(format=Int(4, symmetric=False))),
     "int8_per_tensor": Quantize(weights=Weights(granularity=PerTensor())),
     "dynamic": Quantize(
-        weights=Weights(bits=8, symmetric=False), activation=Activation()
+        weights=Weights(format=Int(8, symmetric=False)), activation=Activation()
     ),
 }
 
@@ -125,7 +126,7 @@ def layer(params: Any, x: jax.Array) -> jax.Array:
 
 
 def test_corrupted_weights_are_noticed() -> None:
-    rules = [("w", Quantize(weights=Weights(bits=4)))]
+    rules = [("w", Quantize(weights=Weights(format=Int(4))))]
     tree = quantize({"w": W}, rules, sites=find_sites(layer, {"w": W}, X))
     expected = fake_quant(layer, rules)({"w": W}, X)
     check_close(compressed(layer)(tree, X), expected, TOLERANCE)
@@ -138,10 +139,17 @@ def test_corrupted_weights_are_noticed() -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
 @pytest.mark.parametrize("granularity", [PerTensor(), PerGroup(8)])
 @pytest.mark.parametrize(
-    "activation", [None, Activation(bits=6), Activation(granularity=PerRow())]
+    "activation",
+    [
+        None,
+        Activation(format=Int(6, symmetric=False)),
+        Activation(granularity=PerRow()),
+    ],
 )
 def test_formats(bits: int, granularity: Any, activation: Activation | None) -> None:
-    weights = Weights(bits=bits, symmetric=bits % 2 == 0, granularity=granularity)
+    weights = Weights(
+        format=Int(bits, symmetric=bits % 2 == 0), granularity=granularity
+    )
     rules = [("w", Quantize(weights=weights, activation=activation))]
     tree = quantize({"w": W}, rules, sites=find_sites(layer, {"w": W}, X))
     got = jax.jit(compressed(layer))(tree, X)
@@ -158,7 +166,7 @@ def test_lookups_are_bit_equal_and_never_make_the_table_dense() -> None:
 
     ids = jnp.array([[3, 49, 7], [0, 50, 1]])
     for bits in (4, 8):
-        rules = [("t", Quantize(weights=Weights(bits=bits, symmetric=False)))]
+        rules = [("t", Quantize(weights=Weights(format=Int(bits, symmetric=False))))]
         sites = find_sites(embed, {"t": table}, ids)
         tree = quantize({"t": table}, rules, sites=sites)
         got = jax.jit(compressed(embed))(tree, ids)
@@ -183,7 +191,9 @@ def test_a_calibrated_tree_runs_with_its_stored_ranges() -> None:
         return jax.lax.scan(step, x, params["w"])[0]
 
     params, x = {"w": weights}, X[:, :8]
-    activation = Activation(bits=8, range=MovingAverage(decay=0.5))
+    activation = Activation(
+        format=Int(8, symmetric=False), range=MovingAverage(decay=0.5)
+    )
     rules = [("w", Quantize(activation=activation))]
     ranges = init_ranges(deep, rules, params, x)
     for batch in (x, 2 * x):
@@ -270,7 +280,7 @@ def test_small_weights_are_made_dense_in_one_step(bits: int, symmetric: bool) ->
     }
     x = jnp.asarray(rng.normal(size=(3, 4, 4, 2)).astype(np.float32))
     sites = find_sites(small_and_large, params, x)
-    weights = Weights(bits=bits, symmetric=symmetric)
+    weights = Weights(format=Int(bits, symmetric=symmetric))
     tree = quantize(params, [(..., Quantize(weights=weights))], sites=sites)
     said = {e.path: e for e in inspect(small_and_large, tree, x)}
     assert said["a"].why == said["c"].why == WHY

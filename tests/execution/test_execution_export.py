@@ -22,6 +22,8 @@ from jcompress.pruning import (
 )
 from jcompress.quantization import (
     Activation,
+    Float8,
+    Int,
     PerGroup,
     PerRow,
     Quantize,
@@ -74,13 +76,13 @@ def case() -> tuple[Any, jax.Array]:
     ]
     masks = make_masks(score_by_magnitude(params), pruned, sites=sites)
     tree = to_sparse(apply_masks(params, masks), patterns, sites=sites)
-    by_row = Activation(granularity=PerRow(), symmetric=True)
-    group = Weights(bits=3, granularity=PerGroup(32))
+    by_row = Activation(granularity=PerRow(), format=Int(8))
+    group = Weights(format=Int(3), granularity=PerGroup(32))
     rules = [
-        ("w4", Quantize(weights=Weights(bits=4, symmetric=False))),
+        ("w4", Quantize(weights=Weights(format=Int(4, symmetric=False)))),
         ("w3_grouped", Quantize(weights=group)),
         ("w8a8", Quantize(activation=by_row)),
-        ("float8", Quantize(weights=Weights(floating=True))),
+        ("float8", Quantize(weights=Weights(format=Float8()))),
         *((name, Quantize()) for name in shapes),
     ]
     tree = quantize(tree, rules, sites=sites)

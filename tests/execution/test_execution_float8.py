@@ -16,6 +16,8 @@ from jcompress.low_rank.factorizing import Svd, factorize, quantize_factors
 from jcompress.pruning import NM, to_sparse
 from jcompress.quantization import (
     Activation,
+    Float8,
+    Int,
     MovingAverage,
     PerChannel,
     PerGroup,
@@ -71,12 +73,12 @@ SITES = find_sites(model, PARAMS, INDICES)
 def test_weights_only() -> None:
     kinds = {"a": PerTensor(), "layers": PerGroup(16), "table": PerChannel()}
     rules = [
-        (name, Quantize(weights=Weights(floating=True, granularity=kind)))
+        (name, Quantize(weights=Weights(format=Float8(), granularity=kind)))
         for name, kind in kinds.items()
     ]
-    rules += [(..., Quantize(weights=Weights(floating=True)))]
+    rules += [(..., Quantize(weights=Weights(format=Float8())))]
     tree = quantize(PARAMS, rules, sites=SITES)
-    assert all(tree[name].floating for name in PARAMS)
+    assert all(tree[name].format == Float8() for name in PARAMS)
     expected = jax.jit(fake_quant(model, rules))(PARAMS, INDICES)
     check(jax.jit(compressed(model))(tree, INDICES), expected)
     plain = model(PARAMS, INDICES)
@@ -92,8 +94,8 @@ def test_weights_only() -> None:
 @pytest.mark.parametrize("granularity", [PerTensor(), PerRow()])
 def test_weights_and_activations(granularity: Any) -> None:
     spec = Quantize(
-        weights=Weights(floating=True),
-        activation=Activation(symmetric=True, floating=True, granularity=granularity),
+        weights=Weights(format=Float8()),
+        activation=Activation(format=Float8(), granularity=granularity),
     )
     rules = [(name, spec) for name in ("a", "layers", "b")]
     tree = quantize(PARAMS, rules, sites=SITES)
@@ -105,8 +107,8 @@ def test_weights_and_activations(granularity: Any) -> None:
 
 def test_moving_averages() -> None:
     spec = Quantize(
-        weights=Weights(floating=True),
-        activation=Activation(symmetric=True, floating=True, range=MovingAverage()),
+        weights=Weights(format=Float8()),
+        activation=Activation(format=Float8(), range=MovingAverage()),
     )
     rules = [(name, spec) for name in ("a", "layers", "b")]
     ranges = init_ranges(model, rules, PARAMS, INDICES)
@@ -118,7 +120,7 @@ def test_moving_averages() -> None:
 
 
 def test_checkpoint(tmp_path: pathlib.Path) -> None:
-    rules = [(..., Quantize(weights=Weights(floating=True), activation=FLOATS))]
+    rules = [(..., Quantize(weights=Weights(format=Float8()), activation=FLOATS))]
     tree = quantize(W, rules, sites=AT_LAYER)
     checkpoint.save(tmp_path / "tree", tree)
     again = checkpoint.load(tmp_path / "tree")
@@ -134,17 +136,17 @@ def layer(params: Any, x: jax.Array) -> jax.Array:
 W = {"w": normal(64, 96, seed=5)}
 X = normal(5, 64, seed=6)
 AT_LAYER = find_sites(layer, W, X)
-FLOATS = Activation(symmetric=True, floating=True, granularity=PerRow())
-INTEGERS = Activation(symmetric=True, granularity=PerRow())
+FLOATS = Activation(format=Float8(), granularity=PerRow())
+INTEGERS = Activation(format=Int(8), granularity=PerRow())
 
 
 @pytest.mark.parametrize(
     ("weights", "activation", "how"),
     [
-        (Weights(floating=True), FLOATS, How.FLOAT8),
-        (Weights(floating=True, granularity=PerGroup(16)), FLOATS, How.WEIGHT_ONLY),
-        (Weights(floating=True), INTEGERS, How.WEIGHT_ONLY),
-        (Weights(bits=4), FLOATS, How.WEIGHT_ONLY),
+        (Weights(format=Float8()), FLOATS, How.FLOAT8),
+        (Weights(format=Float8(), granularity=PerGroup(16)), FLOATS, How.WEIGHT_ONLY),
+        (Weights(format=Float8()), INTEGERS, How.WEIGHT_ONLY),
+        (Weights(format=Int(4)), FLOATS, How.WEIGHT_ONLY),
     ],
 )
 def test_formats_that_meet(weights: Weights, activation: Activation, how: How) -> None:
@@ -172,9 +174,9 @@ def convolution(size: int) -> Any:
 @pytest.mark.parametrize(
     ("size", "weights", "activation", "how"),
     [
-        (3, Weights(floating=True), FLOATS, How.DENSE),
-        (3, Weights(bits=4), FLOATS, How.WEIGHT_ONLY),
-        (1, Weights(floating=True), FLOATS, How.FLOAT8),
+        (3, Weights(format=Float8()), FLOATS, How.DENSE),
+        (3, Weights(format=Int(4)), FLOATS, How.WEIGHT_ONLY),
+        (1, Weights(format=Float8()), FLOATS, How.FLOAT8),
     ],
 )
 def test_convolutions(size: int, weights: Any, activation: Any, how: How) -> None:
@@ -189,10 +191,10 @@ def test_convolutions(size: int, weights: Any, activation: Any, how: How) -> Non
 
 
 def test_factors_and_adapters() -> None:
-    spec = Weights(floating=True)
+    spec = Weights(format=Float8())
     thin = factorize(W, [("w", Svd(rank=8))], sites=AT_LAYER)
     small = quantize_factors(thin, [("w", spec)], sites=AT_LAYER)
-    assert all(factor.floating for factor in small["w"].factors)
+    assert all(factor.format == Float8() for factor in small["w"].factors)
     check(jax.jit(compressed(layer))(small, X), X @ small["w"].dense())
     base = quantize(W, [("w", Quantize(weights=spec))], sites=AT_LAYER)
     lora = [("w", Lora(rank=2))]
@@ -202,7 +204,7 @@ def test_factors_and_adapters() -> None:
 
 def test_no_sparse_leaf_of_float8() -> None:
     tree = quantize(
-        W, [("w", Quantize(weights=Weights(floating=True)))], sites=AT_LAYER
+        W, [("w", Quantize(weights=Weights(format=Float8())))], sites=AT_LAYER
     )
-    with pytest.raises(MismatchError, match=r"'w' is stored as float8; .*bits=8"):
+    with pytest.raises(MismatchError, match=r"'w' is stored as float8; .*Int\(8\)"):
         to_sparse(tree, [("w", NM(2, 4))], sites=AT_LAYER)

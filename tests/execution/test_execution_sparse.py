@@ -20,6 +20,7 @@ from jcompress.pruning import (
 from jcompress.pruning.convert import to_sparse
 from jcompress.quantization import (
     Activation,
+    Int,
     PerGroup,
     PerRow,
     PerTensor,
@@ -202,7 +203,7 @@ def test_pointwise_convolutions_run_as_products(layout: str) -> None:
         return
     for activation, how in (
         (Activation(), How.INTEGER),
-        (Activation(granularity=PerRow(), symmetric=True), How.INTEGER),
+        (Activation(granularity=PerRow(), format=Int(8)), How.INTEGER),
     ):
         rules = [("w", Quantize(activation=activation))]
         small = quantize(params, rules, sites=sites)
@@ -245,7 +246,7 @@ EXPERTS = {"w": normal(4, 8, 6)}
 
 @pytest.mark.parametrize(
     "activation",
-    [None, Activation(), Activation(granularity=PerRow(), symmetric=True)],
+    [None, Activation(), Activation(granularity=PerRow(), format=Int(8))],
 )
 def test_experts_run_one_by_one(activation: Activation | None) -> None:
     x = normal(10, 8)
@@ -275,15 +276,15 @@ def test_sparse_experts() -> None:
     ("weights", "activation", "how"),
     [
         (Weights(granularity=PerGroup(8)),
-         Activation(granularity=PerRow(), symmetric=True), How.INTEGER),
-        (Weights(bits=4), Activation(granularity=PerRow(), symmetric=True),
+         Activation(granularity=PerRow(), format=Int(8)), How.INTEGER),
+        (Weights(format=Int(4)), Activation(granularity=PerRow(), format=Int(8)),
          How.INTEGER),
-        (Weights(bits=3, granularity=PerGroup(4)),
-         Activation(bits=5, granularity=PerRow(), symmetric=True), How.INTEGER),
+        (Weights(format=Int(3), granularity=PerGroup(4)),
+         Activation(format=Int(5), granularity=PerRow()), How.INTEGER),
         (Weights(granularity=PerGroup(8)), Activation(granularity=PerRow()),
          How.WEIGHT_ONLY),
         (Weights(granularity=PerTensor()),
-         Activation(granularity=PerRow(), symmetric=True), How.INTEGER),
+         Activation(granularity=PerRow(), format=Int(8)), How.INTEGER),
     ],
 )  # fmt: skip
 def test_rows_with_ranges_of_their_own(

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from jcompress.execution import How, compressed, inspect
-from jcompress.quantization import PerTensor, Quantize, Weights, fake_quant, quantize
+from jcompress.quantization import (
+    Int,
+    PerTensor,
+    Quantize,
+    Weights,
+    fake_quant,
+    quantize,
+)
 from jcompress.sites import find_sites
 from jcompress.tensors.parts import part_of
 
@@ -37,7 +44,7 @@ def halves(w: jax.Array, x: jax.Array) -> jax.Array:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(("fn", "w"), [(qkv, W), (layers, S), (halves, W)])
 def test_parts_run_compressed(fn: Callable[..., Any], w: jax.Array, bits: int) -> None:
-    weights = Weights(bits=bits, symmetric=False)
+    weights = Weights(format=Int(bits, symmetric=False))
     rules = [(..., Quantize(weights=weights))]
     small = quantize(w, rules, sites=find_sites(fn, w, X))
     assert {use.how for use in inspect(fn, small, X)} == {How.WEIGHT_ONLY}
@@ -48,7 +55,9 @@ def test_parts_run_compressed(fn: Callable[..., Any], w: jax.Array, bits: int) -
 def test_a_part_stands_for_that_part() -> None:
     for bits in (3, 8):
         for granularity in (PerTensor(), Weights().granularity):
-            weights = Weights(bits=bits, symmetric=False, granularity=granularity)
+            weights = Weights(
+                format=Int(bits, symmetric=False), granularity=granularity
+            )
             fn = lambda w, x: x @ w  # noqa: E731
             rules = [(..., Quantize(weights=weights))]
             small = quantize(S, rules, sites=find_sites(fn, S, X[None]))
@@ -91,7 +100,7 @@ own_gradient.defvjp(lambda w, x: (x @ w, (w, x)), lambda kept, g: kept)
 def test_what_is_made_dense_says_why(
     fn: Callable[..., Any], operation: str, why: str
 ) -> None:
-    rules = [(..., Quantize(weights=Weights(bits=4)))]
+    rules = [(..., Quantize(weights=Weights(format=Int(4))))]
     small = quantize(W, rules, sites=find_sites(fn, W, X))
     dense = [use for use in inspect(fn, small, X) if use.how is How.DENSE]
     assert (operation, True) in [(use.operation, why in use.why) for use in dense]

@@ -21,13 +21,9 @@ from jcompress.kernels import (
     int8_matmul,
     weight_only_matmul,
 )
-from jcompress.quantization import PerChannel, PerGroup, PerTensor, Weights
-from jcompress.tensors.numbers import (
-    fake_quantize,
-    quantize_values,
-    range_of,
-    scale_and_zero,
-)
+from jcompress.quantization import Float8, Int, PerChannel, PerGroup, PerTensor, Weights
+from jcompress.tensors.ranges import range_of, scale_and_zero
+from jcompress.tensors.rounding import fake_quantize, quantize_values
 
 GRANULARITIES = {
     "tensor": PerTensor(),
@@ -68,18 +64,19 @@ def weight(
     over = (0, 1, 2) if isinstance(kind, PerTensor) else (2,)
     low = np.minimum(grouped.min(over, keepdims=True, initial=0), 0)
     high = np.maximum(grouped.max(over, keepdims=True, initial=0), 0)
-    top = 448 if spec.floating else 2 ** (spec.bits - 1) - 1
+    floating, bits = isinstance(spec.format, Float8), spec.format.bits
+    top = 448 if floating else 2 ** (bits - 1) - 1
     least, zeros = -top, None
-    if spec.symmetric:
+    if spec.format.symmetric:
         scales = np.maximum(-low, high) / top
     else:
         least, scales = -top - 1, (high - low) / (2 * top + 1)
         zeros = np.rint(least - low / scales)
     values = grouped / scales + (0 if zeros is None else zeros)
-    if not spec.floating:
+    if not floating:
         values = np.clip(np.rint(values), least, top)
     kept = values.reshape(outputs, inputs).astype(
-        jnp.float8_e4m3fn if spec.floating else np.int8
+        jnp.float8_e4m3fn if floating else np.int8
     )
     moved = None if zeros is None else jnp.asarray(zeros[..., 0].astype(np.int8))
     return jnp.asarray(kept), jnp.asarray(scales[..., 0].astype(np.float32)), moved
@@ -91,7 +88,6 @@ _weight_only_matmul = jax.jit(
 )
 _int8_matmul = jax.jit(int8_matmul, static_argnames=("x_bits", "implementation"))
 _float8_matmul = jax.jit(float8_matmul, static_argnames="implementation")
-FLOATING: dict[str, Any] = {"bits": 8, "symmetric": True, "floating": True}
 
 
 def stored(values: jax.Array, bits: int) -> jax.Array:
@@ -154,8 +150,8 @@ class WeightOnlyMatmul:
         wide = np.asarray(x).astype(np.float64)
         if x_bits is not None:
             rows = x.astype(jnp.float32)
-            scale, _ = scale_and_zero(range_of(rows, -1), bits=x_bits, symmetric=True)
-            q = quantize_values(rows, scale, None, bits=x_bits, symmetric=True)
+            scale, _ = scale_and_zero(range_of(rows, -1), Int(x_bits))
+            q = quantize_values(rows, scale, None, Int(x_bits))
             wide = np.asarray(q).astype(np.float64) * np.asarray(scale)
         assert out.shape == (*x.shape[:-1], values.shape[0])
         assert out.dtype == x.dtype
@@ -170,7 +166,8 @@ class WeightOnlyMatmul:
     @pytest.mark.parametrize("bits", [3, 8])
     def test_formats(self, bits: int, symmetric: bool, granularity: str) -> None:
         spec = Weights(
-            bits=bits, symmetric=symmetric, granularity=GRANULARITIES[granularity]
+            format=Int(bits, symmetric=symmetric),
+            granularity=GRANULARITIES[granularity],
         )
         w = weight(10, 48, spec)
         for dtype in self.dtypes:
@@ -182,7 +179,7 @@ class WeightOnlyMatmul:
         ("rows", "granularity"), [(1, "channel"), (70, "tensor"), (3, "group")]
     )
     def test_weights_of_float8(self, rows: int, granularity: str) -> None:
-        spec = Weights(floating=True, granularity=GRANULARITIES[granularity])
+        spec = Weights(format=Float8(), granularity=GRANULARITIES[granularity])
         w = weight(10, 48, spec)
         for dtype in self.dtypes:
             x = normal((rows, 48), dtype)
@@ -194,7 +191,7 @@ class WeightOnlyMatmul:
         batch, inputs, outputs = SHAPES[shape]
         kinds = [PerChannel(), PerGroup(8)] if inputs % 8 == 0 else [PerTensor()]
         for kind in kinds:
-            w = weight(outputs, inputs, Weights(bits=bits, granularity=kind))
+            w = weight(outputs, inputs, Weights(format=Int(bits), granularity=kind))
             for dtype in self.dtypes:
                 x = normal((*batch, inputs), dtype)
                 out = self.run(x, stored(w[0], bits), *w[1:], bits=bits)
@@ -204,7 +201,7 @@ class WeightOnlyMatmul:
     @pytest.mark.parametrize("bits", [2, 3])
     def test_shapes_of_packed_integers(self, bits: int, shape: str) -> None:
         batch, inputs, outputs = SHAPES[shape]
-        w = weight(outputs, inputs, Weights(bits=bits, symmetric=False))
+        w = weight(outputs, inputs, Weights(format=Int(bits, symmetric=False)))
         x = normal((*batch, inputs))
         out = self.run(x, stored(w[0], bits), *w[1:], bits=bits)
         self.check(x, w, bits, out)
@@ -224,7 +221,7 @@ class WeightOnlyMatmul:
         self, rows: int, bits: int, x_bits: int, granularity: str
     ) -> None:
         spec = Weights(
-            bits=bits, symmetric=False, granularity=GRANULARITIES[granularity]
+            format=Int(bits, symmetric=False), granularity=GRANULARITIES[granularity]
         )
         w = weight(10, 48, spec)
         for dtype in self.dtypes:
@@ -235,7 +232,7 @@ class WeightOnlyMatmul:
 
     @pytest.mark.parametrize(("rows", "bits"), [(1, 4), (200, 8)])
     def test_without_jit(self, rows: int, bits: int) -> None:
-        w = weight(10, 48, Weights(bits=bits, symmetric=False))
+        w = weight(10, 48, Weights(format=Int(bits, symmetric=False)))
         x = normal((rows, 48))
         given = {"bits": bits, "implementation": self.implementation}
         out = weight_only_matmul(x, stored(w[0], bits), *w[1:], **given)
@@ -246,7 +243,7 @@ class WeightOnlyMatmul:
     def test_vmap_over_stacked_weights(
         self, bits: int, x_bits: int | None, symmetric: bool
     ) -> None:
-        spec = Weights(bits=bits, symmetric=symmetric, granularity=PerGroup(8))
+        spec = Weights(format=Int(bits, symmetric=symmetric), granularity=PerGroup(8))
         ws = [weight(6, 24, spec, seed=seed) for seed in range(3)]
         stack = jax.tree.map(lambda *parts: jnp.stack(parts), *ws)
         x = normal((3, 4, 24))
@@ -280,7 +277,7 @@ class WeightOnlyMatmul:
     @pytest.mark.parametrize("bits", [4, 8])
     def test_gradient(self, bits: int, granularity: str) -> None:
         spec = Weights(
-            bits=bits, symmetric=False, granularity=GRANULARITIES[granularity]
+            format=Int(bits, symmetric=False), granularity=GRANULARITIES[granularity]
         )
         values, scales, zeros = weight(6, 33, spec)
         dense = dense_of(values, scales, zeros)
@@ -300,7 +297,7 @@ class WeightOnlyMatmul:
             )
 
     def test_gradient_is_straight_through_the_rounding(self) -> None:
-        values, scales, zeros = weight(6, 24, Weights(bits=4, symmetric=False))
+        values, scales, zeros = weight(6, 24, Weights(format=Int(4, symmetric=False)))
         dense = dense_of(values, scales, zeros)
         x, cotangent = normal((5, 24)), normal((5, 6), seed=3)
 
@@ -311,7 +308,7 @@ class WeightOnlyMatmul:
         np.testing.assert_allclose(dx, cotangent @ dense, rtol=1e-5, atol=1e-5)
 
     def test_in_a_loop_that_recomputes(self) -> None:
-        ws = [weight(24, 24, Weights(bits=4), seed=seed) for seed in range(3)]
+        ws = [weight(24, 24, Weights(format=Int(4)), seed=seed) for seed in range(3)]
         stack = jax.tree.map(lambda *parts: jnp.stack(parts), *ws)
         packed, scales = stored(stack[0], 4), stack[1]
         x = normal((2, 24))
@@ -380,7 +377,7 @@ class Int8Matmul:
         x_zero = jnp.asarray(rng.integers(-128, 128, (*batch, 1)), jnp.float32)
         zero = None if x_symmetric else x_zero
         for kind in (PerChannel(), PerTensor()):
-            spec = Weights(symmetric=symmetric, granularity=kind)
+            spec = Weights(format=Int(8, symmetric=symmetric), granularity=kind)
             w = weight(outputs, inputs, spec)
             out = self.run(q, *w, x_scale=x_scale, x_zero=zero)
             assert out.dtype == jnp.float32
@@ -402,17 +399,17 @@ class Int8Matmul:
     @pytest.mark.parametrize("x_bits", [4, 8])
     @pytest.mark.parametrize("symmetric", [True, False])
     def test_floats_are_fake_quantized(self, symmetric: bool, x_bits: int) -> None:
-        w = weight(10, 48, Weights(symmetric=False))
+        w = weight(10, 48, Weights(format=Int(8, symmetric=False)))
         dense = dense_of(*w)
         for dtype in self.dtypes:
             x = normal((2, 3, 48), dtype)
             span = range_of(x, -1)
-            scale, zero = scale_and_zero(span, bits=x_bits, symmetric=symmetric)
+            scale, zero = scale_and_zero(span, Int(x_bits, symmetric=symmetric))
             given = {"x_scale": scale, "x_zero": zero, "x_bits": x_bits}
             out = self.run(x, *w, **given)
             assert out.dtype == x.dtype
             faked = fake_quantize(
-                x.astype(jnp.float32), scale, zero, bits=x_bits, symmetric=symmetric
+                x.astype(jnp.float32), scale, zero, Int(x_bits, symmetric=symmetric)
             )
             rtol = 1e-5 if dtype == jnp.float32 else 2**-8
             np.testing.assert_allclose(
@@ -422,16 +419,19 @@ class Int8Matmul:
                 np.testing.assert_array_equal(self.run(x, *w, x_bits=x_bits), out)
 
     def test_without_jit(self) -> None:
-        w = weight(10, 48, Weights(symmetric=False))
+        w = weight(10, 48, Weights(format=Int(8, symmetric=False)))
         x = normal((5, 48))
         out = int8_matmul(x, *w, implementation=self.implementation)
         np.testing.assert_allclose(out, self.run(x, *w), rtol=1e-6)
 
     def test_vmap_over_stacked_weights(self) -> None:
-        ws = [weight(6, 24, Weights(symmetric=False), seed=seed) for seed in range(3)]
+        ws = [
+            weight(6, 24, Weights(format=Int(8, symmetric=False)), seed=seed)
+            for seed in range(3)
+        ]
         stack = jax.tree.map(lambda *parts: jnp.stack(parts), *ws)
         x = normal((3, 4, 24))
-        scale, zero = scale_and_zero(range_of(x, -1), bits=8, symmetric=False)
+        scale, zero = scale_and_zero(range_of(x, -1), Int(8, symmetric=False))
         f = jax.vmap(lambda x, s, z, *w: self.run(x, *w, x_scale=s, x_zero=z))
         out = f(x, scale, zero, *stack)
         for i, w in enumerate(ws):
@@ -440,7 +440,7 @@ class Int8Matmul:
 
     @pytest.mark.parametrize("dynamic", [True, False])
     def test_bias(self, dynamic: bool) -> None:
-        w = weight(10, 48, Weights(symmetric=False))
+        w = weight(10, 48, Weights(format=Int(8, symmetric=False)))
         bias = normal((10,), seed=4)
         for dtype in self.dtypes:
             x = normal((2, 3, 48), dtype)
@@ -476,7 +476,7 @@ class Int8Matmul:
             np.testing.assert_allclose(dx[i], expected, rtol=1e-5, atol=1e-5)
 
     def test_gradient_stops_where_x_is_clipped(self) -> None:
-        w = weight(6, 24, Weights(symmetric=False))
+        w = weight(6, 24, Weights(format=Int(8, symmetric=False)))
         dense = dense_of(*w)
         x = normal((5, 24))
         scale = jnp.float32(1 / 127)
@@ -519,20 +519,20 @@ class Float8Matmul:
         drawn = np.random.default_rng(2).uniform(0.01, 0.1, (*batch, 1))
         x_scale = jnp.asarray(drawn, jnp.float32)
         kind = PerTensor() if shape == "batches" else PerChannel()
-        w = weight(outputs, inputs, Weights(floating=True, granularity=kind))
+        w = weight(outputs, inputs, Weights(format=Float8(), granularity=kind))
         out = self.run(q, *w[:2], x_scale=x_scale)
         assert out.dtype == jnp.float32
         assert out.shape == (*batch, outputs)
         self.check(q, x_scale, w, out)
 
     def test_floats_are_rounded(self) -> None:
-        w = weight(10, 48, Weights(floating=True))
+        w = weight(10, 48, Weights(format=Float8()))
         bias = normal((10,), seed=4)
         for dtype in self.dtypes:
             x = normal((2, 3, 48), dtype)
             wide = x.astype(jnp.float32)
-            scale, _ = scale_and_zero(range_of(wide, -1), **FLOATING)
-            q = quantize_values(wide, scale, None, **FLOATING)
+            scale, _ = scale_and_zero(range_of(wide, -1), Float8())
+            q = quantize_values(wide, scale, None, Float8())
             out = self.run(x, *w[:2], x_scale=scale, bias=bias)
             assert out.dtype == dtype
             self.check(q, scale, w, out, np.asarray(bias, np.float64))
@@ -543,16 +543,16 @@ class Float8Matmul:
 
     def test_rows_are_apart(self) -> None:
         """NaN spoils its row only, and no size is lost."""
-        w = weight(6, 24, Weights(floating=True))
+        w = weight(6, 24, Weights(format=Float8()))
         x = normal((5, 24)) * jnp.asarray([[1e-20], [0.0], [1.0], [1e20], [1.0]])
         out = self.run(x.at[4, 2].set(jnp.nan), *w[:2])
         assert bool(jnp.isnan(out[4]).all())
-        scale, _ = scale_and_zero(range_of(x, -1), **FLOATING)
-        q = quantize_values(x, scale, None, **FLOATING)
+        scale, _ = scale_and_zero(range_of(x, -1), Float8())
+        q = quantize_values(x, scale, None, Float8())
         self.check(q[:4], scale[:4], w, out[:4])
 
     def test_vmap_and_gradient_of_stacks(self) -> None:
-        ws = [weight(6, 24, Weights(floating=True), seed=seed) for seed in range(3)]
+        ws = [weight(6, 24, Weights(format=Float8()), seed=seed) for seed in range(3)]
         values, scales = (jnp.stack([w[i] for w in ws]) for i in (0, 1))
         x, bias = normal((3, 4, 24)), normal((3, 6), seed=4)
 
@@ -572,7 +572,7 @@ class Float8Matmul:
             np.testing.assert_allclose(dx[i], expected, rtol=1e-5, atol=1e-5)
 
     def test_gradient_stops_where_x_is_clipped(self) -> None:
-        w = weight(6, 24, Weights(floating=True))
+        w = weight(6, 24, Weights(format=Float8()))
         x, cotangent = normal((5, 24)), normal((5, 6), seed=3)
         scale = jnp.float32(1 / 448)
         run = jax.vjp(lambda x: self.run(x, *w[:2], x_scale=scale), x)[1]

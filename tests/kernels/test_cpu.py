@@ -14,7 +14,7 @@ from jcompress.kernels import (
     int8_matmul,
     weight_only_matmul,
 )
-from jcompress.quantization import PerChannel, PerGroup, Weights
+from jcompress.quantization import Int, PerChannel, PerGroup, Weights
 
 pytestmark = [
     pytest.mark.once,
@@ -49,7 +49,7 @@ class TestWeightOnlyMatmul(WeightOnlyMatmul):
 def test_edges_of_what_is_cut(rows: int, inputs: int, outputs: int) -> None:
     x = normal((rows, inputs))
     for bits in (2, 3, 4, 8):
-        w = weight(outputs, inputs, Weights(bits=bits, symmetric=False))
+        w = weight(outputs, inputs, Weights(format=Int(bits, symmetric=False)))
         given = {"bits": bits, "implementation": Implementation.CPU}
         out = weight_only_matmul(x, stored(w[0], bits), *w[1:], **given)
         TestWeightOnlyMatmul().check(x, w, bits, out)
@@ -61,7 +61,7 @@ def test_edges_of_what_is_cut(rows: int, inputs: int, outputs: int) -> None:
 def test_groups_in_a_step_and_steps_in_a_group(
     bits: int, size: int, symmetric: bool
 ) -> None:
-    spec = Weights(bits=bits, symmetric=symmetric, granularity=PerGroup(size))
+    spec = Weights(format=Int(bits, symmetric=symmetric), granularity=PerGroup(size))
     w = weight(6, 768, spec)
     for rows in (1, 7):
         x = normal((rows, 768))
@@ -77,7 +77,7 @@ def test_rows_across_the_lanes(bits: int, size: int | None, x_bits: int | None) 
     """From some rows on the weight is unpacked, in blocks of up to 512 inputs."""
     kind = PerChannel() if size is None else PerGroup(size)
     inputs = 1030 if size is None else 1024
-    spec = Weights(bits=bits, symmetric=size == 512, granularity=kind)
+    spec = Weights(format=Int(bits, symmetric=size == 512), granularity=kind)
     w = weight(101, inputs, spec)
     for dtype in (jnp.float32, jnp.bfloat16):
         x = normal((47, inputs), dtype)

@@ -16,14 +16,14 @@ from jcompress.kernels import (
     int8_matmul,
     weight_only_matmul,
 )
-from jcompress.quantization import PerGroup, Weights
+from jcompress.quantization import Float8, Int, PerGroup, Weights
 
 
 def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
-    grouped = Weights(bits=3, symmetric=False, granularity=PerGroup(8))
+    grouped = Weights(format=Int(3, symmetric=False), granularity=PerGroup(8))
     values, scales, zeros = weight(6, 24, grouped)
     eight = weight(6, 24, Weights())[:2]
-    floating = weight(6, 24, Weights(floating=True))[:2]
+    floating = weight(6, 24, Weights(format=Float8()))[:2]
     x = normal((4, 24))
     return {
         "float8": (float8_matmul, (x, *floating)),

@@ -53,7 +53,7 @@ def test_importing_the_kernels_registers_their_handlers(
     pytest.importorskip("flatbuffers", reason="jax.export writes with flatbuffers")
     written(tmp_path)
     found = subprocess.run(
-        [sys.executable, "-c", LOAD, str(tmp_path)],
+        [sys.executable, "-P", "-c", LOAD, str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=120,

@@ -9,7 +9,7 @@ import pytest
 from conformance import Float8Matmul, normal, weight
 
 from jcompress.kernels import Implementation, _float8, float8_matmul
-from jcompress.quantization import Weights
+from jcompress.quantization import Float8, Weights
 
 
 class TestReference(Float8Matmul):
@@ -34,7 +34,7 @@ X, Q, V, S = (
     [
         ((X.astype(jnp.int8), V, S), {}, r"x is floats or float8_e4m3fn .* not int8"),
         ((X.astype(jnp.float8_e5m2), V, S), {}, "not float8_e5m2"),
-        ((X, V.astype(jnp.int8), S), {}, r"float8_e4m3fn \[N, 12\].*floating=True"),
+        ((X, V.astype(jnp.int8), S), {}, r"float8_e4m3fn \[N, 12\].*Float8\(\)"),
         ((X, V, jnp.ones((5, 3))), {}, r"\[5 or 1, 1\], .*weight_only_matmul"),
         ((X, V, S), {"bias": jnp.ones(4)}, r"bias is float32 \[5\], not float32 \[4\]"),
         ((Q, V, S), {}, "x_scale is missing"),
@@ -49,7 +49,7 @@ def test_errors(args: Any, given: Any, message: str) -> None:
 def test_blocks_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the same memory, one after the other, whatever is left over; and mapped."""
     monkeypatch.setattr(_float8, "_BLOCK_BYTES", 2 * 64 * 9)
-    values, _, _ = weight(40, 64, Weights(floating=True))
+    values, _, _ = weight(40, 64, Weights(format=Float8()))
     both = jnp.stack([values, values[::-1]])
     for rows in (1, 3):
         x = normal((2, rows, 64), jnp.bfloat16)

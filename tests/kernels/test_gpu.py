@@ -35,9 +35,9 @@ from jcompress.kernels.int8_matmul.reference import reference as int8_reference
 from jcompress.kernels.weight_only_matmul import gpu as weight_only
 from jcompress.kernels.weight_only_matmul.reference import reference
 from jcompress.kernels.weight_only_matmul.shapes import ROWS, SHAPES
-from jcompress.quantization import PerChannel, PerGroup, Weights
-from jcompress.tensors.numbers import quantize_matrix
+from jcompress.quantization import Int, PerChannel, PerGroup, Weights
 from jcompress.tensors.packing import pack_bits
+from jcompress.tensors.weight_matrix import quantize_matrix
 
 interprets = pytest.mark.skipif(
     not hasattr(mosaic_gpu, "InterpretGPUParams"),
@@ -67,7 +67,7 @@ def quantized(
     outputs: int, inputs: int, bits: int, size: int, symmetric: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     kind = PerGroup(size) if size else PerChannel()
-    spec = Weights(bits=bits, symmetric=symmetric, granularity=kind)
+    spec = Weights(format=Int(bits, symmetric=symmetric), granularity=kind)
     matrix = normal(1, (outputs, inputs)) + np.float32(0.25)
     values, scales, zeros = quantize_matrix(matrix, spec)
     return pack_bits(values, bits), scales, zeros

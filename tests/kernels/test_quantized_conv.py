@@ -16,6 +16,7 @@ from jcompress.kernels import Implementation, _native
 from jcompress.kernels.quantized_conv import quantized_conv
 from jcompress.quantization import (
     Activation,
+    Int,
     PerChannel,
     PerGroup,
     PerRow,
@@ -26,7 +27,8 @@ from jcompress.quantization import (
     quantize,
 )
 from jcompress.sites import find_sites
-from jcompress.tensors.numbers import quantize_values, range_of, scale_and_zero
+from jcompress.tensors.ranges import range_of, scale_and_zero
+from jcompress.tensors.rounding import quantize_values
 
 pytestmark = pytest.mark.once
 
@@ -126,7 +128,7 @@ class QuantizedConv:
         images = (-1, *(1,) * (x.ndim - 1))
         number = np.asarray(scale).reshape(images)
         offset = None if zero is None else zero.reshape(images)
-        q = quantize_values(x, number, offset, bits=x_bits, symmetric=zero is None)
+        q = quantize_values(x, number, offset, Int(x_bits, symmetric=zero is None))
         left = np.asarray(q).astype(np.int64)
         left = left - (0 if zero is None else np.asarray(offset).astype(np.int64))
         values, scales, zeros = (
@@ -146,7 +148,7 @@ class QuantizedConv:
     @pytest.mark.parametrize("bits", [4, 8])
     def test_float_activations(self, name: str, bits: int) -> None:
         kind = PerTensor() if name == "strided" else PerChannel()
-        spec = Weights(bits=bits, symmetric=bits == 8, granularity=kind)
+        spec = Weights(format=Int(bits, symmetric=bits == 8), granularity=kind)
         for dtype in self.dtypes if name in ("plain", "volume") else (jnp.float32,):
             x, w, options = case(name, spec, dtype)
             out = self.run(x, stored(w[0], bits), *w[1:], bits=bits, **options)
@@ -159,22 +161,28 @@ class QuantizedConv:
     def test_quantized_activations(
         self, name: str, symmetric: bool, x_bits: int
     ) -> None:
-        spec = Weights(bits=8 if x_bits == 8 else 3, symmetric=symmetric)
+        spec = Weights(format=Int(8 if x_bits == 8 else 3, symmetric=symmetric))
         for dtype in self.dtypes if name in ("plain", "volume") else (jnp.float32,):
             x, w, options = case(name, spec, dtype)
             span = range_of(x, tuple(range(1, x.ndim)))
-            scale, zero = scale_and_zero(span, bits=x_bits, symmetric=symmetric)
+            scale, zero = scale_and_zero(span, Int(x_bits, symmetric=symmetric))
             scale = scale.reshape(-1) * np.float32(0.75)  # so that some are clipped
             zero = None if zero is None else zero.reshape(-1)
             given = {"x_scale": scale, "x_zero": zero, "x_bits": x_bits, **options}
-            out = self.run(x, stored(w[0], spec.bits), *w[1:], bits=spec.bits, **given)
+            out = self.run(
+                x,
+                stored(w[0], spec.format.bits),
+                *w[1:],
+                bits=spec.format.bits,
+                **given,
+            )
             self.check_quantized(x, scale, zero, x_bits, w, options, out)
 
     def test_a_range_of_its_own_for_each_image(self) -> None:
         x, w, options = case("plain", Weights())
         x = x * jnp.asarray([1.0, 1e-3])[:, None, None, None]
         out = self.run(x, *w, bits=8, x_bits=8, **options)
-        scale, _ = scale_and_zero(range_of(x, (1, 2, 3)), bits=8, symmetric=True)
+        scale, _ = scale_and_zero(range_of(x, (1, 2, 3)), Int(8))
         self.check_quantized(x, scale.reshape(-1), None, 8, w, options, out)
         self.check(x, w, options, self.run(x, *w, bits=8, **options))
 
@@ -191,7 +199,7 @@ class QuantizedConv:
 
     @pytest.mark.parametrize("name", ["strided", "cut", "volume"])
     def test_gradient(self, name: str) -> None:
-        x, w, options = case(name, Weights(bits=4, symmetric=False))
+        x, w, options = case(name, Weights(format=Int(4, symmetric=False)))
         dense = dense_of(*w)
         scale = jnp.float32(0.02)
 
@@ -219,7 +227,10 @@ class QuantizedConv:
     def test_vmap(self, x_bits: int | None) -> None:
         """Over images, over weights, and over both."""
         x, _, options = case("plain", Weights())
-        ws = [weight(5, 27, Weights(symmetric=False), seed=seed) for seed in range(3)]
+        ws = [
+            weight(5, 27, Weights(format=Int(8, symmetric=False)), seed=seed)
+            for seed in range(3)
+        ]
         stack = jax.tree.map(lambda *parts: jnp.stack(parts), *ws)
         xs = jnp.stack([x, x + np.float32(1), x * np.float32(2)])
 
@@ -314,10 +325,10 @@ def close(got: Any, wanted: Any, tolerance: float = 2e-5) -> None:
     ("weights", "activation"),
     [
         (Weights(), None),
-        (Weights(bits=4, symmetric=False), Activation()),
+        (Weights(format=Int(4, symmetric=False)), Activation()),
         (Weights(granularity=PerTensor()),
-         Activation(granularity=PerRow(), symmetric=True)),
-        (Weights(bits=3), Activation(granularity=PerRow())),
+         Activation(granularity=PerRow(), format=Int(8))),
+        (Weights(format=Int(3)), Activation(granularity=PerRow())),
     ],
 )  # fmt: skip
 def test_a_small_model(weights: Weights, activation: Activation | None) -> None:
@@ -359,7 +370,9 @@ def test_layouts(layout: str, bits: int) -> None:
         )
 
     params, x = {"w": normal(kernel)}, normal(data)
-    rules = [("w", Quantize(weights=Weights(bits=bits), activation=Activation()))]
+    rules = [
+        ("w", Quantize(weights=Weights(format=Int(bits)), activation=Activation()))
+    ]
     small = quantize(params, rules, sites=find_sites(model, params, x))
     (entry,) = inspect(model, small, x)
     assert entry.how is How.INTEGER

@@ -20,7 +20,7 @@ from jcompress.kernels import (
     weight_only_matmul,
 )
 from jcompress.kernels.block_sparse_matmul import block_sparse_matmul
-from jcompress.quantization import PerChannel, PerGroup, Weights
+from jcompress.quantization import Float8, Int, PerChannel, PerGroup, Weights
 
 ROWS, INPUTS, OUTPUTS = 8, 96, 16
 Arrays = tuple[Any, ...]
@@ -49,7 +49,7 @@ def collectives(text: str) -> set[str]:
 def product(bits: int, groups: int, x_bits: int | None) -> tuple[Any, Arrays]:
     """A product of x, values, scales and zeros, and such arrays."""
     kind = PerChannel() if groups == 1 else PerGroup(INPUTS // groups)
-    spec = Weights(bits=bits, symmetric=False, granularity=kind)
+    spec = Weights(format=Int(bits, symmetric=False), granularity=kind)
     values, scales, zeros = weight(OUTPUTS, INPUTS, spec)
     run = functools.partial(weight_only_matmul, bits=bits, x_bits=x_bits)
     return run, (normal((ROWS, INPUTS)), stored(values, bits), scales, zeros)
@@ -68,7 +68,7 @@ def integer_product() -> tuple[Any, Arrays]:
 
 def float8_product() -> tuple[Any, Arrays]:
     """A product of x, values, scales and bias, which are cut alike."""
-    values, scales, _ = weight(OUTPUTS, INPUTS, Weights(floating=True))
+    values, scales, _ = weight(OUTPUTS, INPUTS, Weights(format=Float8()))
 
     def run(x: Any, values: Any, scales: Any, bias: Any, **given: Any) -> jax.Array:
         return float8_matmul(x, values, scales, bias=bias, **given)
@@ -244,7 +244,7 @@ def test_a_cut_through_a_byte_is_undone() -> None:
     """7 inputs in 4 bytes, or 3 groups of scales for two devices."""
     run = jax.jit(functools.partial(weight_only_matmul, bits=4))
     for inputs, groups in ((7, 1), (12, 3)):
-        spec = Weights(bits=4, granularity=PerGroup(inputs // groups))
+        spec = Weights(format=Int(4), granularity=PerGroup(inputs // groups))
         values, scales, _ = weight(4, inputs, spec)
         x, packed = normal((2, inputs)), stored(values, 4)
         whole = NamedSharding(mesh(), P())

@@ -30,9 +30,9 @@ from jcompress.kernels.int8_matmul.reference import reference as int8_reference
 from jcompress.kernels.nm_sparse_matmul import tpu as nm_sparse
 from jcompress.kernels.weight_only_matmul import tpu as weight_only
 from jcompress.kernels.weight_only_matmul.reference import dense_weight, reference
-from jcompress.quantization import PerChannel, PerGroup, Weights
-from jcompress.tensors.numbers import quantize_matrix
+from jcompress.quantization import Float8, Int, PerChannel, PerGroup, Weights
 from jcompress.tensors.packing import pack_bits
+from jcompress.tensors.weight_matrix import quantize_matrix
 
 INTERPRET = pltpu.InterpretParams(
     detect_races=True, uninitialized_memory="nan", out_of_bounds_reads="raise"
@@ -54,7 +54,7 @@ def quantized(
     outputs: int, inputs: int, bits: int, size: int, *, symmetric: bool = True
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     kind = PerGroup(size) if size else PerChannel()
-    spec = Weights(bits=bits, symmetric=symmetric, granularity=kind)
+    spec = Weights(format=Int(bits, symmetric=symmetric), granularity=kind)
     matrix = normal(1, (outputs, inputs)) + np.float32(0.25)
     values, scales, zeros = quantize_matrix(matrix, spec)
     return pack_bits(values, bits) if bits < 5 else values, scales, zeros
@@ -109,7 +109,7 @@ def test_weight_only_numbers(name: str) -> None:
 )
 def test_weights_of_float8(rows: int, size: int, dtype: Any) -> None:
     kind = PerGroup(size) if size else PerChannel()
-    spec = Weights(floating=True, granularity=kind)
+    spec = Weights(format=Float8(), granularity=kind)
     values, scales, _ = quantize_matrix(normal(1, (140, 256)), spec)
     x = normal(0, (rows, 256), dtype)
     run = functools.partial(weight_only.tpu, bits=8, x_bits=None, integers=True)
@@ -522,7 +522,7 @@ def in_a_process(program: str, *arguments: str) -> Any:
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     }
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
+        [sys.executable, "-P", "-c", program, *arguments],
         env=environment,
         capture_output=True,
         text=True,

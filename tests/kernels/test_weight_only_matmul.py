@@ -11,7 +11,7 @@ from conformance import WeightOnlyMatmul, normal, stored, weight
 
 from jcompress.kernels import Implementation, weight_only_matmul
 from jcompress.kernels.weight_only_matmul.xla import by_conversion, by_digits, splits
-from jcompress.quantization import PerGroup, PerTensor, Weights
+from jcompress.quantization import Int, PerGroup, PerTensor, Weights
 from jcompress.tensors.packing import pack_bits
 
 
@@ -25,7 +25,7 @@ class TestXla(WeightOnlyMatmul):
 
 def test_the_tests_store_as_the_library_does() -> None:
     for bits in (2, 3, 4, 8):
-        values, _, _ = weight(5, 27, Weights(bits=bits))
+        values, _, _ = weight(5, 27, Weights(format=Int(bits)))
         np.testing.assert_array_equal(stored(values, bits), pack_bits(values, bits))
 
 
@@ -34,7 +34,7 @@ def test_the_tests_store_as_the_library_does() -> None:
 @pytest.mark.parametrize("bits", [3, 8])
 @pytest.mark.parametrize("spec", [PerTensor(), PerGroup(8), PerGroup(3)])
 def test_each_form_at_any_size(form: Any, rows: int, bits: int, spec: Any) -> None:
-    w = weight(7, 48, Weights(bits=bits, symmetric=False, granularity=spec))
+    w = weight(7, 48, Weights(format=Int(bits, symmetric=False), granularity=spec))
     for dtype in (jnp.float32, jnp.bfloat16):
         x = normal((rows, 48), dtype)
         values, scales, zeros = w

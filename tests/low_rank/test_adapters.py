@@ -23,6 +23,7 @@ from jcompress.pruning import NM, Prune, apply_masks, make_masks, score_by_magni
 from jcompress.pruning.convert import to_sparse
 from jcompress.quantization import (
     Activation,
+    Int,
     PerGroup,
     PerTensor,
     Quantize,
@@ -75,7 +76,7 @@ def dense(tree: Any) -> Any:
 def bases() -> dict[str, Any]:
     scores = score_by_magnitude(PARAMS)
     masks = make_masks(scores, [(..., Prune(pattern=NM(2, 4)))], sites=SITES)
-    four = Quantize(weights=Weights(bits=4, symmetric=False))
+    four = Quantize(weights=Weights(format=Int(4, symmetric=False)))
     rules = [("k", Svd(rank=4)), (..., Svd(rank=3))]
     return {
         "dense": PARAMS,
@@ -159,7 +160,7 @@ def test_only_the_adapters_are_trained() -> None:
     again = merge_adapters(trained, requantize=True)
     for name, leaf in again.items():
         assert isinstance(leaf, QTensor)
-        assert leaf.bits == 4
+        assert leaf.format == Int(4)
         assert leaf.stored_bytes == small[name].stored_bytes
         step_size = np.asarray(leaf.scales).max()
         assert np.abs(leaf.dense() - merged[name]).max() <= 0.51 * step_size
@@ -184,7 +185,7 @@ def test_the_gradient_is_that_of_the_dense_function() -> None:
 
 @pytest.mark.parametrize("alpha", [3.0, -1.0])
 def test_starting_from_what_quantization_took(alpha: float) -> None:
-    two = [(..., Quantize(weights=Weights(bits=2)))]
+    two = [(..., Quantize(weights=Weights(format=Int(2))))]
     small = quantize(PARAMS, two, sites=SITES)
     tree = add_adapters(
         small,
@@ -204,7 +205,7 @@ def test_starting_from_what_quantization_took(alpha: float) -> None:
 
 def test_requantized_granularities() -> None:
     for granularity in (PerGroup(4), PerTensor()):
-        spec = Quantize(weights=Weights(bits=8, granularity=granularity))
+        spec = Quantize(weights=Weights(format=Int(8), granularity=granularity))
         small = quantize(PARAMS, [("s", spec)], sites=SITES)
         tree = add_adapters(small, [("s", Lora(rank=1))], sites=SITES, key=KEY)
         again = merge_adapters(tree, requantize=True)
@@ -219,7 +220,10 @@ def test_lookups_and_quantized_data() -> None:
     params = {"t": normal(9, 4), "w": normal(4, 6)}
     ids = jnp.asarray([[1, 8], [0, 3]], jnp.int32)
     sites = find_sites(looked, params, ids)
-    rules = [("t", Quantize()), ("w", Quantize(activation=Activation(bits=4)))]
+    rules = [
+        ("t", Quantize()),
+        ("w", Quantize(activation=Activation(format=Int(4, symmetric=False)))),
+    ]
     small = quantize(params, rules, sites=sites)
     spec = [(..., Lora(rank=2))]
     tree = add_adapters(small, spec, sites=sites, key=KEY)

@@ -20,7 +20,7 @@ from jcompress.low_rank.factorizing import (
     summarize_factors,
 )
 from jcompress.low_rank.terms import rank_bounds, sum_of_terms
-from jcompress.quantization import Weights
+from jcompress.quantization import Int, Weights
 from jcompress.report.sizes import sizes
 from jcompress.sites import find_sites
 from jcompress.tensors import LowRank, QTensor
@@ -345,7 +345,7 @@ def test_factors_are_trained_inside_compressed() -> None:
 def test_quantized_stored_counted_and_summarized(tmp_path: pathlib.Path) -> None:
     rules = [("k", Cp(rank=6))]
     small = factorize(PARAMS, rules, sites=SITES)
-    eight = quantize_factors(small, [("k", Weights(bits=8))], sites=SITES)
+    eight = quantize_factors(small, [("k", Weights(format=Int(8)))], sites=SITES)
     assert all(isinstance(factor, QTensor) for factor in eight["k"].factors)
     assert relative(eight["k"].dense(), small["k"].dense()) < 0.03
     (entry,) = inspect(PLAIN, eight, IMAGES)

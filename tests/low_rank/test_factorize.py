@@ -23,7 +23,7 @@ from jcompress.low_rank.factorizing import (
     quantize_factors,
     summarize_factors,
 )
-from jcompress.quantization import PerGroup, Quantize, Weights, quantize
+from jcompress.quantization import Int, PerGroup, Quantize, Weights, quantize
 from jcompress.sites import find_sites
 from jcompress.statistics import SecondMoments, observe
 from jcompress.tensors import LowRank, QTensor
@@ -298,7 +298,7 @@ def test_quantized_factors() -> None:
         return x @ params["a"]
 
     small = factored([("a", Svd(rank=4))], {"a": PARAMS["a"]})
-    four = quantize_factors(small, [("a", Weights(bits=4))], sites=SITES)
+    four = quantize_factors(small, [("a", Weights(format=Int(4)))], sites=SITES)
     assert all(isinstance(factor, QTensor) for factor in four["a"].factors)
     assert 4 * four["a"].stored_bytes < 2 * small["a"].stored_bytes
     assert inspect(layer, four, X)[0].how is How.FACTORS

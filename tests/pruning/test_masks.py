@@ -24,6 +24,7 @@ from jcompress.pruning import (
     score_by_magnitude,
 )
 from jcompress.tensors import QTensor
+from jcompress.tensors.number_formats import Int
 
 pytestmark = pytest.mark.once
 
@@ -295,7 +296,7 @@ class TestCompressedLeaves:
             "w": QTensor(
                 values=np.ones((6, 8), np.int8),
                 scales=np.ones((6, 1), np.float32),
-                bits=8,
+                format=Int(8),
                 shape=(8, 6),
                 dtype=np.dtype("float32"),
                 output_axes=(1,),

@@ -20,7 +20,7 @@ from jcompress.pruning import (
     score_by_magnitude,
 )
 from jcompress.pruning.convert import to_sparse
-from jcompress.quantization import Activation, Quantize, Weights, quantize
+from jcompress.quantization import Activation, Int, Quantize, Weights, quantize
 from jcompress.sites import Sites, find_sites
 from jcompress.tensors import BlockSparse, NMSparse
 
@@ -81,7 +81,7 @@ def test_the_leaves_are_the_pruned_ones(tmp_path: Any) -> None:
 
 def test_quantized_leaves_become_sparse_integers(tmp_path: Any) -> None:
     tree = pruned()
-    spec = Quantize(weights=Weights(bits=8))
+    spec = Quantize(weights=Weights(format=Int(8)))
     small = quantize(tree, [(..., spec)], sites=SITES)
     sparse = converted(small)
     for name in PARAMS:
@@ -134,8 +134,8 @@ def test_what_is_converted_already() -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        Quantize(weights=Weights(bits=4)),
-        Quantize(weights=Weights(symmetric=False)),
+        Quantize(weights=Weights(format=Int(4))),
+        Quantize(weights=Weights(format=Int(8, symmetric=False))),
         Quantize(activation=Activation()),
     ],
 )

@@ -56,7 +56,7 @@ def test_the_granularity_follows_the_range():
 
 
 def test_arguments_of_another_spec_are_explained():
-    with pytest.raises(TypeError, match=r"Quantize\(weights=Weights\(bits=4\)\)"):
+    with pytest.raises(TypeError, match=r"Weights\(format=Int\(bits=4"):
         Quantize(bits=4)
     with pytest.raises(TypeError, match="Activation takes no 4 without a name"):
         Activation(4)

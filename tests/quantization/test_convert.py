@@ -11,6 +11,7 @@ from quant_oracle import LEAVES, Format, Leaf, fake_quantize, normal
 from jcompress.errors import MismatchError
 from jcompress.quantization import (
     Activation,
+    Int,
     MovingAverage,
     PerChannel,
     PerGroup,
@@ -71,7 +72,7 @@ def test_stores_what_fake_quantization_computes(
     sites = one(leaf, dtype=jnp.dtype(dtype))
     axes = Axes(leaf.stack, leaf.output, leaf.input)
     for bits, symmetric in ((2, False), (4, True), (4, False), (5, True), (8, False)):
-        spec = Weights(bits=bits, symmetric=symmetric, granularity=per)
+        spec = Weights(format=Int(bits, symmetric=symmetric), granularity=per)
         rules = [("w", Quantize(weights=spec))]
         tensor = quantize({"w": w}, rules, sites=sites)["w"]
         expected = fake_quantize(w, leaf, Format(bits, symmetric, granularity, group))
@@ -91,7 +92,7 @@ def test_under_jit_and_made_dense_under_jit() -> None:
     leaf = LEAVES["scan"]
     w = jnp.asarray(normal(leaf.shape, "float32"))
     sites = one(leaf)
-    rules = rule(bits=4, symmetric=False)
+    rules = rule(format=Int(4, symmetric=False))
 
     def convert(w: jax.Array) -> Any:
         return quantize({"w": w}, rules, sites=sites)
@@ -107,7 +108,9 @@ def test_under_jit_and_made_dense_under_jit() -> None:
 def test_abstract() -> None:
     leaf = LEAVES["dense"]
     tree = {"w": jax.ShapeDtypeStruct(leaf.shape, jnp.float32)}
-    out = jax.eval_shape(lambda t: quantize(t, rule(bits=4), sites=one(leaf)), tree)
+    out = jax.eval_shape(
+        lambda t: quantize(t, rule(format=Int(4)), sites=one(leaf)), tree
+    )
     assert out["w"].values.shape == (5, 6)
     assert out["w"].values.dtype == jnp.uint8
     assert out["w"].stored_bytes == 5 * 6 + 5 * 4
@@ -168,8 +171,8 @@ def test_dynamic_ranges_are_not_stored() -> None:
 
 
 def test_check_computes_nothing_and_says_what_matched() -> None:
-    resolved = check(one(), rule(bits=4))
-    assert resolved.leaves == {"w": Quantize(weights=Weights(bits=4))}
+    resolved = check(one(), rule(format=Int(4)))
+    assert resolved.leaves == {"w": Quantize(weights=Weights(format=Int(4)))}
 
 
 AVERAGED = [("w", Quantize(activation=Activation(range=MovingAverage())))]

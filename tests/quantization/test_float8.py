@@ -10,6 +10,7 @@ import pytest
 
 from jcompress.quantization import (
     Activation,
+    Float8,
     PerChannel,
     PerGroup,
     PerRow,
@@ -20,18 +21,14 @@ from jcompress.quantization import (
 )
 from jcompress.tensors import QTensor
 from jcompress.tensors.axes import Axes
-from jcompress.tensors.numbers import (
+from jcompress.tensors.ranges import range_of, scale_and_zero
+from jcompress.tensors.rounding import fake_quantize, quantize_values, unclipped
+from jcompress.tensors.weight_matrix import (
     dequantize_matrix,
-    fake_quantize,
     fake_quantize_weight,
     quantize_matrix,
-    quantize_values,
-    range_of,
-    scale_and_zero,
-    unclipped,
 )
 
-FLOATING: dict[str, Any] = {"bits": 8, "symmetric": True, "floating": True}
 ONE = jnp.ones(())
 
 
@@ -64,7 +61,7 @@ def test_rounds_as_ml_dtypes_does(compiled: bool) -> None:
     expected = np.clip(x, -448, 448).astype(ml_dtypes.float8_e4m3fn) + 0
 
     def stored(x: jax.Array) -> jax.Array:
-        numbers = quantize_values(x, ONE, None, **FLOATING)
+        numbers = quantize_values(x, ONE, None, Float8())
         return numbers.astype(jnp.float8_e4m3fn)
 
     got = np.asarray((jax.jit(stored) if compiled else stored)(jnp.asarray(x)))
@@ -73,28 +70,28 @@ def test_rounds_as_ml_dtypes_does(compiled: bool) -> None:
 
 def test_beyond_the_largest_number() -> None:
     x = jnp.asarray([448.0, 464.0, 464.1, 1e30, jnp.inf, -jnp.inf, jnp.nan])
-    got = quantize_values(x, ONE, None, **FLOATING)
+    got = quantize_values(x, ONE, None, Float8())
     top = [448] * 5
     np.testing.assert_array_equal(got, [*top, -448, np.nan])
     np.testing.assert_array_equal(
-        unclipped(x, ONE, None, **FLOATING), [True, True, *[False] * 5]
+        unclipped(x, ONE, None, Float8()), [True, True, *[False] * 5]
     )
 
 
 def test_the_largest_number_is_not_clipped() -> None:
     """Rounding of the scale takes it a little above 448, and its gradient passes."""
     x = jnp.asarray(normal(300, 8))
-    scale, zero = scale_and_zero(range_of(x, -1), **FLOATING)
+    scale, zero = scale_and_zero(range_of(x, -1), Float8())
     assert zero is None
     expected = np.abs(x).max(1, keepdims=True) / 448
     np.testing.assert_allclose(scale, expected, rtol=1e-6)
-    assert bool(unclipped(x, scale, None, **FLOATING).all())
-    assert float(scale_and_zero(range_of(0 * x, None), **FLOATING)[0].max()) == 1
+    assert bool(unclipped(x, scale, None, Float8()).all())
+    assert float(scale_and_zero(range_of(0 * x, None), Float8())[0].max()) == 1
 
 
 def test_gradient_is_straight_through() -> None:
     x = jnp.asarray([0.1, -3.0, 470.0, -1e4, 460.0])
-    gradient = jax.grad(lambda x: fake_quantize(x, ONE, None, **FLOATING).sum())(x)
+    gradient = jax.grad(lambda x: fake_quantize(x, ONE, None, Float8()).sum())(x)
     np.testing.assert_array_equal(gradient, [1, 1, 0, 0, 1])
 
 
@@ -107,7 +104,7 @@ def test_gradient_is_straight_through() -> None:
     ],
 )
 def test_the_same_bits_everywhere(granularity: Any, dtype: Any) -> None:
-    spec = Weights(floating=True, granularity=granularity)
+    spec = Weights(format=Float8(), granularity=granularity)
     leaf = jnp.asarray(normal(3, 8, 6) * np.exp2(normal(1, 8, 1))).astype(dtype)
     axes = Axes((0,), (2,), (1,))
     matrix = jnp.swapaxes(leaf, 1, 2)
@@ -130,28 +127,13 @@ def test_the_same_bits_everywhere(granularity: Any, dtype: Any) -> None:
     assert (error <= np.maximum(np.abs(wide) * 2.0**-4, step) * 1.01).all()
 
 
-@pytest.mark.parametrize(
-    ("kind", "given"),
-    [
-        (Weights, {"bits": 4, "floating": True}),
-        (Weights, {"symmetric": False, "floating": True}),
-        (Activation, {"floating": True}),
-        (Activation, {"bits": 6, "symmetric": True, "floating": True}),
-    ],
-)
-def test_formats_that_do_not_exist(kind: Any, given: Any) -> None:
-    message = rf"use {kind.__name__}\(bits=8, symmetric=True, floating=True\)"
-    with pytest.raises(ValueError, match=message):
-        kind(**given)
-
-
 def test_tensor() -> None:
     leaf = jnp.asarray(normal(2, 6, 8))
-    values, scales, _ = quantize_matrix(leaf, Weights(floating=True))
+    values, scales, _ = quantize_matrix(leaf, Weights(format=Float8()))
     given: dict[str, Any] = {
         "values": values,
         "scales": scales,
-        "bits": 8,
+        "format": Float8(),
         "shape": (2, 6, 8),
         "dtype": jnp.float32,
         "stack_axes": (0,),
@@ -159,7 +141,7 @@ def test_tensor() -> None:
         "input_axes": (2,),
     }
     tensor = QTensor(**given)
-    assert tensor.floating
+    assert tensor.form == "float8"
     assert tensor.numbers is values
     assert tensor.stored_bytes == leaf.size + 4 * 2 * 6
     opened = tensor.unstack()
@@ -167,10 +149,10 @@ def test_tensor() -> None:
     arrays, rebuild = opened
     slices = [rebuild([a[i] for a in arrays]).dense() for i in range(2)]
     np.testing.assert_array_equal(jnp.stack(slices), tensor.dense())
-    assert not QTensor(**{**given, "values": values.astype(jnp.int8)}).floating
-    for wrong in ({"bits": 6}, {"zeros": jnp.zeros((2, 6, 1), jnp.int8)}):
-        with pytest.raises(ValueError, match="float8 values have 8 bits and no zero"):
-            QTensor(**{**given, **wrong})
+    with pytest.raises(ValueError, match=r"Float8\(\) has no zero points"):
+        QTensor(**{**given, "zeros": jnp.zeros((2, 6, 1), jnp.int8)})
+    with pytest.raises(ValueError, match="values is int8"):
+        QTensor(**{**given, "values": values.astype(jnp.int8)})
     with pytest.raises(ValueError, match="values is float8_e5m2"):
         QTensor(**{**given, "values": values.astype(jnp.float8_e5m2)})
 
@@ -178,8 +160,8 @@ def test_tensor() -> None:
 def test_training() -> None:
     """Gradients of what was rounded, as if it had not been."""
     spec = Quantize(
-        weights=Weights(floating=True),
-        activation=Activation(symmetric=True, floating=True, granularity=PerRow()),
+        weights=Weights(format=Float8()),
+        activation=Activation(format=Float8(), granularity=PerRow()),
     )
     x, w = jnp.asarray(normal(5, 8)), jnp.asarray(normal(8, 4))
     layer = fake_quant(lambda p, x: x @ p["w"], [("w", spec)])

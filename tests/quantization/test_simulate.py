@@ -12,6 +12,7 @@ from jcompress.errors import MismatchError
 from jcompress.quantization import (
     Activation,
     Dynamic,
+    Int,
     MovingAverage,
     PerChannel,
     PerGroup,
@@ -61,7 +62,7 @@ def numpy_fake(
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(), PerGroup(3)])
 def test_weights_and_gradients(bits: int, symmetric: bool, granularity: Any) -> None:
-    spec = Weights(bits=bits, symmetric=symmetric, granularity=granularity)
+    spec = Weights(format=Int(bits, symmetric=symmetric), granularity=granularity)
     quantized = fake_quant(layer, [("w", Quantize(weights=spec))])
     match granularity:
         case PerTensor():
@@ -86,7 +87,7 @@ def test_weights_and_gradients(bits: int, symmetric: bool, granularity: Any) -> 
 @pytest.mark.parametrize("granularity", [PerTensor(), PerRow()])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_dynamic_activations(granularity: Any, symmetric: bool) -> None:
-    spec = Activation(bits=4, symmetric=symmetric, granularity=granularity)
+    spec = Activation(format=Int(4, symmetric=symmetric), granularity=granularity)
     rules = [("w", Quantize(weights=None, activation=spec))]
     axes = (1,) if isinstance(granularity, PerRow) else (0, 1)
     fake, kept = numpy_fake(X, axes, 4, symmetric)
@@ -99,7 +100,7 @@ def test_dynamic_activations(granularity: Any, symmetric: bool) -> None:
 
 
 def test_fixed_ranges_clip_and_stop_the_gradient_where_they_do() -> None:
-    spec = Activation(bits=8, range=MovingAverage())
+    spec = Activation(format=Int(8, symmetric=False), range=MovingAverage())
     rules = [("w", Quantize(weights=None, activation=spec))]
     ranges = {"w": (Range(jnp.float32(-0.5), jnp.float32(0.75)),)}
     quantized = fake_quant(layer, rules, ranges=ranges)
@@ -129,7 +130,16 @@ def test_moving_average_follows_its_formula() -> None:
 
 
 def test_calibrate_can_return_the_simulated_outputs() -> None:
-    rules = [("w", Quantize(activation=Activation(bits=4, range=MovingAverage())))]
+    rules = [
+        (
+            "w",
+            Quantize(
+                activation=Activation(
+                    format=Int(4, symmetric=False), range=MovingAverage()
+                )
+            ),
+        )
+    ]
     ranges = init_ranges(layer, rules, PARAMS, X)
     _, ranges = calibrate(layer, rules)(PARAMS, ranges, X)
     out, _ = calibrate(layer, rules, simulate=True)(PARAMS, ranges, X)
@@ -326,7 +336,9 @@ def test_error_for_an_activation_behind_a_custom_gradient() -> None:
 
     with pytest.raises(MismatchError, match="custom gradient"):
         fake_quant(sealed, [(..., Quantize(activation=Activation()))])(PARAMS, X)
-    out = fake_quant(sealed, [(..., Quantize(weights=Weights(bits=2)))])(PARAMS, X)
+    out = fake_quant(sealed, [(..., Quantize(weights=Weights(format=Int(2))))])(
+        PARAMS, X
+    )
     assert not np.array_equal(out, sealed(PARAMS, X))
 
 

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from jcompress.execution import compressed
-from jcompress.quantization import Quantize, Weights, quantize
+from jcompress.quantization import Int, Quantize, Weights, quantize
 from jcompress.report import Label, Metric, compare
 from jcompress.sites import find_sites
 
@@ -24,7 +24,7 @@ def layer(params: Any, x: jax.Array) -> jax.Array:
 
 
 def four_bits(fn: Any, params: Any, x: Any) -> Any:
-    rules = [(..., Quantize(weights=Weights(bits=4)))]
+    rules = [(..., Quantize(weights=Weights(format=Int(4))))]
     return quantize(params, rules, sites=find_sites(fn, params, x))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jcompress import report
-from jcompress.quantization import Quantize, Weights, quantize
+from jcompress.quantization import Int, Quantize, Weights, quantize
 from jcompress.sites import find_sites
 
 
@@ -18,7 +18,7 @@ def small_and_dense():
         return x @ tree["w"] + tree["b"][None, :]
 
     sites = find_sites(apply, tree, jnp.ones((1, 64)))
-    rules = [("w", Quantize(weights=Weights(bits=4)))]
+    rules = [("w", Quantize(weights=Weights(format=Int(4))))]
     return tree, quantize(tree, rules, sites=sites), sites
 
 
@@ -38,7 +38,7 @@ def test_bytes_of_each_leaf_before_and_after():
     assert [(row.name, row.form, row.before, row.after) for row in rows] == [
         ("b", "float32", 128, 128),
         ("gone", "removed", 8, 0),
-        ("w", "QTensor, 4 bits", 8192, 1024 + 128),
+        ("w", "QTensor, int4", 8192, 1024 + 128),
         ("new", "int", 0, 8),
     ]
 

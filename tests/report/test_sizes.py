@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jcompress.pruning import Block, to_sparse
-from jcompress.quantization import Quantize, Weights, quantize
+from jcompress.quantization import Int, Quantize, Weights, quantize
 from jcompress.report import parameters, stored_bytes
 from jcompress.report.sizes import BETWEEN_DATA, Sizes, sizes
 from jcompress.sharing.tying import TieBlocks, TieLayers, tie, tied
@@ -207,7 +207,7 @@ def test_compressed_and_sparse_leaves() -> None:
     sites = find_sites(mlp, tree, X)
     sparse = to_sparse(tree, [("up/w", Block((4, 4)))], sites=sites)
     packed = quantize(
-        sparse, [("down/w", Quantize(weights=Weights(bits=4)))], sites=sites
+        sparse, [("down/w", Quantize(weights=Weights(format=Int(4))))], sites=sites
     )
     for found, given in ((dense_sizes, tree), (sizes(mlp, packed, X), packed)):
         down, up = found.rows

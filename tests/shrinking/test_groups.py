@@ -15,6 +15,7 @@ from jcompress.shrinking.groups import Groups, find_groups
 from jcompress.shrinking.plan import Plan, shrink, shrunk, zero_units
 from jcompress.shrinking.scoring import score_units
 from jcompress.tensors import QTensor
+from jcompress.tensors.number_formats import Int
 
 FAST = {"xla_backend_optimization_level": 0}
 
@@ -517,7 +518,7 @@ def test_compressed_leaf_is_refused(model: Any) -> None:
     quantized = QTensor(
         values=jnp.ones((6, 3), jnp.int8),
         scales=jnp.ones((6, 1), jnp.float32),
-        bits=8,
+        format=Int(8),
         shape=(3, 6),
         dtype=np.dtype(np.float32),
         output_axes=(1,),

@@ -9,6 +9,7 @@ import pytest
 from jcompress.quantization import (
     Activation,
     Dynamic,
+    Int,
     MovingAverage,
     PerChannel,
     PerGroup,
@@ -20,9 +21,9 @@ from jcompress.quantization import (
 
 
 def test_defaults() -> None:
-    assert Weights() == Weights(bits=8, symmetric=True, granularity=PerChannel())
+    assert Weights() == Weights(format=Int(8), granularity=PerChannel())
     assert Activation() == Activation(
-        bits=8, symmetric=False, granularity=PerRow(), range=Dynamic()
+        format=Int(8, symmetric=False), granularity=PerRow(), range=Dynamic()
     )
     assert Quantize() == Quantize(weights=Weights(), activation=None)
     assert MovingAverage().decay == 0.99
@@ -37,7 +38,7 @@ def test_specs_are_values() -> None:
             PerGroup(32),
             Dynamic(),
             MovingAverage(decay=0.9),
-            Weights(bits=4, granularity=PerGroup(8)),
+            Weights(format=Int(4), granularity=PerGroup(8)),
             Activation(granularity=PerRow()),
             Quantize(activation=Activation()),
         }
@@ -54,19 +55,23 @@ def test_specs_are_values() -> None:
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
 def test_all_bit_widths(bits: int) -> None:
-    assert Weights(bits=bits).bits == Activation(bits=bits).bits == bits
+    symmetric, shifted = Int(bits), Int(bits, symmetric=False)
+    assert (symmetric.low, symmetric.high) == (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)
+    assert (shifted.low, shifted.high) == (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
 @pytest.mark.parametrize(
     ("make", "kind", "message"),
     [
-        (lambda: Weights(bits=1), ValueError, "Weights: bits is an int .* 8, not 1"),
-        (lambda: Weights(bits=9), ValueError, "not 9"),
-        (lambda: Weights(bits=4.0), ValueError, "not 4.0"),
-        (lambda: Weights(bits=True), ValueError, "not True"),
+        (lambda: Int(1), ValueError, "Int: bits is an int from 2 to 8, not 1"),
+        (lambda: Int(9), ValueError, "not 9"),
+        (lambda: Int(4.0), ValueError, "not 4.0"),
+        (lambda: Int(True), ValueError, "not True"),
+        (lambda: Int(4, symmetric=0), TypeError, "True or False, not 0"),
+        (lambda: Weights(format=4), TypeError, r"Weights: format is Int\(bits\) or"),
+        (lambda: Activation(format=8), TypeError, "Activation: format is .* not 8"),
         (lambda: Weights(granularity=PerRow()), TypeError, r"not PerRow\(\)"),
         (lambda: Weights(granularity=32), TypeError, "not 32"),
-        (lambda: Activation(bits=16), ValueError, "Activation: bits .* not 16"),
         (lambda: Activation(granularity=PerChannel()), TypeError, "not PerChannel"),
         (lambda: Activation(range=None), TypeError, "not None"),
         (

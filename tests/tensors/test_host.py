@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jcompress.quantization import PerChannel, PerGroup, PerTensor, Weights
+from jcompress.quantization import Float8, Int, PerChannel, PerGroup, PerTensor, Weights
 from jcompress.tensors import QTensor, qtensor
 from jcompress.tensors.axes import Axes
 from jcompress.tensors.host import pack_on_host
-from jcompress.tensors.numbers import fake_quantize_weight
+from jcompress.tensors.weight_matrix import fake_quantize_weight
 
 AXES = Axes((0,), (2,), (1,))
 MAGNITUDES = np.array([1e-1, 1e-6, 1e-39, 1e4, 0, 0], "float32")
@@ -20,11 +20,11 @@ W[0, 0, 0] = -0.0
 @pytest.mark.parametrize(
     "spec",
     [
-        Weights(bits=8, granularity=PerGroup(8)),
-        Weights(bits=8, symmetric=False, granularity=PerTensor()),
-        Weights(bits=4, symmetric=False),
-        Weights(bits=3),
-        Weights(floating=True),
+        Weights(format=Int(8), granularity=PerGroup(8)),
+        Weights(format=Int(8, symmetric=False), granularity=PerTensor()),
+        Weights(format=Int(4, symmetric=False)),
+        Weights(format=Int(3)),
+        Weights(format=Float8()),
     ],
 )
 def test_the_same_bits_as_compiled_and_as_simulated(dtype: str, spec: Weights) -> None:
@@ -51,5 +51,7 @@ def test_small_channels_of_float16_keep_their_relative_error() -> None:
 
 def test_the_largest_numbers_of_float16_do_not_overflow() -> None:
     w = jnp.asarray([[-65504.0], [65504.0]], jnp.float16)
-    dense = QTensor.quantize(w, Axes((), (1,), (0,)), Weights(symmetric=False)).dense()
+    dense = QTensor.quantize(
+        w, Axes((), (1,), (0,)), Weights(format=Int(8, symmetric=False))
+    ).dense()
     np.testing.assert_allclose(np.asarray(dense, float), w.astype(float), rtol=1 / 128)

@@ -13,6 +13,7 @@ import pytest
 from jcompress import checkpoint
 from jcompress.execution import How, compressed, inspect
 from jcompress.tensors import Adapted, LowRank, QTensor
+from jcompress.tensors.number_formats import Int
 
 pytestmark = pytest.mark.once
 
@@ -56,7 +57,7 @@ def quantized(factor: jax.Array, stacks: int = 0) -> QTensor:
     return QTensor(
         values=jnp.round(factor / scale).astype(jnp.int8),
         scales=scale,
-        bits=8,
+        format=Int(8),
         shape=factor.shape,
         dtype=jnp.float32,
         stack_axes=tuple(range(stacks)),
@@ -182,7 +183,7 @@ def test_convolutions_with_quantized_factors() -> None:
         .astype(jnp.int8)
         .reshape(3, 18),
         scales=scale.reshape(1, 1),
-        bits=8,
+        format=Int(8),
         shape=core.shape,
         dtype=jnp.float32,
         output_axes=(0,),

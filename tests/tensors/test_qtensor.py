@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jcompress.quantization import Activation, PerGroup, PerTensor, Range, Weights
+from jcompress.quantization import Activation, Int, PerGroup, PerTensor, Range, Weights
 from jcompress.tensors import CompressedTensor, QTensor, is_compressed
-from jcompress.tensors.numbers import quantize_matrix
 from jcompress.tensors.packing import pack_bits
+from jcompress.tensors.weight_matrix import quantize_matrix
 
 
 def make(
@@ -21,16 +21,16 @@ def make(
     **changes: Any,
 ) -> QTensor:
     """A tensor whose dense array is its matrix, unless `changes` say otherwise."""
-    spec = spec or Weights(bits=4, symmetric=False)
+    spec = spec or Weights(format=Int(4, symmetric=False))
     rng = np.random.default_rng(0)
     matrix = jnp.asarray(rng.normal(size=matrix_shape), jnp.float32)
     values, scales, zeros = quantize_matrix(matrix, spec)
     stacks = len(matrix_shape) - 2
     given = {
-        "values": pack_bits(values, spec.bits),
+        "values": pack_bits(values, spec.format.bits),
         "scales": scales,
         "zeros": zeros,
-        "bits": spec.bits,
+        "format": spec.format,
         "shape": matrix_shape,
         "dtype": jnp.float32,
         "stack_axes": tuple(range(stacks)),
@@ -41,7 +41,7 @@ def make(
 
 
 def test_dense_is_the_formula() -> None:
-    tensor = make((2, 5, 11), spec=Weights(bits=4, symmetric=False))
+    tensor = make((2, 5, 11), spec=Weights(format=Int(4, symmetric=False)))
     dense = np.empty(tensor.shape, np.float32)
     for s, n, k in np.ndindex(*tensor.shape):
         byte = int(tensor.values[s, n, k // 2])
@@ -70,10 +70,10 @@ def test_axes_in_any_order() -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
 def test_few_bits_take_few_bytes(bits: int) -> None:
     each = bits if bits <= 4 else 8
-    tensor = make((8, 64), spec=Weights(bits=bits))
+    tensor = make((8, 64), spec=Weights(format=Int(bits)))
     assert tensor.values.nbytes == 8 * 64 * each // 8
     assert tensor.stored_bytes == 8 * 64 * each // 8 + 8 * 4
-    assert make((8, 65), spec=Weights(bits=bits)).values.nbytes == 8 * -(
+    assert make((8, 65), spec=Weights(format=Int(bits))).values.nbytes == 8 * -(
         -65 * each // 8
     )
 
@@ -115,14 +115,14 @@ def test_jit_does_not_trace_again_for_the_same_format() -> None:
 
     @jax.jit
     def f(t: QTensor) -> jax.Array:
-        traces.append(t.bits)
+        traces.append(t.format)
         return t.dense()
 
     f(make())
     f(make())
-    assert traces == [4]
+    assert traces == [Int(4, symmetric=False)]
     f(make(activation=Activation()))
-    assert traces == [4, 4]
+    assert traces == [Int(4, symmetric=False)] * 2
 
 
 def test_abstract() -> None:
@@ -134,12 +134,12 @@ def test_abstract() -> None:
 
 
 def test_vmap_over_tensors_that_it_made() -> None:
-    spec = Weights(bits=4, granularity=PerGroup(4))
+    spec = Weights(format=Int(4), granularity=PerGroup(4))
 
     def convert(matrix: jax.Array) -> QTensor:
         values, scales, zeros = quantize_matrix(matrix, spec)
         return QTensor(
-            values=pack_bits(values, 4), scales=scales, zeros=zeros, bits=4,
+            values=pack_bits(values, 4), scales=scales, zeros=zeros, format=Int(4, symmetric=False),
             shape=(5, 12), dtype=jnp.float32, output_axes=(0,), input_axes=(1,),
         )  # fmt: skip
 
@@ -154,8 +154,8 @@ def test_vmap_over_tensors_that_it_made() -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        Weights(bits=4, symmetric=False, granularity=PerGroup(4)),
-        Weights(bits=8, granularity=PerTensor()),
+        Weights(format=Int(4, symmetric=False), granularity=PerGroup(4)),
+        Weights(format=Int(8), granularity=PerTensor()),
     ],
 )
 def test_scan_over_a_stack(spec: Weights) -> None:
@@ -217,8 +217,9 @@ def test_sharded_arrays_stay_sharded() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bits": 9}, "bits is from 2 to 8, not 9"),
-        ({"bits": 8}, r"values is uint8 \[5, 6\], not int8 \[5, 12\]"),
+        ({"format": 9}, r"format is Int\(bits\) or Float8\(\), not 9"),
+        ({"format": Int(4)}, r"Int\(bits=4, symmetric=True\) has no zero points"),
+        ({"format": Int(8, symmetric=False)}, r"values is uint8 \[5, 6\], not int8 \[5, 12\]"),
         ({"input_axes": (0,)}, r"do not partition the 2 axes of shape \(5, 12\)"),
         ({"input_axes": ()}, "do not partition the 2 axes"),
         ({"shape": (5, 14)}, r"not uint8 \[5, 7\]"),
@@ -237,4 +238,4 @@ def test_errors(changes: dict[str, Any], message: str) -> None:
 
 def test_is_frozen() -> None:
     with pytest.raises(AttributeError):
-        make().bits = 8  # type: ignore[misc]
+        make().format = Int(8)  # type: ignore[misc]

@@ -23,19 +23,19 @@ from quant_oracle import (
 
 from jcompress.tensors.axes import Axes
 from jcompress.tensors.formats import PerChannel, PerGroup, PerTensor, Weights
-from jcompress.tensors.numbers import (
-    Range,
-    dequantize_matrix,
+from jcompress.tensors.number_formats import Int
+from jcompress.tensors.ranges import Range, range_of, scale_and_zero
+from jcompress.tensors.rounding import (
     dequantize_values,
     fake_quantize,
-    fake_quantize_weight,
-    number_range,
-    quantize_matrix,
     quantize_values,
-    range_of,
     round_to,
-    scale_and_zero,
     unclipped,
+)
+from jcompress.tensors.weight_matrix import (
+    dequantize_matrix,
+    fake_quantize_weight,
+    quantize_matrix,
     weight_scales,
 )
 
@@ -61,7 +61,7 @@ def test_weights_against_the_oracle(kind: str, granularity: str, dtype: str) -> 
     def all_formats(w: jax.Array, cotangent: jax.Array) -> list[tuple[jax.Array, ...]]:
         results = []
         for bits, symmetric in FORMATS:
-            form = Weights(bits=bits, symmetric=symmetric, granularity=spec)
+            form = Weights(format=Int(bits, symmetric=symmetric), granularity=spec)
             f = functools.partial(fake_quantize_weight, axes=axes, spec=form)
             out, pull = jax.vjp(f, w)
             results.append((out, *pull(cotangent)))
@@ -85,7 +85,7 @@ def test_eager_is_jit_bit_for_bit(bits: int, symmetric: bool, dtype: str) -> Non
     axes = Axes(leaf.stack, leaf.output, leaf.input)
     w = jnp.asarray(normal(leaf.shape, dtype))
     for granularity, _ in GRANULARITIES.values():
-        form = Weights(bits=bits, symmetric=symmetric, granularity=granularity)
+        form = Weights(format=Int(bits, symmetric=symmetric), granularity=granularity)
         f = functools.partial(fake_quantize_weight, axes=axes, spec=form)
         eager = f(w)
         np.testing.assert_array_equal(eager, jax.jit(f)(w))
@@ -123,7 +123,7 @@ def test_a_given_range_clips_and_stops_the_gradient(
 
     def f(x: jax.Array, scale: jax.Array, zero: jax.Array) -> jax.Array:
         return fake_quantize(
-            x, scale, None if symmetric else zero, bits=bits, symmetric=symmetric
+            x, scale, None if symmetric else zero, Int(bits, symmetric=symmetric)
         )
 
     args = (jnp.asarray(x), jnp.asarray(scale), jnp.asarray(zero))
@@ -135,7 +135,7 @@ def test_a_given_range_clips_and_stops_the_gradient(
     assert dzero == 0
     _, tangent = jax.jvp(f, args, (args[0], jnp.ones(()), jnp.zeros(())))
     np.testing.assert_array_equal(tangent, np.where(expected.kept, x, 0))
-    kept = unclipped(*args, bits=bits, symmetric=symmetric)
+    kept = unclipped(*args, Int(bits, symmetric=symmetric))
     np.testing.assert_array_equal(kept, expected.kept)
 
 
@@ -150,7 +150,7 @@ def test_scales(low: float, width: float, bits: int, symmetric: bool) -> None:
     low32 = np.float32(low)
     high32 = np.float32(low32 + np.float32(width))
     span = Range(jnp.asarray(low32), jnp.asarray(high32))
-    scale, zero = scale_and_zero(span, bits=bits, symmetric=symmetric)
+    scale, zero = scale_and_zero(span, Int(bits, symmetric=symmetric))
     expected, expected_zero = scale_zero(low32, high32, bits, symmetric)
     assert scale == expected
     if symmetric:
@@ -158,20 +158,20 @@ def test_scales(low: float, width: float, bits: int, symmetric: bool) -> None:
     else:
         assert zero is not None
         assert zero == expected_zero
-        assert number_range(bits, symmetric=False)[0] <= zero
+        assert Int(bits, symmetric=False).low <= zero
 
 
 def test_zero_is_represented_exactly() -> None:
     for bits in range(2, 9):
         x = jnp.asarray(normal((50,), "float32") + np.float32(1)).at[3].set(0)
-        scale, zero = scale_and_zero(range_of(x, 0), bits=bits, symmetric=False)
-        assert fake_quantize(x, scale, zero, bits=bits, symmetric=False)[3] == 0
+        scale, zero = scale_and_zero(range_of(x, 0), Int(bits, symmetric=False))
+        assert fake_quantize(x, scale, zero, Int(bits, symmetric=False))[3] == 0
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_zeros_stay_zeros_and_constants_stay_constants(symmetric: bool) -> None:
     axes = Axes((), (1,), (0,))
-    spec = Weights(bits=4, symmetric=symmetric)
+    spec = Weights(format=Int(4, symmetric=symmetric))
     zeros = jnp.zeros((6, 3))
     np.testing.assert_array_equal(fake_quantize_weight(zeros, axes, spec), zeros)
     same = jnp.full((6, 3), 0.3)
@@ -181,9 +181,9 @@ def test_zeros_stay_zeros_and_constants_stay_constants(symmetric: bool) -> None:
 def test_quantizing_twice_changes_nothing() -> None:
     for bits in range(2, 9):
         w = jnp.asarray(normal((5, 40), "float32"))
-        values, scales, zeros = quantize_matrix(w, Weights(bits=bits))
+        values, scales, zeros = quantize_matrix(w, Weights(format=Int(bits)))
         dense = dequantize_matrix(values, scales, zeros, jnp.float32)
-        again, _, _ = quantize_matrix(dense, Weights(bits=bits))
+        again, _, _ = quantize_matrix(dense, Weights(format=Int(bits)))
         np.testing.assert_array_equal(values, again)
 
 
@@ -191,7 +191,9 @@ def test_error_is_at_most_half_a_step() -> None:
     w = jnp.asarray(normal((20, 64), "float32"))
     for bits, symmetric in FORMATS:
         for granularity, _ in GRANULARITIES.values():
-            spec = Weights(bits=bits, symmetric=symmetric, granularity=granularity)
+            spec = Weights(
+                format=Int(bits, symmetric=symmetric), granularity=granularity
+            )
             values, scales, zeros = quantize_matrix(w, spec)
             dense = dequantize_matrix(values, scales, zeros, jnp.float32)
             steps = np.abs(dense - w).reshape(20, scales.shape[1], -1)
@@ -210,7 +212,7 @@ def test_relative_error_on_normal_data(bits: int, group: int) -> None:
     are 0.0077 (int8) and 0.123 (int4); these have 0.0063 to 0.0080, 0.114 to 0.145.
     """
     w = normal((1 << 19,), "float32").reshape(-1, group)
-    spec = Weights(bits=bits, granularity=PerChannel())
+    spec = Weights(format=Int(bits), granularity=PerChannel())
     values, scales, zeros = quantize_matrix(jnp.asarray(w), spec)
     dense = np.asarray(dequantize_matrix(values, scales, zeros, jnp.float32))
     error = np.abs(dense - w).mean() / np.abs(w).mean()
@@ -229,10 +231,10 @@ def test_more_bits_and_smaller_groups_have_smaller_errors() -> None:
         dense = dequantize_matrix(*quantize_matrix(w, spec), jnp.float32)
         return float(jnp.abs(dense - w).mean())
 
-    by_bits = [error(Weights(bits=bits)) for bits in range(2, 9)]
+    by_bits = [error(Weights(format=Int(bits))) for bits in range(2, 9)]
     assert by_bits == sorted(by_bits, reverse=True)
     kinds = [PerTensor(), PerChannel(), PerGroup(32), PerGroup(8)]
-    by_group = [error(Weights(bits=4, granularity=kind)) for kind in kinds]
+    by_group = [error(Weights(format=Int(4), granularity=kind)) for kind in kinds]
     assert by_group == sorted(by_group, reverse=True)
 
 
@@ -255,7 +257,7 @@ def test_shapes_of_scales(
         (PerChannel(), outputs, 1),
         (PerGroup(size), outputs, groups),
     ):
-        spec = Weights(bits=bits, symmetric=symmetric, granularity=kind)
+        spec = Weights(format=Int(bits, symmetric=symmetric), granularity=kind)
         convert = functools.partial(quantize_matrix, spec=spec)
         values, scales, zeros = jax.eval_shape(convert, matrix)
         assert (values.shape, values.dtype) == (shape, jnp.int8)
@@ -289,27 +291,27 @@ def test_the_range_of_nothing_is_zero() -> None:
 def test_not_a_number_is_not_hidden() -> None:
     x = jnp.asarray([[1.0, jnp.nan, 2.0]])
     for symmetric in (True, False):
-        scale, zero = scale_and_zero(range_of(x, 1), bits=8, symmetric=symmetric)
-        out = fake_quantize(x, scale, zero, bits=8, symmetric=symmetric)
+        scale, zero = scale_and_zero(range_of(x, 1), Int(8, symmetric=symmetric))
+        out = fake_quantize(x, scale, zero, Int(8, symmetric=symmetric))
         assert bool(jnp.isnan(out).all())
 
 
 def test_subnormal_ranges_count_as_zero() -> None:
     x = jnp.asarray([[1e-40, -1e-40]], jnp.float32)
-    scale, _ = scale_and_zero(range_of(x, 1), bits=8, symmetric=True)
+    scale, _ = scale_and_zero(range_of(x, 1), Int(8))
     assert scale == 1
 
 
 def test_values_round_halves_to_even() -> None:
     x = jnp.asarray([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5])
-    q = quantize_values(x, jnp.ones(()), None, bits=4, symmetric=True)
+    q = quantize_values(x, jnp.ones(()), None, Int(4))
     np.testing.assert_array_equal(q, [-2, -2, 0, 0, 2, 2])
     back = dequantize_values(q.astype(jnp.int8), jnp.asarray(0.5), None)
     np.testing.assert_array_equal(back, [-1, -1, 0, 0, 1, 1])
 
 
 def test_vmap_and_second_derivative() -> None:
-    spec = Weights(bits=3, symmetric=False)
+    spec = Weights(format=Int(3, symmetric=False))
     w = jnp.asarray(normal((4, 6, 2), "float32"))
     one = functools.partial(fake_quantize_weight, axes=Axes((), (1,), (0,)), spec=spec)
     stacked = fake_quantize_weight(w, Axes((0,), (2,), (1,)), spec)
@@ -350,7 +352,7 @@ def test_a_channel_of_small_numbers_keeps_its_precision(
     w = np.random.default_rng(1).normal(size=(4, 64)).astype("f")
     w[1] *= 1e-6
     matrix = jnp.asarray(w, dtype)
-    packed = quantize_matrix(matrix, Weights(bits=8, granularity=spec))
+    packed = quantize_matrix(matrix, Weights(format=Int(8), granularity=spec))
     assert packed[1].dtype == jnp.float32
     given, back = (
         np.asarray(x, np.float32) for x in (matrix, dequantize_matrix(*packed, dtype))

@@ -1,0 +1,137 @@
+"""Weights as matrices of small numbers: rounding one, and making it dense again."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jcompress.tensors.axes import Axes, from_matrix, to_matrix
+from jcompress.tensors.formats import PerChannel, PerGroup, PerTensor, Weights
+from jcompress.tensors.ranges import Range, range_of, scale_and_zero
+from jcompress.tensors.rounding import (
+    dequantize_values,
+    fake_quantize,
+    quantize_values,
+    round_to,
+    within_range,
+)
+
+
+def _grouped(matrix: jax.Array, spec: Weights) -> jax.Array:
+    """[*S, N, K] -> [*S, N, G, K / G]."""
+    inputs = matrix.shape[-1]
+    size = spec.granularity.size if isinstance(spec.granularity, PerGroup) else inputs
+    if inputs and inputs % size:
+        raise ValueError(
+            f"groups of {size} do not divide {inputs} inputs; sizes that do: "
+            f"{divisors(inputs)}"
+        )
+    groups = inputs // size if inputs else 1
+    return matrix.reshape(*matrix.shape[:-1], groups, size)
+
+
+def divisors(number: int) -> list[int]:
+    """The divisors of a positive number, in increasing order."""
+    return [k for k in range(1, number + 1) if number % k == 0]
+
+
+def weight_scales(
+    matrix: jax.Array, spec: Weights
+) -> tuple[jax.Array, jax.Array | None]:
+    """The scales, and the zero points if asymmetric, of a weight matrix.
+
+    Args:
+        matrix: floats [*S, N, K].
+        spec: the format.
+
+    Returns:
+        Scales, float32 [*S, N or 1, G], with 1 for `PerTensor`, and G = 1 but for
+        `PerGroup(size)`, which has G = K / size; zero points, integers in float32 of
+        that shape, or None.
+
+    Raises:
+        ValueError: the group size does not divide K.
+    """
+    grouped = _grouped(matrix, spec)
+    match spec.granularity:
+        case PerTensor():
+            span = range_of(grouped, (-3, -2, -1))
+        case PerChannel() | PerGroup():
+            span = range_of(grouped, -1)
+    span = Range(span.low[..., 0], span.high[..., 0])
+    return scale_and_zero(span, spec.format)
+
+
+def quantize_matrix(
+    matrix: jax.Array, spec: Weights
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Round a weight matrix to the nearest numbers of a format.
+
+    Args:
+        matrix: floats [*S, N, K].
+        spec: the format.
+
+    Returns:
+        Values, int8 or float8_e4m3fn [*S, N, K]; scales, float32 [*S, N or 1, G]; zero
+        points, int8 of the shape of the scales, or None.
+
+    Raises:
+        ValueError: the group size does not divide K.
+    """
+    scales, zeros = weight_scales(matrix, spec)
+    values = quantize_values(
+        _grouped(matrix, spec),
+        scales[..., None],
+        None if zeros is None else zeros[..., None],
+        spec.format,
+    )
+    stored = None if zeros is None else zeros.astype(jnp.int8)
+    return values.astype(spec.format.dtype).reshape(matrix.shape), scales, stored
+
+
+def dequantize_matrix(
+    values: jax.Array, scales: jax.Array, zeros: jax.Array | None, dtype: Any
+) -> jax.Array:
+    """The weight matrix that `quantize_matrix` describes.
+
+    Args:
+        values: int8 or float8_e4m3fn [*S, N, K].
+        scales: float32 [*S, N or 1, G].
+        zeros: int8 of the shape of the scales, or None.
+        dtype: float dtype of the result.
+
+    Returns:
+        The matrix [*S, N, K].
+    """
+    groups = scales.shape[-1]
+    grouped = values.reshape(*values.shape[:-1], groups, values.shape[-1] // groups)
+    zero = None if zeros is None else zeros[..., None]
+    dense = dequantize_values(grouped, scales[..., None], zero)
+    return round_to(within_range(dense, dtype), dtype).reshape(values.shape)
+
+
+def fake_quantize_weight(leaf: jax.Array, axes: Axes, spec: Weights) -> jax.Array:
+    """The leaf as its stored numbers give it back, with a straight-through gradient.
+
+    Bit for bit what `quantize` stores and `QTensor.dense` gives back.
+
+    Args:
+        leaf: floats of any shape.
+        axes: the role of each of its axes, over all of its uses.
+        spec: the format.
+
+    Returns:
+        An array of the shape and dtype of the leaf.
+
+    Raises:
+        ValueError: the group size does not divide the number of inputs.
+    """
+    matrix = to_matrix(leaf, axes)
+    scales, zeros = weight_scales(jax.lax.stop_gradient(matrix), spec)
+    faked = fake_quantize(
+        _grouped(matrix, spec),
+        scales[..., None],
+        None if zeros is None else zeros[..., None],
+        spec.format,
+    )
+    return from_matrix(faked.reshape(matrix.shape), axes, leaf.shape)
