@@ -98,10 +98,8 @@ class QTensor(MatrixTensor):
         *stacks, outputs, inputs = self.matrix_shape
         bits = self.format.bits
         if self.format.symmetric != (self.zeros is None):
-            raise ValueError(
-                f"QTensor: {self.format!r} has {'no' if self.format.symmetric else ''} "
-                "zero points"
-            )
+            has = "has no" if self.format.symmetric else "needs"
+            raise ValueError(f"QTensor: {self.format!r} {has} zero points")
         whole = isinstance(self.format, Float8)
         kind = self.format.dtype if whole else stored_dtype(bits)
         self.check_array("values", (*stacks, outputs, packed_size(inputs, bits)), kind)

@@ -139,7 +139,7 @@ def test_vmap_over_tensors_that_it_made() -> None:
     def convert(matrix: jax.Array) -> QTensor:
         values, scales, zeros = quantize_matrix(matrix, spec)
         return QTensor(
-            values=pack_bits(values, 4), scales=scales, zeros=zeros, format=Int(4, symmetric=False),
+            values=pack_bits(values, 4), scales=scales, zeros=zeros, format=Int(4),
             shape=(5, 12), dtype=jnp.float32, output_axes=(0,), input_axes=(1,),
         )  # fmt: skip
 
@@ -219,7 +219,10 @@ def test_sharded_arrays_stay_sharded() -> None:
     [
         ({"format": 9}, r"format is Int\(bits\) or Float8\(\), not 9"),
         ({"format": Int(4)}, r"Int\(bits=4, symmetric=True\) has no zero points"),
-        ({"format": Int(8, symmetric=False)}, r"values is uint8 \[5, 6\], not int8 \[5, 12\]"),
+        (
+            {"format": Int(8, symmetric=False)},
+            r"values is uint8 \[5, 6\], not int8 \[5, 12\]",
+        ),
         ({"input_axes": (0,)}, r"do not partition the 2 axes of shape \(5, 12\)"),
         ({"input_axes": ()}, "do not partition the 2 axes"),
         ({"shape": (5, 14)}, r"not uint8 \[5, 7\]"),
