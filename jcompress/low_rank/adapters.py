@@ -101,7 +101,7 @@ def add_adapters(
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from jcompress.execution import compressed
-        >>> from jcompress.quantization import Quantize, Weights, quantize
+        >>> from jcompress.quantization import Int, Quantize, Weights, quantize
         >>> from jcompress.low_rank.adapters import (
         ...     Lora, add_adapters, put_adapters, take_adapters)
         >>> from jcompress.sites import find_sites

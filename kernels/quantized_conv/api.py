@@ -191,7 +191,7 @@ def runs_in_integers_on_cpu(
         None if a is None else jax.ShapeDtypeStruct((1, *a.shape), a.dtype)
         for a in (tensor.values, tensor.scales, tensor.zeros)
     )
-    given = {"bits": tensor.bits, "x_bits": x_bits, "window": window}
+    given = {"bits": tensor.format.bits, "x_bits": x_bits, "window": window}
     return FORMS[Implementation.CPU].chosen(stacked, given)
 
 
