@@ -18,8 +18,8 @@ from jcompress.tracing.jaxprs import aval_shape
 from jcompress.tracing.products import Order, stored_orders
 from jcompress.tracing.values import Use
 
-IN_FLOATS = "on a CPU in floats, which is faster for these shapes"
-"""How a small convolution runs."""
+IN_FLOATS = "a CPU computes a convolution of these shapes faster in floats"
+"""Why a small one runs with the dense kernel."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,8 +101,10 @@ class Windowed:
             dtype=eqn.outvars[0].aval.dtype,
         )
 
-    def why(self, x: jax.Array, tensor: QTensor, activation: Activation | None) -> str:
-        """What holds on some platforms only."""
+    def why_in_floats(
+        self, x: jax.Array, tensor: QTensor, activation: Activation | None
+    ) -> str:
+        """Why a CPU takes the dense kernel; empty if it does not."""
         given = jax.eval_shape(lambda x: jnp.transpose(x, self.to_images), x)
         x_bits = None if activation is None else activation.format.bits
         fast = runs_in_integers_on_cpu(given, tensor, x_bits=x_bits, window=self.window)

@@ -60,8 +60,8 @@ class Execution:
         path: the leaf's name.
         operation: what the leaf does there: a primitive's name.
         how: the way taken.
-        why: for `How.DENSE`, what stood in the way of another; else what holds on
-            some platforms or for a part of the leaf only.
+        why: for `How.DENSE`, what stood in the way of another; else what else there
+            is to say, such as how the base of an adapted leaf ran.
     """
 
     path: str

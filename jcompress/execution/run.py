@@ -84,6 +84,8 @@ def inspect(
 ) -> tuple[Execution, ...]:
     """Tell how `compressed(fn)` runs every compressed leaf; nothing is computed.
 
+    It speaks of the platform that JAX uses by default here.
+
     Args:
         fn: the function, written for dense leaves.
         variables: a tree with compressed leaves.

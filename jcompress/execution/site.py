@@ -28,10 +28,8 @@ from jcompress.tracing.values import Use
 Scaling = tuple[jax.Array, jax.Array | None] | None
 """Scale and zero point of a product's input; None for an input that stays as it is."""
 
-ELSEWHERE_DENSE = "expert by expert on a CPU; made dense on other platforms"
-"""How a ragged product runs."""
-ELSEWHERE_FACTORS = "expert by expert on a CPU; ragged products on other platforms"
-"""How a ragged product with factors runs."""
+BY_EXPERT = "one expert after the other"
+"""How a ragged product runs on a CPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +224,10 @@ class CompressedSite:
     ) -> list[jax.Array]:
         activation = None if scaling is None else self.activation
         how = How.WEIGHT_ONLY if activation is None else How.INTEGER
-        self._note(use, inputs, how, plan.why(inputs[0], tensor, activation))
+        why = ""
+        if _on_cpu():
+            why = plan.why_in_floats(inputs[0], tensor, activation)
+        self._note(use, inputs, How.DENSE if why else how, why)
         given = (inputs[0], scaling, tensor, activation)
         return [plan.run(*given, self.implementation)]
 
@@ -241,8 +242,13 @@ class CompressedSite:
             return self._dense(use, faked, bind, why)
         assert isinstance(kernel, LeafKernel)
         factored = isinstance(leaf.tensor, LowRank)
-        other = ELSEWHERE_FACTORS if factored else ELSEWHERE_DENSE
-        self._note(use, inputs, kernel.how, other)
+        if _on_cpu():
+            self._note(use, inputs, kernel.how, BY_EXPERT)
+        elif factored:
+            self._note(use, inputs, kernel.how)
+        else:
+            why = f"there is no kernel for `{use.eqn.primitive.name}` on this platform"
+            self._note(use, inputs, How.DENSE, why)
         x, sizes = inputs[0] if kernel.quantizes else faked[0], inputs[2]
         scale, zero = None, None
         if kernel.quantizes and not kernel.own_range and scaling is not None:
@@ -285,6 +291,15 @@ class CompressedSite:
         out = use.eqn.outvars[0].aval
         rows = round_to(rows_of(leaf.tensor, picked), leaf.tensor.dtype)
         return [leaf.viewed(rows.reshape(out.shape))]
+
+
+def _on_cpu() -> bool:
+    """Whether programs run on a CPU unless they are told otherwise.
+
+    Which form of a kernel runs is settled when a program is lowered for a platform;
+    what is recorded for `inspect` speaks of this one.
+    """
+    return jax.default_backend() == "cpu"
 
 
 def _of_parts(use: Use, inputs: list[Any]) -> Use:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcompress.execution.convolutions import IN_FLOATS, Windowed
+from jcompress.execution.convolutions import Windowed
 from jcompress.execution.products import Execution, How
 from jcompress.kernels._native import Stored
 from jcompress.kernels.quantized_conv.xla import dense_kernels
@@ -88,7 +88,7 @@ def _place(traced: Traced, name: str, tensor: CompressedTensor) -> Location | No
         return None
     data = use.eqn.invars[use.data].aval
     x: Any = jax.ShapeDtypeStruct(data.shape, data.dtype)
-    return site.location if plan.why(x, tensor, None) == IN_FLOATS else None
+    return site.location if plan.why_in_floats(x, tensor, None) else None
 
 
 def _order(tensor: QTensor) -> tuple[int, ...]:

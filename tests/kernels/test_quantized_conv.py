@@ -11,7 +11,6 @@ import pytest
 from conformance import dense_of, normal, stored, weight
 
 from jcompress.execution import How, compressed, inspect
-from jcompress.execution.together import WHY
 from jcompress.kernels import Implementation, _native
 from jcompress.kernels.quantized_conv import quantized_conv
 from jcompress.quantization import (
@@ -340,12 +339,12 @@ def test_a_small_model(weights: Weights, activation: Activation | None) -> None:
     entries = {e.path.split("/")[1]: e for e in inspect(model.apply, small, x)}
     assert entries.pop("depth").how is How.DENSE
     if activation is None:
-        assert all(e.how is How.WEIGHT_ONLY or e.why == WHY for e in entries.values())
+        assert {entry.how for entry in entries.values()} == {How.DENSE}
     else:
-        assert {entry.how for entry in entries.values()} == {How.INTEGER}
-    assert "in floats" in entries["stem"].why
-    vectors = _native.instructions() not in (None, "generic", "avx2")
-    assert ("in floats" in entries["wide"].why) == (activation is None or not vectors)
+        vectors = _native.instructions() not in (None, "generic", "avx2")
+        assert entries.pop("wide").how is (How.INTEGER if vectors else How.DENSE)
+    assert all("in floats" in e.why for e in entries.values() if e.how is How.DENSE)
+    assert entries["stem"].how is How.DENSE
     run = jax.jit(compressed(model.apply))
     fake = jax.jit(fake_quant(model.apply, rules))
     # A sum in another order may round an activation of the next layer to its neighbour.
@@ -375,7 +374,8 @@ def test_layouts(layout: str, bits: int) -> None:
     ]
     small = quantize(params, rules, sites=find_sites(model, params, x))
     (entry,) = inspect(model, small, x)
-    assert entry.how is How.INTEGER
+    # Which of the two is faster depends on the processor; a kernel takes both.
+    assert entry.how is How.INTEGER or "in floats" in entry.why
     close(
         jax.jit(compressed(model))(small, x),
         jax.jit(fake_quant(model, rules))(params, x),

@@ -284,7 +284,7 @@ USES: dict[str, tuple[Any, LowRank, tuple[int, ...], str]] = {
         ragged,
         matrix_leaf((3, 8, 6), 2, stack_axes=(0,), input_axes=(1,), output_axes=(2,)),
         (9, 8),
-        "expert by expert on a CPU; ragged products on other platforms",
+        "one expert after the other",
     ),
 }
 
