@@ -12,8 +12,9 @@ def export_checks() -> list[export.DisabledSafetyCheck]:
     these checks disabled runs wherever `jcompress.kernels` is imported before it is
     called and `jcompress doctor` finds the compiled kernels, of the same version of
     jcompress. For a program that needs neither, see
-    `jcompress.execution.compressed(fn, implementation=Implementation.XLA)`. Compressed
-    trees cannot be arguments of a program that is serialized; close over them.
+    `jcompress.execution.compressed(fn, implementation=Implementation.XLA)`. To give a
+    program compressed trees as arguments, import `jcompress.checkpoint` where it is
+    written and where it is loaded.
 
     Returns:
         For the argument `disabled_checks` of `jax.export.export`.

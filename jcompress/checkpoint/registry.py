@@ -5,11 +5,12 @@ is renamed keeps its line, with the old name on the left. A new leaf type, or a 
 class in a field of one, needs a line here.
 """
 
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 from jcompress import tensors
-from jcompress.checkpoint.flax_state import register_with_flax
-from jcompress.tensors import CompressedTensor, formats, number_formats, ranges
+from jcompress.tensors import formats, number_formats, ranges
 
 _CLASSES: dict[str, type[Any]] = {
     # Leaves.
@@ -36,35 +37,23 @@ _CLASSES: dict[str, type[Any]] = {
     "Weights": formats.Weights,
 }
 
-T = TypeVar("T", bound=type[Any])
 
-
-def register(kind: T, *, name: str | None = None) -> T:
-    """Let checkpoints hold a class of your own: a compressed leaf, or a field of one.
-
-    A leaf type is made known to `flax.serialization` as well. Call it, or use it as a
-    decorator, in every program that saves or loads such leaves.
-
-    Args:
-        kind: a frozen dataclass, NamedTuple or enum; a subclass of `CompressedTensor`
-            for a leaf.
-        name: what the file calls it; by default the name of the class.
-
-    Returns:
-        The class.
+def add(kind: type[Any], name: str) -> None:
+    """Let a name stand for a class.
 
     Raises:
-        ValueError: another class has this name.
+        ValueError: it stands for another one.
     """
-    name = kind.__name__ if name is None else name
     if _CLASSES.setdefault(name, kind) is not kind:
         raise ValueError(
             f"register: checkpoints already hold a {name!r}, {_CLASSES[name]!r}; give "
             "this class another name="
         )
-    if issubclass(kind, CompressedTensor):
-        register_with_flax(kind)
-    return kind
+
+
+def classes() -> Mapping[str, type[Any]]:
+    """Every class by its name."""
+    return MappingProxyType(_CLASSES)
 
 
 def name_of(kind: type[Any]) -> str | None:
@@ -80,8 +69,3 @@ def class_of(name: str) -> type[Any] | None:
 def registered() -> tuple[str, ...]:
     """The names of all classes that checkpoints may hold."""
     return tuple(sorted(_CLASSES))
-
-
-for _kind in _CLASSES.values():
-    if issubclass(_kind, CompressedTensor):
-        register_with_flax(_kind)

@@ -5,6 +5,8 @@ import errno
 import inspect
 import json
 import pathlib
+import subprocess
+import sys
 import zlib
 from typing import Any
 
@@ -19,6 +21,7 @@ import pytest
 from jcompress import checkpoint, tensors
 from jcompress.checkpoint import CheckpointError, registry
 from jcompress.execution import compressed
+from jcompress.kernels import Implementation
 from jcompress.quantization import Activation, Float8, Int, Quantize, Weights, quantize
 from jcompress.sites import find_sites
 from jcompress.tensors import CompressedTensor, formats
@@ -74,6 +77,59 @@ def test_plain_orbax_takes_compressed_leaves(tmp_path: pathlib.Path) -> None:
         saver.wait_until_finished()
         restored = saver.restore(tmp_path / "tree", jax.eval_shape(lambda: tree))
     assert same(restored, tree)
+
+
+LOADED = """
+import pathlib, sys
+import jax, numpy as np
+from jcompress import checkpoint
+folder = pathlib.Path(sys.argv[1])
+tree = checkpoint.load(folder / "tree")
+program = jax.export.deserialize((folder / "program").read_bytes())
+out = program.call(tree, np.load(folder / "x.npy"))
+np.testing.assert_allclose(out, np.load(folder / "out.npy"), rtol=1e-5, atol=1e-5)
+print(jax.tree.structure(tree) == program.in_tree.children()[0].children()[0])
+"""
+
+
+def test_a_program_takes_a_tree_in_another_process(tmp_path: pathlib.Path) -> None:
+    tree = small()
+    run = jax.jit(compressed(apply, implementation=Implementation.XLA))
+    checkpoint.save(tmp_path / "tree", tree)
+    (tmp_path / "program").write_bytes(jax.export.export(run)(tree, X).serialize())
+    jnp.save(tmp_path / "x.npy", X)
+    jnp.save(tmp_path / "out.npy", run(tree, X))
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", LOADED, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.strip() == "True", done.stderr
+
+
+def test_other_leaves_are_arguments_of_a_serialized_program() -> None:
+    """With those of `tests/execution/test_execution_export.py`, every kind of leaf."""
+    matrix = jax.random.normal(jax.random.key(3), (8, 16))
+    of: dict[str, Any] = {
+        "shape": (8, 16),
+        "dtype": np.dtype("float32"),
+        "output_axes": (1,),
+        "input_axes": (0,),
+    }
+    thin, wide = jnp.ones((2, 8)), jnp.ones((16, 2))
+    tree = {
+        "adapted": tensors.Adapted(base=matrix, down=thin, up=wide, alpha=0.5, **of),
+        "hashed": tensors.Hashed(values=jnp.arange(5.0), seed=3, **of),
+        "low rank": tensors.LowRank(factors=(thin, wide), **of),
+        "removed": tensors.RemovedArray((3,), np.dtype("float32")),
+    }
+    program = jax.export.export(jax.jit(jax.tree.leaves))(tree)
+    read = jax.export.deserialize(program.serialize())
+    assert read.in_tree == program.in_tree
+    for leaf, expected in zip(read.call(tree), jax.tree.leaves(tree), strict=True):
+        np.testing.assert_array_equal(leaf, expected)
 
 
 class Perceptron(eqx.Module):
