@@ -7,12 +7,9 @@ from jcompress.low_rank.adapters import merge_adapters as merge_adapters
 from jcompress.low_rank.adapters import put_adapters as put_adapters
 from jcompress.low_rank.adapters import take_adapters as take_adapters
 from jcompress.low_rank.factorizing import Cp as Cp
-from jcompress.low_rank.factorizing import FactoredLeaf as FactoredLeaf
 from jcompress.low_rank.factorizing import Factoring as Factoring
-from jcompress.low_rank.factorizing import FactorSummary as FactorSummary
 from jcompress.low_rank.factorizing import Spatial as Spatial
 from jcompress.low_rank.factorizing import Svd as Svd
 from jcompress.low_rank.factorizing import Tucker as Tucker
 from jcompress.low_rank.factorizing import factorize as factorize
 from jcompress.low_rank.factorizing import quantize_factors as quantize_factors
-from jcompress.low_rank.factorizing import summarize_factors as summarize_factors

@@ -2,23 +2,25 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.conversion import convert_leaves
+from jcompress.conversion import convert_leaves, resolve_specs
 from jcompress.errors import MismatchError
-from jcompress.leaves import named_leaves, path_name
-from jcompress.rules import Rules, resolve
+from jcompress.leaves import named_leaves
+from jcompress.rules import Rules
 from jcompress.sites import Sites, leaf_axes
 from jcompress.tensors import Adapted, QTensor, is_compressed
 from jcompress.tensors.axes import Axes, matrix_shape, to_matrix
 from jcompress.tensors.base import CompressedTensor
 from jcompress.tensors.formats import PerChannel, PerGroup, PerTensor, Weights
 from jcompress.tensors.low_rank import dense_factor
+
+Spec = TypeVar("Spec")
 
 Adapters = dict[str, dict[str, jax.Array]]
 """The trainable factors `down` and `up` of each adapted leaf, by its name."""
@@ -117,13 +119,9 @@ def add_adapters(
         >>> jax.grad(loss)(take_adapters(tree))["w"]["up"].shape
         (8, 2)
     """
-    resolved = resolve(rules, sites, transform="add_adapters")
-    for path, spec in resolved.leaves.items():
-        if not isinstance(spec, Lora):
-            raise TypeError(
-                f"add_adapters: the spec of rule {resolved.rule_of[path]} is {spec!r}; "
-                "a rule carries Lora(rank=...)"
-            )
+    resolved = resolve_specs(
+        rules, sites, Lora, transform="add_adapters", usage="Lora(rank=...)"
+    )
     wholes = None if original is None else dict(named_leaves(original))
     keys = dict(
         zip(resolved.leaves, jax.random.split(key, len(resolved.leaves)), strict=True)
@@ -152,7 +150,7 @@ def take_adapters(tree: Any) -> Adapters:
         For each adapted leaf, by name, its `down` [*S, R, K] and `up` [*S, N, R].
 
     Raises:
-        ValueError: no leaf is adapted.
+        MismatchError: no leaf is adapted.
     """
     found: Adapters = {
         name: {"down": leaf.down, "up": leaf.up}
@@ -160,7 +158,7 @@ def take_adapters(tree: Any) -> Adapters:
         if isinstance(leaf, Adapted)
     }
     if not found:
-        raise ValueError(
+        raise MismatchError(
             "take_adapters: no leaf of the tree is adapted; add_adapters does that"
         )
     return found
@@ -174,33 +172,34 @@ def put_adapters(tree: Any, adapters: Mapping[str, Mapping[str, jax.Array]]) -> 
         adapters: what `take_adapters` returned, trained.
 
     Raises:
-        ValueError: the names are not those of the adapted leaves, or an array is of
-            another shape or no float.
+        MismatchError: the names are not those of the adapted leaves, or an array is
+            absent, of another shape or no float.
     """
     names = [n for n, leaf in named_leaves(tree) if isinstance(leaf, Adapted)]
-    odd = sorted(set(names) ^ set(adapters))
-    if odd:
-        what = "no adapter" if odd[0] in names else "an adapter but no adapted leaf"
-        raise ValueError(
-            f"put_adapters: {odd[0]!r} has {what}; adapted are: {', '.join(names)}"
+    absent = [name for name in names if name not in adapters]
+    if absent:
+        raise MismatchError(
+            f"put_adapters: {absent[0]!r} has no adapter; adapted are: "
+            f"{', '.join(names)}"
         )
 
-    def place(path: Any, leaf: Any) -> Any:
+    def place(name: str, leaf: Any, part: Mapping[str, jax.Array]) -> Adapted:
         if not isinstance(leaf, Adapted):
-            return leaf
-        name = path_name(path)
-        part = adapters[name]
+            raise MismatchError(
+                f"put_adapters: {name!r} has an adapter but no adapted leaf; adapted "
+                f"are: {', '.join(names)}"
+            )
         try:
             return dataclasses.replace(leaf, down=part["down"], up=part["up"])
         except KeyError as error:
-            raise ValueError(
+            raise MismatchError(
                 f"put_adapters: the adapter of {name!r} has no {error}, only "
                 f"{sorted(part)}"
             ) from None
         except ValueError as error:
-            raise ValueError(f"put_adapters: {name!r}: {error}") from None
+            raise MismatchError(f"put_adapters: {name!r}: {error}") from None
 
-    return jax.tree_util.tree_map_with_path(place, tree, is_leaf=is_compressed)
+    return _convert_adapted("put_adapters", tree, adapters, place)
 
 
 def merge_adapters(tree: Any, *, requantize: bool = False) -> Any:
@@ -215,27 +214,41 @@ def merge_adapters(tree: Any, *, requantize: bool = False) -> Any:
         The tree with a dense array, or a `QTensor`, for each adapted leaf.
 
     Raises:
-        ValueError: no leaf is adapted.
-        MismatchError: `requantize`, and a base is compressed but not quantized, so that
-            the sum would not fit its storage.
+        MismatchError: no leaf is adapted; or `requantize`, and a base is compressed but
+            not quantized, so that the sum would not fit its storage.
     """
-    take_adapters(tree)
 
-    def merged(path: Any, leaf: Any) -> Any:
-        if not isinstance(leaf, Adapted):
-            return leaf
+    def merged(name: str, leaf: Adapted, _: Any) -> Any:
         dense = leaf.dense()
         if not requantize or not is_compressed(leaf.base):
             return dense
         if not isinstance(leaf.base, QTensor):
             raise MismatchError(
-                f"merge_adapters: the base of {path_name(path)!r} is a "
+                f"merge_adapters: the base of {name!r} is a "
                 f"{type(leaf.base).__name__}, whose storage does not fit the sum; "
                 "merge without requantize, then compress the dense leaf again"
             )
         return _requantized(dense, leaf.base)
 
-    return jax.tree_util.tree_map_with_path(merged, tree, is_leaf=is_compressed)
+    return _convert_adapted("merge_adapters", tree, take_adapters(tree), merged)
+
+
+def _convert_adapted(
+    transform: str,
+    tree: Any,
+    adapters: Mapping[str, Spec],
+    convert: Callable[[str, Any, Spec], Any],
+) -> Any:
+    """Convert the leaves that adapters name, of whatever shapes and dtypes."""
+    return convert_leaves(
+        transform,
+        tree,
+        adapters,
+        convert,
+        source="the adapters",
+        accept=(CompressedTensor,),
+        dtypes=None,
+    )
 
 
 def _adapted(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.conversion import find_leaves, replace_leaves
 from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves, path_name
 from jcompress.tensors import is_compressed
@@ -38,7 +39,7 @@ class TieBlocks:
 
     Raises:
         TypeError: `blocks` is not a sequence of names.
-        MismatchError: there are fewer than two, or one is there twice.
+        ValueError: there are fewer than two, or one is there twice.
     """
 
     blocks: tuple[str, ...]
@@ -53,9 +54,7 @@ class TieBlocks:
         names = tuple(name.strip("/") for name in self.blocks)
         object.__setattr__(self, "blocks", names)
         if len(set(names)) != len(names) or len(names) < 2:
-            raise MismatchError(
-                f"TieBlocks: {names} are not two or more different blocks"
-            )
+            raise ValueError(f"TieBlocks: {names} are not two or more different blocks")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +69,7 @@ class TieLayers:
         axis: which axis numbers the layers.
 
     Raises:
-        MismatchError: the numbers have a gap, or no two layers share one.
+        ValueError: the numbers have a gap, or no two layers share one.
     """
 
     below: str
@@ -82,12 +81,12 @@ class TieLayers:
         object.__setattr__(self, "groups", tuple(int(n) for n in self.groups))
         count = len(set(self.groups))
         if sorted(set(self.groups)) != list(range(count)):
-            raise MismatchError(
+            raise ValueError(
                 f"TieLayers: groups {self.groups} of {self.below} are not numbered "
                 "0, 1, ... without a gap"
             )
         if count == len(self.groups):
-            raise MismatchError(
+            raise ValueError(
                 f"TieLayers: no two layers of {self.below} share an array in groups "
                 f"{self.groups}"
             )
@@ -138,15 +137,20 @@ def tie(params: Any, ties: Sequence[Tie], *, initial: Initial = Initial.MEAN) ->
     leaves = dict(named_leaves(params))
     plan = _plan("tie", ties, leaves)
     made: dict[str, Any] = dict.fromkeys(plan.source)
-    for path in (*plan.source, *plan.source.values(), *plan.layers):
-        _check_array(path, leaves[path])
+    found = find_leaves(
+        "tie",
+        params,
+        dict.fromkeys([*plan.source, *plan.source.values(), *plan.layers]),
+        source="the ties",
+        advice="tie the dense arrays, then compress",
+    )
     for first in dict.fromkeys(plan.source.values()):
         users = [first, *(path for path, own in plan.source.items() if own == first)]
-        _check_same(users, leaves)
-        made[first] = _merged([leaves[path] for path in users], initial)
+        _check_same(users, found)
+        made[first] = _merged([found[path] for path in users], initial)
     for path, spec in plan.layers.items():
-        leaf = jnp.asarray(leaves[path])
-        _check_layers(path, leaf.shape, spec, len(spec.groups))
+        leaf = jnp.asarray(found[path])
+        _check_layers("tie", path, leaf.shape, spec, len(spec.groups))
         layers = [jnp.take(leaf, n, spec.axis) for n in range(len(spec.groups))]
         shared = [
             _merged([x for x, g in zip(layers, spec.groups, strict=True) if g == n],
@@ -154,13 +158,7 @@ def tie(params: Any, ties: Sequence[Tie], *, initial: Initial = Initial.MEAN) ->
             for n in range(max(spec.groups) + 1)
         ]  # fmt: skip
         made[path] = jnp.stack(shared, spec.axis)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: (
-            made.get(path_name(path), leaf) if path_name(path) in made else leaf
-        ),
-        params,
-        is_leaf=is_compressed,
-    )
+    return replace_leaves(params, made)
 
 
 def untie(params: Any, ties: Sequence[Tie]) -> Any:
@@ -203,7 +201,7 @@ def tied(fn: Callable[..., Any], ties: Sequence[Tie]) -> Callable[..., Any]:
 
 
 def _untied(transform: str, params: Any, ties: Sequence[Tie]) -> Any:
-    flat, structure = jax.tree_util.tree_flatten_with_path(
+    flat, _ = jax.tree_util.tree_flatten_with_path(
         params, is_leaf=lambda x: x is None or is_compressed(x)
     )
     leaves = {path_name(path): leaf for path, leaf in flat}
@@ -218,9 +216,7 @@ def _untied(transform: str, params: Any, ties: Sequence[Tie]) -> Any:
             raise MismatchError(
                 f"{transform}: {first}, which serves {path}, is missing"
             )
-    full = dict(leaves)
-    for path, first in plan.source.items():
-        full[path] = leaves[first]
+    full = {path: leaves[first] for path, first in plan.source.items()}
     for path, spec in plan.layers.items():
         leaf = leaves[path]
         if is_compressed(leaf):
@@ -228,9 +224,9 @@ def _untied(transform: str, params: Any, ties: Sequence[Tie]) -> Any:
                 f"{transform}: {path} is a {type(leaf).__name__}, of which layers "
                 "cannot be repeated; tie blocks, or compress the untied tree"
             )
-        _check_layers(path, np.shape(leaf), spec, max(spec.groups) + 1)
+        _check_layers(transform, path, np.shape(leaf), spec, max(spec.groups) + 1)
         full[path] = jnp.take(leaf, np.asarray(spec.groups, np.int32), spec.axis)
-    return jax.tree.unflatten(structure, [full[path_name(path)] for path, _ in flat])
+    return replace_leaves(params, full)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,16 +314,6 @@ def _below(transform: str, prefix: str, leaves: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _check_array(path: str, leaf: Any) -> None:
-    if is_compressed(leaf):
-        raise MismatchError(
-            f"tie: {path} is already a {type(leaf).__name__}; tie the dense arrays, "
-            "then compress"
-        )
-    if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
-        raise MismatchError(f"tie: {path} is {leaf!r}, no array of floats")
-
-
 def _check_same(users: Sequence[str], leaves: Mapping[str, Any]) -> None:
     first = leaves[users[0]]
     for path in users[1:]:
@@ -340,11 +326,11 @@ def _check_same(users: Sequence[str], leaves: Mapping[str, Any]) -> None:
 
 
 def _check_layers(
-    path: str, shape: tuple[int, ...], spec: TieLayers, count: int
+    transform: str, path: str, shape: tuple[int, ...], spec: TieLayers, count: int
 ) -> None:
     if not -len(shape) <= spec.axis < len(shape) or shape[spec.axis] != count:
         raise MismatchError(
-            f"TieLayers: {path} is {list(shape)}, and its axis {spec.axis} should "
+            f"{transform}: {path} is {list(shape)}, and its axis {spec.axis} should "
             f"number {count} layers for groups {spec.groups}"
         )
 

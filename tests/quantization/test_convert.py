@@ -208,7 +208,7 @@ def test_a_spec_of_another_kind() -> None:
 
 def test_a_leaf_of_integers() -> None:
     table = one(dtype=np.dtype("int32"))
-    with pytest.raises(MismatchError, match=r"w is int32 \[12, 5\], and only floats"):
+    with pytest.raises(MismatchError, match=r"'w' is int32 \[12, 5\], and only floats"):
         quantize({"w": jnp.ones((12, 5), jnp.int32)}, rule(), sites=table)
 
 
