@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jcompress.errors import MismatchError
+from jcompress.pruning._host import flush
 from jcompress.tensors.axes import Axes, from_matrix, matrix_shape, to_matrix
 
 
@@ -36,14 +38,17 @@ class Pattern(abc.ABC):
         """Raise `MismatchError` if a leaf of this shape cannot be cut into groups."""
 
     @abc.abstractmethod
-    def rows(self, scores: jax.Array, axes: Axes) -> jax.Array:
-        """Arrange the scores of a leaf as group scores, `[R, G]`."""
+    def rows(self, scores: Any, axes: Axes) -> Any:
+        """Arrange the scores of a leaf as group scores, `[R, G]`.
+
+        The scores are an array of NumPy or of JAX, and so is the result.
+        """
 
     @abc.abstractmethod
-    def spread(self, keep: jax.Array, shape: tuple[int, ...], axes: Axes) -> jax.Array:
+    def spread(self, keep: Any, shape: tuple[int, ...], axes: Axes) -> Any:
         """Bring the verdicts on the groups, `[R, G]`, to a mask of the leaf's shape."""
 
-    def count(self, sparsity: float | jax.Array, groups: int) -> int | jax.Array:
+    def count(self, sparsity: Any, groups: int) -> int | jax.Array:
         """How many of the G groups of a row are removed.
 
         `round(sparsity * G)`, halves to even, but never all: one group stays. A
@@ -68,11 +73,11 @@ class Unstructured(Pattern):
                 f"put the rule ({path!r}, None) before"
             )
 
-    def rows(self, scores: jax.Array, axes: Axes) -> jax.Array:
+    def rows(self, scores: Any, axes: Axes) -> Any:
         """One row of all entries, in the order of the leaf."""
         return scores.reshape(1, scores.size)
 
-    def spread(self, keep: jax.Array, shape: tuple[int, ...], axes: Axes) -> jax.Array:
+    def spread(self, keep: Any, shape: tuple[int, ...], axes: Axes) -> Any:
         """The row in the leaf's shape."""
         return keep.reshape(shape)
 
@@ -93,7 +98,7 @@ class NM(Pattern):
         m: entries of a group.
 
     Raises:
-        MismatchError: not `1 <= n < m`.
+        ValueError: not `1 <= n < m`.
 
     References:
         Mishra et al. 2021, "Accelerating Sparse Deep Neural Networks" (2:4).
@@ -106,7 +111,7 @@ class NM(Pattern):
 
     def __post_init__(self) -> None:
         if not (_whole(self.n) and _whole(self.m) and 1 <= self.n < self.m):
-            raise MismatchError(
+            raise ValueError(
                 f"NM({self.n!r}, {self.m!r}) keeps n of every m, two integers with "
                 "1 <= n < m, such as NM(2, 4)"
             )
@@ -124,15 +129,15 @@ class NM(Pattern):
         _, _, inputs = matrix_shape(shape, axes)
         _check_divides(self, path, shape, self.m, inputs, "inputs", axes.input)
 
-    def rows(self, scores: jax.Array, axes: Axes) -> jax.Array:
+    def rows(self, scores: Any, axes: Axes) -> Any:
         """One row for each group of `m`."""
         return to_matrix(scores, axes).reshape(-1, self.m)
 
-    def spread(self, keep: jax.Array, shape: tuple[int, ...], axes: Axes) -> jax.Array:
+    def spread(self, keep: Any, shape: tuple[int, ...], axes: Axes) -> Any:
         """The groups back in their places."""
         return from_matrix(keep, axes, shape)
 
-    def count(self, sparsity: float | jax.Array, groups: int) -> int | jax.Array:
+    def count(self, sparsity: Any, groups: int) -> int | jax.Array:
         """How many of each `m` are removed, at most `m - n`."""
         return _rounded(sparsity, groups, self.m - self.n)
 
@@ -145,7 +150,7 @@ class Block(Pattern):
         shape: outputs and inputs of a block, each of which divides its axis.
 
     Raises:
-        MismatchError: the shape is not two positive integers.
+        ValueError: the shape is not two positive integers.
 
     References:
         Narang et al. 2017, "Block-Sparse Recurrent Neural Networks".
@@ -156,7 +161,7 @@ class Block(Pattern):
     def __post_init__(self) -> None:
         good = isinstance(self.shape, tuple) and len(self.shape) == 2
         if not good or not all(_whole(size) and size > 0 for size in self.shape):
-            raise MismatchError(
+            raise ValueError(
                 f"Block({self.shape!r}) takes a pair (outputs, inputs) of positive "
                 "integers, such as Block((4, 4))"
             )
@@ -176,21 +181,24 @@ class Block(Pattern):
                 f"use smaller blocks or put the rule ({path!r}, None) before"
             )
 
-    def rows(self, scores: jax.Array, axes: Axes) -> jax.Array:
+    def rows(self, scores: Any, axes: Axes) -> Any:
         """One row for each stacked copy; blocks in row-major order."""
         stack, outputs, inputs = matrix_shape(scores.shape, axes)
         high, wide = self.shape
         tiles = to_matrix(scores, axes).reshape(
             math.prod(stack), outputs // high, high, inputs // wide, wide
         )
-        return jnp.mean(tiles, axis=(2, 4)).reshape(math.prod(stack), -1)
+        entries = tiles.transpose(2, 4, 0, 1, 3).reshape(high * wide, -1)
+        return _mean_of_first(entries).reshape(math.prod(stack), -1)
 
-    def spread(self, keep: jax.Array, shape: tuple[int, ...], axes: Axes) -> jax.Array:
+    def spread(self, keep: Any, shape: tuple[int, ...], axes: Axes) -> Any:
         """Each verdict on all entries of its block."""
         stack, outputs, inputs = matrix_shape(shape, axes)
         high, wide = self.shape
         tiles = keep.reshape(*stack, outputs // high, inputs // wide)
-        matrix = jnp.repeat(jnp.repeat(tiles, high, axis=-2), wide, axis=-1)
+        np_or_jnp = np if isinstance(keep, np.ndarray) else jnp
+        tall = np_or_jnp.repeat(tiles, high, axis=-2)
+        matrix = np_or_jnp.repeat(tall, wide, axis=-1)
         return from_matrix(matrix, axes, shape)
 
 
@@ -210,22 +218,49 @@ class Channels(Pattern):
                 f"{axes.output}), which must stay; put the rule ({path!r}, None) before"
             )
 
-    def rows(self, scores: jax.Array, axes: Axes) -> jax.Array:
+    def rows(self, scores: Any, axes: Axes) -> Any:
         """One row for each stacked copy."""
-        stack, outputs, _ = matrix_shape(scores.shape, axes)
-        return jnp.mean(to_matrix(scores, axes), axis=-1).reshape(
-            math.prod(stack), outputs
-        )
+        stack, outputs, inputs = matrix_shape(scores.shape, axes)
+        # Most leaves have their inputs first: this copies nothing.
+        ordered = scores.transpose(axes.input + axes.stack + axes.output)
+        entries = ordered.reshape(inputs, math.prod(stack) * outputs)
+        return _mean_of_first(entries).reshape(math.prod(stack), outputs)
 
-    def spread(self, keep: jax.Array, shape: tuple[int, ...], axes: Axes) -> jax.Array:
+    def spread(self, keep: Any, shape: tuple[int, ...], axes: Axes) -> Any:
         """Each verdict on all entries of its channel."""
         stack, outputs, inputs = matrix_shape(shape, axes)
         channels = keep.reshape(*stack, outputs, 1)
-        matrix = jnp.broadcast_to(channels, (*stack, outputs, inputs))
+        np_or_jnp = np if isinstance(keep, np.ndarray) else jnp
+        matrix = np_or_jnp.broadcast_to(channels, (*stack, outputs, inputs))
         return from_matrix(matrix, axes, shape)
 
 
-def _rounded(sparsity: float | jax.Array, groups: int, most: int) -> int | jax.Array:
+def _mean_of_first(entries: Any) -> Any:
+    """The mean over the first axis, float32 [K, G] -> [G], by halves.
+
+    An order of the additions that is written out gives the same bits, and so the same
+    ties, in NumPy and in any compiled program; it errs less than a running sum, too.
+    """
+    hosted, count = isinstance(entries, np.ndarray), len(entries)
+    if entries.dtype != np.float64:
+        entries = entries.astype(np.float32)
+    if hosted:
+        entries = flush(entries)
+    while len(entries) > 1:
+        half = len(entries) // 2
+        sums = entries[:half] + entries[half : 2 * half]
+        if len(entries) % 2:
+            parts = [sums, entries[-1:]]
+            sums = np.concatenate(parts) if hosted else jnp.concatenate(parts)
+        entries = flush(sums) if hosted else sums
+    mean = entries[0] * np.asarray(1 / count, entries.dtype)
+    return flush(mean) if hosted else mean
+
+
+def _rounded(sparsity: Any, groups: int, most: int) -> int | jax.Array:
+    if isinstance(sparsity, np.ndarray):
+        rounded = np.round(sparsity.astype(np.float32) * np.float32(groups))
+        return int(np.clip(rounded, 0, most))
     if isinstance(sparsity, jax.Array):
         wanted = jnp.round(sparsity.astype(jnp.float32) * groups)
         return jnp.clip(wanted, 0, most).astype(jnp.int32)

@@ -1,0 +1,172 @@
+"""Which groups stay: the lowest scores go, and of equal ones the first."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jcompress.pruning._host import Host, flush, on_host, place_like
+from jcompress.pruning.patterns import Pattern
+from jcompress.pruning.scores import magnitude
+from jcompress.pruning.spec import Plan
+
+
+def choose(
+    plan: Plan,
+    leaves: Mapping[str, Any],
+    step: int | jax.Array,
+    *,
+    by_magnitude: bool = False,
+) -> dict[str, jax.Array]:
+    """The masks of a plan by leaf name, sharded like the leaves.
+
+    Args:
+        plan: the plan.
+        leaves: the scores of its leaves, by name.
+        step: where schedules are read.
+        by_magnitude: whether the leaves are weights instead, to be scored one after the
+            other by their magnitudes.
+    """
+    masks: dict[str, jax.Array] = {}
+    for index, amount in plan.sparsity.items():
+        value: Any = amount
+        if callable(amount):
+            value = jnp.asarray(amount(step), jnp.float32)
+        if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
+            value = np.asarray(value)
+        for paths in plan.competing[index]:
+            arrays: dict[str, Any] = {path: on_host(leaves[path]) for path in paths}
+            if isinstance(value, jax.core.Tracer) or any(
+                array is None for array in arrays.values()
+            ):
+                arrays = {path: _whole(jnp.asarray(leaves[path])) for path in paths}
+            scores = _Scores(plan, arrays, by_magnitude)
+            rank = _rank_one if len(paths) == 1 else _rank_several
+            for path, keep in zip(paths, rank(scores, paths, value), strict=True):
+                pattern = plan.leaves[path].pattern
+                mask = pattern.spread(keep, plan.shapes[path], plan.axes[path])
+                masks[path] = _sharded_like(mask, leaves[path])
+    return {path: masks[path] for path in plan.leaves}
+
+
+class _Scores:
+    """The group scores of leaves, made when they are asked for and not kept."""
+
+    def __init__(self, plan: Plan, arrays: Mapping[str, Any], by_magnitude: bool):
+        self.plan, self.arrays, self.by_magnitude = plan, arrays, by_magnitude
+
+    def pattern(self, path: str) -> Pattern:
+        return self.plan.leaves[path].pattern
+
+    def rows(self, path: str) -> Any:
+        scores = self.arrays[path]
+        if self.by_magnitude:
+            scores = magnitude(scores)
+        return self.pattern(path).rows(scores, self.plan.axes[path])
+
+
+def _rank_one(scores: _Scores, paths: Sequence[str], value: Any) -> list[Any]:
+    (path,) = paths
+    rows = scores.rows(path)
+    return [keep_highest(rows, scores.pattern(path).count(value, rows.shape[1]))]
+
+
+def _rank_several(scores: _Scores, paths: Sequence[str], value: Any) -> list[Any]:
+    """All groups of several leaves in one row, in the order of the leaves."""
+    shapes, parts = [], []
+    for path in paths:
+        rows = scores.rows(path)
+        shapes.append(rows.shape)
+        parts.append(rows.reshape(1, -1))
+    hosted = isinstance(parts[0], np.ndarray)
+    line = np.concatenate(parts, 1) if hosted else jnp.concatenate(parts, 1)
+    parts.clear()
+    kept = keep_highest(line, scores.pattern(paths[0]).count(value, line.size))
+    ends = np.cumsum([0, *map(math.prod, shapes)]).tolist()
+    return [
+        kept[:, start:end].reshape(shape)
+        for shape, start, end in zip(shapes, ends[:-1], ends[1:], strict=True)
+    ]
+
+
+def keep_highest(rows: Any, removed: int | jax.Array) -> Any:
+    """Keep all but the lowest `removed` of each row, `[R, G] -> bool[R, G]`.
+
+    Of equal scores the first go first; a NaN counts as infinite. On the host that is a
+    selection, in linear time and with one copy; in a compiled program a sort.
+    """
+    if isinstance(rows, jax.Array) or isinstance(removed, jax.core.Tracer):
+        return _compiled(jnp.asarray(rows), removed)
+    return _selected(rows, int(removed))
+
+
+def _selected(rows: Host, removed: int) -> Host:
+    if not removed:
+        return np.ones(rows.shape, bool)
+    if rows.dtype not in (np.float32, np.float64):
+        rows = rows.astype(np.float32)
+    if np.isnan(rows.max(initial=0)):
+        rows = np.where(np.isnan(rows), np.array(np.inf, rows.dtype), rows)
+    rows = flush(rows)
+    last = np.partition(rows, removed - 1, axis=1)[:, removed - 1 : removed].copy()
+    keep = rows > last
+    equal = rows == last
+    # Of the equal ones the first go, as many as the lower ones leave to be removed.
+    size = rows.shape[1]
+    going = removed - (size - keep.sum(1) - equal.sum(1))
+    if len(rows) == 1:
+        keep[0, np.flatnonzero(equal[0])[int(going[0]) :]] = True
+        return keep
+    place = np.cumsum(equal, axis=1, dtype=np.min_scalar_type(size))
+    keep |= equal & (place > going[:, None])
+    return keep
+
+
+# Comparing all pairs beats sorting by far while the pairs of a row fit in registers.
+_SMALL_ROW = 16
+
+
+@jax.jit
+def _compiled(rows: jax.Array, removed: int | jax.Array) -> jax.Array:
+    rows = jnp.where(jnp.isnan(rows), jnp.inf, rows)
+    size = rows.shape[1]
+    places = jnp.arange(size, dtype=jnp.int32)
+    if size <= _SMALL_ROW:
+        mine, other = rows[:, :, None], rows[:, None, :]
+        earlier = (places[None, :] < places[:, None])[None]
+        below = (other < mine) | ((other == mine) & earlier)
+        return jnp.sum(below, axis=-1, dtype=jnp.int32) >= removed
+    order = jnp.argsort(rows, axis=1, stable=True)
+    verdicts = jnp.broadcast_to(places >= removed, rows.shape)
+    keep: jax.Array = jnp.put_along_axis(
+        jnp.zeros(rows.shape, bool), order, verdicts, axis=1, inplace=False
+    )
+    return keep
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    """A copy on every device where sharding is part of the type: ranking needs all."""
+    sharding = jax.typeof(x).sharding
+    if all(part is None for part in sharding.spec):
+        return x
+    everywhere = jax.sharding.PartitionSpec()
+    whole: jax.Array = jax.sharding.reshard(
+        x, jax.sharding.NamedSharding(sharding.mesh, everywhere)
+    )
+    return whole
+
+
+def _sharded_like(mask: Any, leaf: Any) -> jax.Array:
+    if isinstance(mask, np.ndarray):
+        return place_like(mask, leaf)
+    if not isinstance(leaf, jax.core.Tracer):
+        # Put only if need be: it would tie a mask to a device to which nothing is tied.
+        if isinstance(leaf, jax.Array) and mask.sharding != leaf.sharding:
+            mask = jax.device_put(mask, leaf.sharding)
+    elif any(part is not None for part in jax.typeof(leaf).sharding.spec):
+        mask = jax.sharding.reshard(mask, jax.typeof(leaf).sharding)
+    placed: jax.Array = mask
+    return placed
