@@ -110,7 +110,8 @@ def _convert(
             spec.check(path, uses[0].shape, axes)
         except MismatchError as error:
             raise MismatchError(f"to_sparse: {error}") from None
-        blocks, columns, starts = map(jnp.asarray, take_blocks(matrix, spec.shape))
+        # Which, other than jnp.asarray, compiles no program for each shape.
+        blocks, columns, starts = map(jax.device_put, take_blocks(matrix, spec.shape))
         sparse: BlockSparse | NMSparse = BlockSparse(
             blocks=blocks, columns=columns, starts=starts, **fields
         )
@@ -118,7 +119,7 @@ def _convert(
     else:
         assert isinstance(spec, NM)
         _check_groups(path, matrix, spec)
-        values, mask = map(jnp.asarray, take_kept(matrix, spec.n, spec.m))
+        values, mask = map(jax.device_put, take_kept(matrix, spec.n, spec.m))
         sparse = NMSparse(values=values, mask=mask, n=spec.n, m=spec.m, **fields)
         what = f"{spec.n} of every {spec.m} weights and a bit for each"
     if sparse.stored_bytes >= before:
@@ -160,7 +161,7 @@ def _matrix(path: str, leaf: Any, axes: Axes) -> tuple[Host, jax.Array | None]:
         )
     values = np.asarray(leaf.values)
     scales = np.broadcast_to(np.asarray(leaf.scales), (*values.shape[:-1], 1))
-    return values, jnp.asarray(scales)
+    return values, jax.device_put(scales)
 
 
 def _block_count(matrix: Host, spec: Block) -> str:

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -44,6 +45,12 @@ class Pattern(abc.ABC):
         The scores are an array of NumPy or of JAX, and so is the result.
         """
 
+    def row_shape(self, shape: tuple[int, ...], axes: Axes) -> tuple[int, int]:
+        """The shape of `rows` of a leaf of this shape, R and G."""
+        scores = jax.ShapeDtypeStruct(shape, jnp.float32)
+        rows: Any = jax.eval_shape(functools.partial(self.rows, axes=axes), scores)
+        return rows.shape[0], rows.shape[1]
+
     @abc.abstractmethod
     def spread(self, keep: Any, shape: tuple[int, ...], axes: Axes) -> Any:
         """Bring the verdicts on the groups, `[R, G]`, to a mask of the leaf's shape."""
@@ -76,6 +83,10 @@ class Unstructured(Pattern):
     def rows(self, scores: Any, axes: Axes) -> Any:
         """One row of all entries, in the order of the leaf."""
         return scores.reshape(1, scores.size)
+
+    def row_shape(self, shape: tuple[int, ...], axes: Axes) -> tuple[int, int]:
+        """One row of all entries."""
+        return 1, math.prod(shape)
 
     def spread(self, keep: Any, shape: tuple[int, ...], axes: Axes) -> Any:
         """The row in the leaf's shape."""
@@ -132,6 +143,10 @@ class NM(Pattern):
     def rows(self, scores: Any, axes: Axes) -> Any:
         """One row for each group of `m`."""
         return to_matrix(scores, axes).reshape(-1, self.m)
+
+    def row_shape(self, shape: tuple[int, ...], axes: Axes) -> tuple[int, int]:
+        """One row for each group of `m`."""
+        return math.prod(shape) // self.m, self.m
 
     def spread(self, keep: Any, shape: tuple[int, ...], axes: Axes) -> Any:
         """The groups back in their places."""
@@ -191,6 +206,12 @@ class Block(Pattern):
         entries = tiles.transpose(2, 4, 0, 1, 3).reshape(high * wide, -1)
         return _mean_of_first(entries).reshape(math.prod(stack), -1)
 
+    def row_shape(self, shape: tuple[int, ...], axes: Axes) -> tuple[int, int]:
+        """One row for each stacked copy, of all its blocks."""
+        stack, outputs, inputs = matrix_shape(shape, axes)
+        high, wide = self.shape
+        return math.prod(stack), (outputs // high) * (inputs // wide)
+
     def spread(self, keep: Any, shape: tuple[int, ...], axes: Axes) -> Any:
         """Each verdict on all entries of its block."""
         stack, outputs, inputs = matrix_shape(shape, axes)
@@ -225,6 +246,11 @@ class Channels(Pattern):
         ordered = scores.transpose(axes.input + axes.stack + axes.output)
         entries = ordered.reshape(inputs, math.prod(stack) * outputs)
         return _mean_of_first(entries).reshape(math.prod(stack), outputs)
+
+    def row_shape(self, shape: tuple[int, ...], axes: Axes) -> tuple[int, int]:
+        """One row for each stacked copy, of all its channels."""
+        stack, outputs, _ = matrix_shape(shape, axes)
+        return math.prod(stack), outputs
 
     def spread(self, keep: Any, shape: tuple[int, ...], axes: Axes) -> Any:
         """Each verdict on all entries of its channel."""

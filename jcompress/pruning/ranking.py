@@ -52,14 +52,26 @@ def choose(
     return {path: masks[path] for path in plan.leaves}
 
 
+_SMALL_ROW = 16
+"""Comparing all pairs beats sorting by far up to here."""
+
+
 class _Scores:
     """The group scores of leaves, made when they are asked for and not kept."""
 
     def __init__(self, plan: Plan, arrays: Mapping[str, Any], by_magnitude: bool):
         self.plan, self.arrays, self.by_magnitude = plan, arrays, by_magnitude
 
+        self.hosted = isinstance(next(iter(arrays.values())), np.ndarray)
+        wide = any(array.dtype == np.float64 for array in arrays.values())
+        self.dtype = np.float64 if wide and not by_magnitude else np.float32
+
     def pattern(self, path: str) -> Pattern:
         return self.plan.leaves[path].pattern
+
+    def shape(self, path: str) -> tuple[int, int]:
+        plan = self.plan
+        return self.pattern(path).row_shape(plan.shapes[path], plan.axes[path])
 
     def rows(self, path: str) -> Any:
         scores = self.arrays[path]
@@ -76,20 +88,35 @@ def _rank_one(scores: _Scores, paths: Sequence[str], value: Any) -> list[Any]:
 
 def _rank_several(scores: _Scores, paths: Sequence[str], value: Any) -> list[Any]:
     """All groups of several leaves in one row, in the order of the leaves."""
-    shapes, parts = [], []
-    for path in paths:
-        rows = scores.rows(path)
-        shapes.append(rows.shape)
-        parts.append(rows.reshape(1, -1))
-    hosted = isinstance(parts[0], np.ndarray)
-    line = np.concatenate(parts, 1) if hosted else jnp.concatenate(parts, 1)
-    parts.clear()
-    kept = keep_highest(line, scores.pattern(paths[0]).count(value, line.size))
+    shapes = [scores.shape(path) for path in paths]
     ends = np.cumsum([0, *map(math.prod, shapes)]).tolist()
-    return [
-        kept[:, start:end].reshape(shape)
-        for shape, start, end in zip(shapes, ends[:-1], ends[1:], strict=True)
-    ]
+    removed = scores.pattern(paths[0]).count(value, ends[-1])
+    if not scores.hosted:
+        line = jnp.concatenate([scores.rows(path).reshape(1, -1) for path in paths], 1)
+        kept = _compiled(line, removed)
+        return [
+            kept[:, start:end].reshape(shape)
+            for shape, start, end in zip(shapes, ends[:-1], ends[1:], strict=True)
+        ]
+    if not removed:
+        return [np.ones(shape, bool) for shape in shapes]
+    # The only copy of all scores, which loses its order.
+    whole = np.empty(ends[-1], scores.dtype)
+    for path, start, end in zip(paths, ends[:-1], ends[1:], strict=True):
+        whole[start:end] = _ordered(scores.rows(path)).reshape(-1)
+    whole.partition(int(removed) - 1)
+    last = whole[int(removed) - 1]
+    going = int(removed) - int(np.count_nonzero(whole[: int(removed)] < last))
+    del whole
+    keeps = []
+    for path in paths:
+        rows = _ordered(scores.rows(path))
+        keep = rows > last
+        equal = np.flatnonzero(rows == last)
+        keep.reshape(-1)[equal[going:]] = True
+        going = max(0, going - len(equal))
+        keeps.append(keep)
+    return keeps
 
 
 def keep_highest(rows: Any, removed: int | jax.Array) -> Any:
@@ -103,21 +130,29 @@ def keep_highest(rows: Any, removed: int | jax.Array) -> Any:
     return _selected(rows, int(removed))
 
 
-def _selected(rows: Host, removed: int) -> Host:
-    if not removed:
-        return np.ones(rows.shape, bool)
+def _ordered(rows: Any) -> Host:
+    """Scores as they are compared: NaN as infinite, subnormal numbers as 0."""
+    rows = np.asarray(rows)
     if rows.dtype not in (np.float32, np.float64):
         rows = rows.astype(np.float32)
     if np.isnan(rows.max(initial=0)):
         rows = np.where(np.isnan(rows), np.array(np.inf, rows.dtype), rows)
-    rows = flush(rows)
+    return flush(rows)
+
+
+def _selected(rows: Host, removed: int) -> Host:
+    if not removed:
+        return np.ones(rows.shape, bool)
+    rows = _ordered(rows)
+    count, size = rows.shape
+    if size <= _SMALL_ROW and count > size:
+        return _by_pairs(rows, removed)
     last = np.partition(rows, removed - 1, axis=1)[:, removed - 1 : removed].copy()
     keep = rows > last
     equal = rows == last
     # Of the equal ones the first go, as many as the lower ones leave to be removed.
-    size = rows.shape[1]
     going = removed - (size - keep.sum(1) - equal.sum(1))
-    if len(rows) == 1:
+    if count == 1:
         keep[0, np.flatnonzero(equal[0])[int(going[0]) :]] = True
         return keep
     place = np.cumsum(equal, axis=1, dtype=np.min_scalar_type(size))
@@ -125,8 +160,15 @@ def _selected(rows: Host, removed: int) -> Host:
     return keep
 
 
-# Comparing all pairs beats sorting by far while the pairs of a row fit in registers.
-_SMALL_ROW = 16
+def _by_pairs(rows: Host, removed: int) -> Host:
+    """For many short rows: how many of its row stand below each, pair by pair."""
+    below = np.zeros(rows.shape[::-1], np.uint8)
+    for late in range(rows.shape[1]):
+        for early in range(late):
+            above = rows[:, early] > rows[:, late]
+            below[early] += above
+            below[late] += ~above
+    return np.ascontiguousarray((below >= removed).T)
 
 
 @jax.jit

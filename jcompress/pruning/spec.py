@@ -231,13 +231,7 @@ def _competing(
 
 def _group_count(spec: Prune, leaves: Sequence[tuple[tuple[int, ...], Axes]]) -> int:
     """How many groups of leaves compete in one row."""
-    shapes = [
-        jax.eval_shape(
-            functools.partial(spec.pattern.rows, axes=axes),
-            jax.ShapeDtypeStruct(shape, jnp.float32),
-        ).shape
-        for shape, axes in leaves
-    ]
+    shapes = [spec.pattern.row_shape(shape, axes) for shape, axes in leaves]
     return shapes[0][1] if len(shapes) == 1 else sum(map(math.prod, shapes))
 
 

@@ -1,5 +1,6 @@
 """Masks against loops, with ties; exact counts; tracing; sharding; bad input."""
 
+import functools
 from types import MappingProxyType
 
 import jax
@@ -15,6 +16,7 @@ from jcompress.pruning import (
     NM,
     Block,
     Channels,
+    Pattern,
     Prune,
     Unstructured,
     apply_masks,
@@ -97,6 +99,30 @@ def test_global_masks_equal_the_oracle(pattern, kind):
         wanted = oracle_global(weights, pattern, leaves, sparsity)
         for path in leaves:
             np.testing.assert_array_equal(masks[path], wanted[path])
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(), Block((2, 4)), Channels()])
+@pytest.mark.parametrize("ranking", list(Ranking))
+@pytest.mark.parametrize("kind", [*KINDS, "normal"])
+def test_concrete_and_traced_scores_give_the_same_masks(pattern, ranking, kind):
+    names = ("conv", "dense", "layers")
+    leaves = {name: LEAVES[name] for name in names} | {"again": LEAVES["dense"]}
+    rng = np.random.default_rng(0)
+    scores = {
+        name: rng.normal(size=leaf[0])
+        if kind == "normal"
+        else weights_of(leaf[0], kind)
+        for name, leaf in leaves.items()
+    }
+    scores = {name: jnp.asarray(value, jnp.float32) for name, value in scores.items()}
+    scores["dense"] = scores["dense"].astype(jnp.bfloat16).astype(jnp.float32)
+    sites = sites_of(**leaves)
+    for sparsity in (0.1, 0.5, 0.9):
+        rules = [(..., Prune(pattern=pattern, sparsity=sparsity, ranking=ranking))]
+        make = functools.partial(make_masks, rules=rules, sites=sites)
+        chosen, traced = make(scores), jax.jit(make)(scores)
+        for name in leaves:
+            np.testing.assert_array_equal(chosen[name], traced[name])
 
 
 @pytest.mark.parametrize("size", [2, 3, 16, 17, 101, 1000])
@@ -251,6 +277,8 @@ def test_group_scores_on_the_host_are_those_of_the_compiled_program(
     compiled = jax.jit(lambda scores: pattern.rows(scores, axes))(scores)
     assert isinstance(host, np.ndarray)
     np.testing.assert_array_equal(host, compiled)
+    assert host.shape == pattern.row_shape(shape, axes)
+    assert host.shape == Pattern.row_shape(pattern, shape, axes)
 
 
 def test_concrete_leaves_compile_nothing(caplog):
