@@ -251,8 +251,8 @@ def _amount(
         raise MismatchError(
             f"{transform}: rule {index}: {spec.pattern!r} removes "
             f"{spec.pattern.sparsity:.6g}, but the sparsity is {amount}; give its rule "
-            f"a Prune(sparsity={spec.pattern.sparsity:.6g}) of its own, or a schedule "
-            "that ends there"
+            f"a sparsity of its own, Prune(pattern={spec.pattern!r}, "
+            f"sparsity={spec.pattern.sparsity:.6g}), or a schedule that ends there"
         )
     if isinstance(amount, jax.Array) or callable(amount):
         return amount
