@@ -119,7 +119,7 @@ def describe_leaves(
 def _unchanged(leaf: Any) -> str:
     dtype = getattr(leaf, "dtype", None)
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
-        return f"it is {dtype}, and only floats are converted"
+        return f"it is {dtype}, and only floats can be converted"
     return "the transform left it as it is"
 
 

@@ -1,9 +1,9 @@
-"""Adapters: train two thin matrices beside a weight that stays as it is."""
+"""Adapters: two thin matrices to train beside a weight that stays as it is."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +14,10 @@ from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
 from jcompress.rules import Rules
 from jcompress.sites import Sites, leaf_axes
-from jcompress.tensors import Adapted, QTensor, is_compressed
+from jcompress.tensors import Adapted, is_compressed
 from jcompress.tensors.axes import Axes, matrix_shape, to_matrix
 from jcompress.tensors.base import CompressedTensor
-from jcompress.tensors.formats import PerChannel, PerGroup, PerTensor, Weights
 from jcompress.tensors.low_rank import dense_factor
-
-Spec = TypeVar("Spec")
-
-Adapters = dict[str, dict[str, jax.Array]]
-"""The trainable factors `down` and `up` of each adapted leaf, by its name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +98,7 @@ def add_adapters(
         >>> import jax, jax.numpy as jnp
         >>> from jcompress.execution import compressed
         >>> from jcompress.quantization import Quantize, Weights, quantize
-        >>> from jcompress.low_rank.adapters import (
+        >>> from jcompress.low_rank import (
         ...     Lora, add_adapters, put_adapters, take_adapters)
         >>> from jcompress.sites import find_sites
         >>> model = lambda params, x: x @ params["w"]
@@ -137,117 +131,6 @@ def add_adapters(
         convert,
         sites=sites,
         accept=(CompressedTensor,),
-    )
-
-
-def take_adapters(tree: Any) -> Adapters:
-    """The trainable factors of every adapted leaf, as a tree of their own for optax.
-
-    Args:
-        tree: what `add_adapters` returned.
-
-    Returns:
-        For each adapted leaf, by name, its `down` [*S, R, K] and `up` [*S, N, R].
-
-    Raises:
-        MismatchError: no leaf is adapted.
-    """
-    found: Adapters = {
-        name: {"down": leaf.down, "up": leaf.up}
-        for name, leaf in named_leaves(tree)
-        if isinstance(leaf, Adapted)
-    }
-    if not found:
-        raise MismatchError(
-            "take_adapters: no leaf of the tree is adapted; add_adapters does that"
-        )
-    return found
-
-
-def put_adapters(tree: Any, adapters: Mapping[str, Mapping[str, jax.Array]]) -> Any:
-    """The tree with other trainable factors; what is frozen stays.
-
-    Args:
-        tree: what `add_adapters` returned.
-        adapters: what `take_adapters` returned, trained.
-
-    Raises:
-        MismatchError: the names are not those of the adapted leaves, or an array is
-            absent, of another shape or no float.
-    """
-    names = [n for n, leaf in named_leaves(tree) if isinstance(leaf, Adapted)]
-    absent = [name for name in names if name not in adapters]
-    if absent:
-        raise MismatchError(
-            f"put_adapters: {absent[0]!r} has no adapter; adapted are: "
-            f"{', '.join(names)}"
-        )
-
-    def place(name: str, leaf: Any, part: Mapping[str, jax.Array]) -> Adapted:
-        if not isinstance(leaf, Adapted):
-            raise MismatchError(
-                f"put_adapters: {name!r} has an adapter but no adapted leaf; adapted "
-                f"are: {', '.join(names)}"
-            )
-        try:
-            return dataclasses.replace(leaf, down=part["down"], up=part["up"])
-        except KeyError as error:
-            raise MismatchError(
-                f"put_adapters: the adapter of {name!r} has no {error}, only "
-                f"{sorted(part)}"
-            ) from None
-        except ValueError as error:
-            raise MismatchError(f"put_adapters: {name!r}: {error}") from None
-
-    return _convert_adapted("put_adapters", tree, adapters, place)
-
-
-def merge_adapters(tree: Any, *, requantize: bool = False) -> Any:
-    """Make plain leaves of the adapted ones.
-
-    Args:
-        tree: a tree with adapted leaves.
-        requantize: whether a leaf with a quantized base is rounded to the format of
-            that base again, which costs accuracy; otherwise it becomes dense.
-
-    Returns:
-        The tree with a dense array, or a `QTensor`, for each adapted leaf.
-
-    Raises:
-        MismatchError: no leaf is adapted; or `requantize`, and a base is compressed but
-            not quantized, so that the sum would not fit its storage.
-    """
-
-    def merged(name: str, leaf: Adapted, _: Any) -> Any:
-        dense = leaf.dense()
-        if not requantize or not is_compressed(leaf.base):
-            return dense
-        if not isinstance(leaf.base, QTensor):
-            raise MismatchError(
-                f"merge_adapters: the base of {name!r} is a "
-                f"{type(leaf.base).__name__}, whose storage does not fit the sum; "
-                "merge without requantize, then compress the dense leaf again"
-            )
-        return _requantized(dense, leaf.base)
-
-    return _convert_adapted("merge_adapters", tree, take_adapters(tree), merged)
-
-
-def _convert_adapted(
-    transform: str,
-    tree: Any,
-    adapters: Mapping[str, Spec],
-    convert: Callable[[str, Any, Spec], Any],
-) -> Any:
-    """Convert the leaves that adapters name, of whatever shapes and dtypes."""
-    return convert_leaves(
-        transform,
-        tree,
-        adapters,
-        convert,
-        source="the adapters",
-        accept=(CompressedTensor,),
-        dtypes=None,
     )
 
 
@@ -333,25 +216,3 @@ def _best(matrix: jax.Array, rank: int, scale: float) -> tuple[jax.Array, jax.Ar
     down = right[..., :rank, :] * size[..., :, None]
     up = left[..., :, :rank] * size[..., None, :]
     return down, up * np.float32(math.copysign(1, scale))
-
-
-def _requantized(dense: jax.Array, base: QTensor) -> QTensor:
-    groups = base.scales.shape[-1]
-    granularity: PerTensor | PerChannel | PerGroup = PerChannel()
-    if groups > 1:
-        granularity = PerGroup(base.matrix_shape[-1] // groups)
-    elif base.scales.shape[-2] == 1 and base.matrix_shape[-2] > 1:
-        granularity = PerTensor()
-    spec = Weights(
-        bits=base.bits,
-        symmetric=base.zeros is None,
-        floating=base.floating,
-        granularity=granularity,
-    )
-    return QTensor.quantize(
-        dense,
-        base.axes,
-        spec,
-        activation=base.activation,
-        input_ranges=base.input_ranges,
-    )

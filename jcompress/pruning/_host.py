@@ -55,6 +55,28 @@ def flush(x: Host) -> Host:
     return np.where(small, np.zeros((), x.dtype), x) if small.any() else x
 
 
+def mean_of_first(entries: Any) -> Any:
+    """The mean over the first axis, float32 [K, G] -> [G], by halves.
+
+    An order of the additions that is written out gives the same bits, and so the same
+    ties, in NumPy and in any compiled program; it errs less than a running sum, too.
+    """
+    hosted, count = isinstance(entries, np.ndarray), len(entries)
+    if entries.dtype != np.float64:
+        entries = entries.astype(np.float32)
+    if hosted:
+        entries = flush(entries)
+    while len(entries) > 1:
+        half = len(entries) // 2
+        sums = entries[:half] + entries[half : 2 * half]
+        if len(entries) % 2:
+            parts = [sums, entries[-1:]]
+            sums = np.concatenate(parts) if hosted else jnp.concatenate(parts)
+        entries = flush(sums) if hosted else sums
+    mean = entries[0] * np.asarray(1 / count, entries.dtype)
+    return flush(mean) if hosted else mean
+
+
 @jax.jit
 def _has_nan(x: jax.Array) -> jax.Array:
     return jnp.isnan(x).any()

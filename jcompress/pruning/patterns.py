@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress.errors import MismatchError
-from jcompress.pruning._host import flush
+from jcompress.pruning._host import mean_of_first
 from jcompress.tensors.axes import Axes, from_matrix, matrix_shape, to_matrix
 
 
@@ -204,7 +204,7 @@ class Block(Pattern):
             math.prod(stack), outputs // high, high, inputs // wide, wide
         )
         entries = tiles.transpose(2, 4, 0, 1, 3).reshape(high * wide, -1)
-        return _mean_of_first(entries).reshape(math.prod(stack), -1)
+        return mean_of_first(entries).reshape(math.prod(stack), -1)
 
     def row_shape(self, shape: tuple[int, ...], axes: Axes) -> tuple[int, int]:
         """One row for each stacked copy, of all its blocks."""
@@ -245,7 +245,7 @@ class Channels(Pattern):
         # Most leaves have their inputs first: this copies nothing.
         ordered = scores.transpose(axes.input + axes.stack + axes.output)
         entries = ordered.reshape(inputs, math.prod(stack) * outputs)
-        return _mean_of_first(entries).reshape(math.prod(stack), outputs)
+        return mean_of_first(entries).reshape(math.prod(stack), outputs)
 
     def row_shape(self, shape: tuple[int, ...], axes: Axes) -> tuple[int, int]:
         """One row for each stacked copy, of all its channels."""
@@ -261,29 +261,9 @@ class Channels(Pattern):
         return from_matrix(matrix, axes, shape)
 
 
-def _mean_of_first(entries: Any) -> Any:
-    """The mean over the first axis, float32 [K, G] -> [G], by halves.
-
-    An order of the additions that is written out gives the same bits, and so the same
-    ties, in NumPy and in any compiled program; it errs less than a running sum, too.
-    """
-    hosted, count = isinstance(entries, np.ndarray), len(entries)
-    if entries.dtype != np.float64:
-        entries = entries.astype(np.float32)
-    if hosted:
-        entries = flush(entries)
-    while len(entries) > 1:
-        half = len(entries) // 2
-        sums = entries[:half] + entries[half : 2 * half]
-        if len(entries) % 2:
-            parts = [sums, entries[-1:]]
-            sums = np.concatenate(parts) if hosted else jnp.concatenate(parts)
-        entries = flush(sums) if hosted else sums
-    mean = entries[0] * np.asarray(1 / count, entries.dtype)
-    return flush(mean) if hosted else mean
-
-
-def _rounded(sparsity: Any, groups: int, most: int) -> int | jax.Array:
+def _rounded(
+    sparsity: float | np.ndarray[Any, Any] | jax.Array, groups: int, most: int
+) -> int | jax.Array:
     if isinstance(sparsity, np.ndarray):
         rounded = np.round(sparsity.astype(np.float32) * np.float32(groups))
         return int(np.clip(rounded, 0, most))

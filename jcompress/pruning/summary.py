@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from jcompress.conversion import Changes, resolve_specs
-from jcompress.conversion.describing import describe_leaves
+from jcompress.conversion import Changes, describe_leaves, resolve_specs
 from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
 from jcompress.pruning.masks import apply_masks

@@ -14,7 +14,7 @@ from jcompress import checkpoint
 from jcompress.errors import MismatchError
 from jcompress.execution import compressed
 from jcompress.quantization import Quantize, quantize
-from jcompress.sharing.tying import Initial, TieBlocks, TieLayers, tie, tied, untie
+from jcompress.sharing import Initial, TieBlocks, TieLayers, tie, tied, untie
 from jcompress.sites import find_sites
 
 pytestmark = pytest.mark.once
