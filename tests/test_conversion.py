@@ -121,7 +121,7 @@ def test_the_table_counts_zeros_and_labels_what_it_shows():
     assert changes.sparsity == 0.5
     assert changes.label is Label.SIMULATED
     text = str(changes)
-    assert "12.5% to 50%" in text
+    assert "12.5-50%" in text
     assert text.endswith("(simulated); 50.0% zeros")
     assert describe_changes(PARAMS, SMALL).label is Label.SMALLER
     grown = describe_changes(before, {**before, "more": jnp.ones(3)})

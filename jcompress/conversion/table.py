@@ -132,6 +132,8 @@ class Changes:
             "bytes after": [f"{row.bytes_after:,}" for row in rows],
             "error": ["-" if row.error is None else f"{row.error:.2g}" for row in rows],
         }
+        if columns["bytes"] == columns["bytes after"]:
+            del columns["bytes after"]
         if self._has_zeros():
             columns["zeros"] = [_zeros(row) for row in rows]
         columns["rule"] = ["-" if row.rule is None else str(row.rule) for row in rows]
@@ -139,9 +141,11 @@ class Changes:
 
 
 def _zeros(row: Change) -> str:
-    """Such as "2% to 50%", from before to after."""
+    """From before to after, such as "2-50%"."""
     parts = (row.zeros_before, row.zeros_after)
-    return " to ".join("?" if part is None else f"{100 * part:.3g}%" for part in parts)
+    return (
+        "-".join("?" if part is None else f"{100 * part:.3g}" for part in parts) + "%"
+    )
 
 
 def _wrapped(text: str) -> list[str]:
@@ -149,11 +153,11 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _aligned(columns: dict[str, list[str]]) -> list[str]:
-    """Lines of at most 80 columns; the names, then the forms, give way."""
+    """Lines of at most 80 columns; long names, then the forms, give way."""
     names = list(columns)
     cells = [names, *zip(*columns.values(), strict=True)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for column, least in ((0, 16), (1, 10), (2, 8), (0, 9)):
+    for column, least in ((0, 24), (1, 10), (2, 8), (0, 9)):
         over = sum(widths) + 2 * (len(widths) - 1) - _WIDTH
         widths[column] -= max(0, min(over, widths[column] - least))
     left = ("leaf", "before", "after", "rule")

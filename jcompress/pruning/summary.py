@@ -42,8 +42,8 @@ def summarize(params: Any, masks: Any, rules: Rules[Prune], *, sites: Sites) -> 
         >>> rules = [("w", Prune(pattern=NM(2, 4)))]
         >>> masks = make_masks(score_by_magnitude(params), rules, sites=sites)
         >>> print(summarize(apply_masks(params, masks), masks, rules, sites=sites))
-        leaf  before       after  bytes  bytes after  error       zeros  rule
-        w     float32 8x4  same     128          128      0  50% to 50%  0
+        leaf  before       after  bytes  error   zeros  rule
+        w     float32 8x4  same     128      0  50-50%  0
         128 bytes became 128 (simulated); 50.0% zeros
     """
     if isinstance(masks, PruneState):

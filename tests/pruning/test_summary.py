@@ -43,7 +43,7 @@ def test_densities_and_reasons():
         "tail": "no rule matches it",
     }
     text = str(summary)
-    assert "12.5% to 75%" in text
+    assert "12.5-75%" in text
     assert "(simulated); 75.0% zeros" in text
 
 
