@@ -127,7 +127,7 @@ def _convert(
             f"to_sparse: {path!r} would not become smaller: {what} take "
             f"{sparse.stored_bytes} bytes, and it has {before}; exclude it with a rule "
             f"({path!r}, None) or prune more. If prune removed more in training, its "
-            f"zeros were lost. {LOST}"
+            f"zeros were lost. {LOST}."
         )
     return sparse
 
@@ -182,5 +182,5 @@ def _check_groups(path: str, matrix: Host, spec: NM) -> None:
             f"to_sparse: {path!r} is not {spec.n}:{spec.m} sparse: {int(full.sum())} "
             f"of {full.size} groups of {spec.m} inputs hold more than {spec.n} weights "
             f"that are not 0; prune it with Prune(pattern={spec!r}) first. If that was "
-            f"done in training, its zeros were lost. {LOST}"
+            f"done in training, its zeros were lost. {LOST}."
         )

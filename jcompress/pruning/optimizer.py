@@ -166,7 +166,8 @@ def prune(
 
 LOST = (
     "Nothing may change the updates after prune: write "
-    "prune(optax.chain(...), rules, sites=sites), not optax.chain(prune(...), ...)"
+    "prune(optax.chain(...), rules, sites=sites), not optax.chain(prune(...), ...). "
+    "apply_masks(params, state.masks) makes them zero again"
 )
 """What to do about zeros that a training with `prune` lost."""
 
@@ -185,7 +186,7 @@ def check_removed(transform: str, params: Any, state: PruneState) -> None:
         if back and int(state.step) > 0:
             raise MismatchError(
                 f"{transform}: {back} of the {gone} weights that prune removed from "
-                f"{path!r} are not zero. {LOST}"
+                f"{path!r} are not zero. {LOST}."
             )
 
 
@@ -194,8 +195,8 @@ def count_back(leaf: Any, mask: Any) -> tuple[int, int]:
     host, keep = on_host(leaf), on_host(mask)
     if host is None or keep is None:
         return int(jnp.sum((leaf != 0) & ~mask)), int(jnp.sum(~mask))
-    gone = keep.size - int(np.count_nonzero(keep))
-    return int(np.count_nonzero(host)) - int(np.count_nonzero(host[keep])), gone
+    back = np.count_nonzero((host != 0) & ~keep)
+    return int(back), keep.size - int(np.count_nonzero(keep))
 
 
 def _returned(weights: dict[str, jax.Array], masks: dict[str, jax.Array]) -> jax.Array:
