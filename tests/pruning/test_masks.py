@@ -1,6 +1,7 @@
 """Masks against loops, with ties; exact counts; tracing; sharding; bad input."""
 
 import functools
+import tracemalloc
 from types import MappingProxyType
 
 import jax
@@ -289,6 +290,7 @@ def test_concrete_leaves_compile_nothing(caplog):
     sites = sites_of(**leaves)
     params = {n: jnp.asarray(weights_of(l[0], "ties")) for n, l in leaves.items()}
     params = {n: p.astype(jnp.float32) for n, p in params.items()}
+    jnp.zeros((), jnp.int32)  # the step, of one shape for all
     with jax.log_compiles():
         for pattern in (Unstructured(), NM(2, 4), Block((2, 4)), Channels()):
             sparsity = None if isinstance(pattern, NM) else 0.5
@@ -297,6 +299,24 @@ def test_concrete_leaves_compile_nothing(caplog):
             prune(optax.identity(), rules, sites=sites).init(params)
             summarize(apply_masks(params, masks), masks, rules, sites=sites)
     assert not [r for r in caplog.records if "ompiling" in r.message]
+
+
+@pytest.mark.parametrize(
+    ("ranking", "copies"), [(Ranking.UNIFORM, 1.0), (Ranking.GLOBAL, 2.0)]
+)
+def test_ranking_needs_little_memory(ranking, copies):
+    """Of eight leaves one at a time is copied; ranked together, all of them once."""
+    leaves = {f"w{n}": ((256, 512), (), (1,), (0,)) for n in range(8)}
+    rng = np.random.default_rng(0)
+    params = {n: jnp.asarray(rng.normal(size=(256, 512)), jnp.float32) for n in leaves}
+    spec = Prune(pattern=Unstructured(), sparsity=0.5, ranking=ranking)
+    optimizer = prune(optax.identity(), [(..., spec)], sites=sites_of(**leaves))
+    optimizer.init(params)
+    tracemalloc.start()
+    optimizer.init(params)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < copies * 8 * 256 * 512 * 4
 
 
 class TestBadInput:
