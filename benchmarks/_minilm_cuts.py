@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from _minilm_texts import Batch, Part, embed
 
+from jcompress.allocation import Ranking
 from jcompress.depth import (
     OutputSimilarity,
     leave_out_evenly,
@@ -22,7 +23,6 @@ from jcompress.shrinking import (
     Cost,
     Groups,
     Plan,
-    Ranking,
     Width,
     choose,
     find_groups,

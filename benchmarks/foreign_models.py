@@ -35,7 +35,7 @@ from _foreign import EQUINOX, HAIKU, KERAS, TRANSFORMERS, Foreign, Unavailable
 from jcompress import checkpoint
 from jcompress.execution import compressed
 from jcompress.leaves import named_leaves
-from jcompress.pruning import Prune, prune
+from jcompress.pruning import Prune, Unstructured, prune
 from jcompress.quantization import Int, Quantize, Weights, fake_quant, quantize
 from jcompress.report import aligned, stored_bytes
 from jcompress.shrinking import find_groups, shrink, shrunk, zero_units
@@ -145,7 +145,9 @@ class Trial:
         """The share of zeros."""
         params = self.model.variables
         optimizer = prune(
-            optax.sgd(0.0), [(..., Prune(sparsity=0.5))], sites=self.sites
+            optax.sgd(0.0),
+            [(..., Prune(pattern=Unstructured(), sparsity=0.5))],
+            sites=self.sites,
         )
         gradients = jax.tree.map(jnp.zeros_like, params)
         updates, _ = optimizer.update(gradients, optimizer.init(params), params)

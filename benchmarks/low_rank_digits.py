@@ -23,13 +23,13 @@ import numpy as np
 import optax
 from low_rank import splits
 
+from jcompress.conversion import describe_changes
 from jcompress.execution import compressed
 from jcompress.low_rank.factorizing import (
     Cp,
     Factoring,
     Tucker,
     factorize,
-    summarize_factors,
 )
 from jcompress.recipes import Examples, load_digits
 from jcompress.rules import Rules
@@ -123,10 +123,10 @@ def measure(seed: int, args: argparse.Namespace) -> Iterator[tuple[str, list[flo
     for part in args.parts:
         for name, rules in ways(part, seed).items():
             small = factorize(dense, rules, sites=sites)
-            leaves = summarize_factors(dense, small, rules, sites=sites).leaves
+            rows = describe_changes(dense, small, rules, sites=sites).changed
             before = accuracy(run, small, digits.test)
             after = accuracy(run, more(run, small), digits.test)
-            row = [sum(leaf.after for leaf in leaves), *(leaf.error for leaf in leaves)]
+            row = [sum(r.bytes_after for r in rows), *(r.error or 0 for r in rows)]
             yield f"{name} {part}", [*row, before, after]
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from jcompress.distillation import soft_targets
 from jcompress.execution import compressed
-from jcompress.pruning import Prune, cubic_schedule, prune
+from jcompress.pruning import Prune, Unstructured, cubic_schedule, prune
 from jcompress.quantization import Int, Quantize, Weights, fake_quant, quantize
 from jcompress.report import Metric, compare
 from jcompress.rules import Rules
@@ -76,7 +76,7 @@ def main() -> None:
     schedule = cubic_schedule(final_sparsity=0.5, steps=steps // 2)
     transformation = prune(
         optax.adam(optax.cosine_decay_schedule(5e-4, steps)),
-        [(..., Prune(sparsity=schedule))],
+        [(..., Prune(pattern=Unstructured(), sparsity=schedule))],
         sites=sites,
         every=max(1, steps // 20),
     )

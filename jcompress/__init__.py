@@ -4,14 +4,14 @@ The namespaces, each the one home of its names:
 
     sites         where parameters meet data in a function
     rules         which leaves a transform acts on
-    conversion    the table of what a transform changed
+    conversion    leaves found, checked and replaced; the table of what changed
     pruning       masks, patterns, scores, schedules, the optax transformation
     shrinking     narrower layers: channels, heads and widths
     depth         fewer blocks and layers
     low_rank      weights as thin factors; adapters
     sharing       weights that share values: codebooks, ties, hashing
     statistics    what weights meet, and values from inside a function
-    allocation    a budget shared out: ranks, bits, sparsity
+    allocation    a budget shared out; what competes for staying
     rescaling     scales moved between neighbours: folding
     quantization  formats, fake quantization, calibration, conversion
     tensors       the compressed leaves that stand in a tree for arrays

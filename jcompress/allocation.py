@@ -2,11 +2,13 @@
 
 Each leaf has a list of options, each option a cost (bytes, multiplications, seconds)
 and an error (lost energy, rise of the loss). `allocate` takes one option for each leaf
-so that the errors add up to as little as a budget for the costs allows.
+so that the errors add up to as little as a budget for the costs allows. Where scores
+decide instead, `Ranking` says which of them are compared.
 """
 
 import bisect
 import dataclasses
+import enum
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,10 +16,32 @@ import numpy as np
 
 from jcompress.errors import MismatchError
 
-__all__ = ["Allocation", "Options", "allocate"]
+__all__ = ["Allocation", "Options", "Ranking", "allocate"]
 
 Numbers = Sequence[float] | np.ndarray[Any, Any]
 _MOST_STATES = 1_000_000
+
+
+class Ranking(enum.Enum):
+    """What competes for staying, where scores decide what is removed.
+
+    `jcompress.pruning` ranks the groups of a pattern in the leaves of a rule, and
+    `jcompress.shrinking` the units in the groups that a rule takes.
+    """
+
+    UNIFORM = "uniform"
+    """Each leaf, or group of units, by itself: all keep the same fraction."""
+    GLOBAL = "global"
+    """All together: what matters less loses more. Pruning compares the mean score of
+    the entries, shrinking the score over the mean of its group."""
+    ISOMORPHIC = "isomorphic"
+    """Those with the same structure (the same operations on the same axes) together:
+    each set of such leaves or groups keeps the same fraction.
+
+    Fang et al. 2024, "Isomorphic Pruning for Vision Models"."""
+
+    def __repr__(self) -> str:
+        return f"Ranking.{self.name}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Adapters: train two thin matrices beside a weight that stays as it is."""
+"""Adapters: two thin matrices to train beside a weight that stays as it is."""
 
 import dataclasses
 import math
@@ -9,19 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.conversion import convert_leaves
+from jcompress.conversion import convert_leaves, resolve_specs
 from jcompress.errors import MismatchError
-from jcompress.leaves import named_leaves, path_name
-from jcompress.rules import Rules, resolve
+from jcompress.leaves import named_leaves
+from jcompress.rules import Rules
 from jcompress.sites import Sites, leaf_axes
-from jcompress.tensors import Adapted, QTensor, is_compressed
+from jcompress.tensors import Adapted, is_compressed
 from jcompress.tensors.axes import Axes, matrix_shape, to_matrix
 from jcompress.tensors.base import CompressedTensor
-from jcompress.tensors.formats import PerChannel, PerGroup, PerTensor, Weights
 from jcompress.tensors.low_rank import dense_factor
-
-Adapters = dict[str, dict[str, jax.Array]]
-"""The trainable factors `down` and `up` of each adapted leaf, by its name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +98,7 @@ def add_adapters(
         >>> import jax, jax.numpy as jnp
         >>> from jcompress.execution import compressed
         >>> from jcompress.quantization import Int, Quantize, Weights, quantize
-        >>> from jcompress.low_rank.adapters import (
+        >>> from jcompress.low_rank import (
         ...     Lora, add_adapters, put_adapters, take_adapters)
         >>> from jcompress.sites import find_sites
         >>> model = lambda params, x: x @ params["w"]
@@ -117,13 +113,9 @@ def add_adapters(
         >>> jax.grad(loss)(take_adapters(tree))["w"]["up"].shape
         (8, 2)
     """
-    resolved = resolve(rules, sites, transform="add_adapters")
-    for path, spec in resolved.leaves.items():
-        if not isinstance(spec, Lora):
-            raise TypeError(
-                f"add_adapters: the spec of rule {resolved.rule_of[path]} is {spec!r}; "
-                "a rule carries Lora(rank=...)"
-            )
+    resolved = resolve_specs(
+        rules, sites, Lora, transform="add_adapters", usage="Lora(rank=...)"
+    )
     wholes = None if original is None else dict(named_leaves(original))
     keys = dict(
         zip(resolved.leaves, jax.random.split(key, len(resolved.leaves)), strict=True)
@@ -140,102 +132,6 @@ def add_adapters(
         sites=sites,
         accept=(CompressedTensor,),
     )
-
-
-def take_adapters(tree: Any) -> Adapters:
-    """The trainable factors of every adapted leaf, as a tree of their own for optax.
-
-    Args:
-        tree: what `add_adapters` returned.
-
-    Returns:
-        For each adapted leaf, by name, its `down` [*S, R, K] and `up` [*S, N, R].
-
-    Raises:
-        ValueError: no leaf is adapted.
-    """
-    found: Adapters = {
-        name: {"down": leaf.down, "up": leaf.up}
-        for name, leaf in named_leaves(tree)
-        if isinstance(leaf, Adapted)
-    }
-    if not found:
-        raise ValueError(
-            "take_adapters: no leaf of the tree is adapted; add_adapters does that"
-        )
-    return found
-
-
-def put_adapters(tree: Any, adapters: Mapping[str, Mapping[str, jax.Array]]) -> Any:
-    """The tree with other trainable factors; what is frozen stays.
-
-    Args:
-        tree: what `add_adapters` returned.
-        adapters: what `take_adapters` returned, trained.
-
-    Raises:
-        ValueError: the names are not those of the adapted leaves, or an array is of
-            another shape or no float.
-    """
-    names = [n for n, leaf in named_leaves(tree) if isinstance(leaf, Adapted)]
-    odd = sorted(set(names) ^ set(adapters))
-    if odd:
-        what = "no adapter" if odd[0] in names else "an adapter but no adapted leaf"
-        raise ValueError(
-            f"put_adapters: {odd[0]!r} has {what}; adapted are: {', '.join(names)}"
-        )
-
-    def place(path: Any, leaf: Any) -> Any:
-        if not isinstance(leaf, Adapted):
-            return leaf
-        name = path_name(path)
-        part = adapters[name]
-        try:
-            return dataclasses.replace(leaf, down=part["down"], up=part["up"])
-        except KeyError as error:
-            raise ValueError(
-                f"put_adapters: the adapter of {name!r} has no {error}, only "
-                f"{sorted(part)}"
-            ) from None
-        except ValueError as error:
-            raise ValueError(f"put_adapters: {name!r}: {error}") from None
-
-    return jax.tree_util.tree_map_with_path(place, tree, is_leaf=is_compressed)
-
-
-def merge_adapters(tree: Any, *, requantize: bool = False) -> Any:
-    """Make plain leaves of the adapted ones.
-
-    Args:
-        tree: a tree with adapted leaves.
-        requantize: whether a leaf with a quantized base is rounded to the format of
-            that base again, which costs accuracy; otherwise it becomes dense.
-
-    Returns:
-        The tree with a dense array, or a `QTensor`, for each adapted leaf.
-
-    Raises:
-        ValueError: no leaf is adapted.
-        MismatchError: `requantize`, and a base is compressed but not quantized, so that
-            the sum would not fit its storage.
-    """
-    take_adapters(tree)
-
-    def merged(path: Any, leaf: Any) -> Any:
-        if not isinstance(leaf, Adapted):
-            return leaf
-        dense = leaf.dense()
-        if not requantize or not is_compressed(leaf.base):
-            return dense
-        if not isinstance(leaf.base, QTensor):
-            raise MismatchError(
-                f"merge_adapters: the base of {path_name(path)!r} is a "
-                f"{type(leaf.base).__name__}, whose storage does not fit the sum; "
-                "merge without requantize, then compress the dense leaf again"
-            )
-        return _requantized(dense, leaf.base)
-
-    return jax.tree_util.tree_map_with_path(merged, tree, is_leaf=is_compressed)
 
 
 def _adapted(
@@ -320,20 +216,3 @@ def _best(matrix: jax.Array, rank: int, scale: float) -> tuple[jax.Array, jax.Ar
     down = right[..., :rank, :] * size[..., :, None]
     up = left[..., :, :rank] * size[..., None, :]
     return down, up * np.float32(math.copysign(1, scale))
-
-
-def _requantized(dense: jax.Array, base: QTensor) -> QTensor:
-    groups = base.scales.shape[-1]
-    granularity: PerTensor | PerChannel | PerGroup = PerChannel()
-    if groups > 1:
-        granularity = PerGroup(base.matrix_shape[-1] // groups)
-    elif base.scales.shape[-2] == 1 and base.matrix_shape[-2] > 1:
-        granularity = PerTensor()
-    spec = Weights(format=base.format, granularity=granularity)
-    return QTensor.quantize(
-        dense,
-        base.axes,
-        spec,
-        activation=base.activation,
-        input_ranges=base.input_ranges,
-    )

@@ -8,7 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jcompress.conversion import convert_leaves, find_leaves, replace_leaves
+from jcompress.conversion import (
+    convert_leaves,
+    find_leaves,
+    replace_leaves,
+    resolve_specs,
+)
 from jcompress.errors import MismatchError
 from jcompress.low_rank.choice import Split, choose_ranks, split_tucker
 from jcompress.low_rank.cp import CpSplit
@@ -18,12 +23,8 @@ from jcompress.low_rank.specs import Spatial as Spatial
 from jcompress.low_rank.specs import Svd as Svd
 from jcompress.low_rank.specs import Tucker as Tucker
 from jcompress.low_rank.split import Host
-from jcompress.low_rank.summary import FactoredLeaf as FactoredLeaf
-from jcompress.low_rank.summary import FactorSummary as FactorSummary
-from jcompress.low_rank.summary import check_factoring
-from jcompress.low_rank.summary import summarize_factors as summarize_factors
-from jcompress.rules import Resolved, Rules, resolve
-from jcompress.sites import Sites, leaf_axes
+from jcompress.rules import Resolved, Rules
+from jcompress.sites import Operation, Sites, leaf_axes
 from jcompress.tensors import LowRank, QTensor, is_compressed
 from jcompress.tensors.axes import Axes
 from jcompress.tensors.formats import Weights
@@ -112,6 +113,37 @@ def factorize(
     return replace_leaves(params, made)
 
 
+def check_factoring(
+    sites: Sites, rules: Rules[Factoring], *, transform: str = "factorize"
+) -> Resolved[Factoring]:
+    """Match factoring rules against a table of sites; nothing is computed.
+
+    Raises:
+        TypeError: the rules are malformed, or a spec is of another kind.
+        MismatchError: a rule matches no weight, or a spec for convolutions meets
+            another operation.
+    """
+    resolved: Resolved[Factoring] = resolve_specs(
+        rules,
+        sites,
+        Factoring,
+        transform=transform,
+        usage="Svd(...), Spatial(...), Tucker(...) or Cp(...)",
+    )
+    for path, spec in resolved.leaves.items():
+        rule = resolved.rule_of[path]
+        uses = sites.products(path)
+        only = {site.operation for site in uses} == {Operation.CONV}
+        if not isinstance(spec, Svd) and not only:
+            found = sorted({site.operation.value for site in sites.of(path)})
+            raise MismatchError(
+                f"{transform}: rule {rule} gives {path!r} a {type(spec).__name__}, "
+                f"which splits the window of a convolution, and the leaf's uses are "
+                f"{', '.join(found)}; use Svd(...)"
+            )
+    return resolved
+
+
 def quantize_factors(params: Any, rules: Rules[Weights], *, sites: Sites) -> Any:
     """Store the factors of `LowRank` leaves as packed integers or 8-bit floats.
 
@@ -130,13 +162,13 @@ def quantize_factors(params: Any, rules: Rules[Weights], *, sites: Sites) -> Any
             factor is compressed already, or a group size does not divide a factor's
             inputs.
     """
-    resolved = resolve(rules, sites, transform="quantize_factors")
-    for path, spec in resolved.leaves.items():
-        if not isinstance(spec, Weights):
-            raise TypeError(
-                f"quantize_factors: the spec of rule {resolved.rule_of[path]} is "
-                f"{spec!r}; a rule carries Weights(format=Int(bits))"
-            )
+    resolved = resolve_specs(
+        rules,
+        sites,
+        Weights,
+        transform="quantize_factors",
+        usage="Weights(format=Int(bits))",
+    )
 
     def convert(path: str, leaf: Any, spec: Weights) -> LowRank:
         if not isinstance(leaf, LowRank):

@@ -13,7 +13,4 @@ from jcompress.pruning.patterns import Unstructured as Unstructured
 from jcompress.pruning.schedules import cubic_schedule as cubic_schedule
 from jcompress.pruning.scores import score_by_magnitude as score_by_magnitude
 from jcompress.pruning.spec import Prune as Prune
-from jcompress.pruning.spec import Scope as Scope
-from jcompress.pruning.summary import PrunedLeaf as PrunedLeaf
-from jcompress.pruning.summary import Summary as Summary
 from jcompress.pruning.summary import summarize as summarize

@@ -1,17 +1,16 @@
 """`to_sparse`: store pruned weights without the zeros that a pattern removed."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.conversion import convert_leaves, resolve_specs
 from jcompress.errors import MismatchError
-from jcompress.leaves import named_leaves, path_name
-from jcompress.pruning.optimizer import PruneState, check_removed
+from jcompress.pruning.optimizer import LOST, PruneState, check_removed
 from jcompress.pruning.patterns import NM, Block, Pattern
-from jcompress.rules import Rules, resolve
+from jcompress.rules import Rules
 from jcompress.sites import Sites, leaf_axes
 from jcompress.tensors import BlockSparse, NMSparse, QTensor, is_compressed
 from jcompress.tensors.axes import Axes, to_matrix
@@ -72,37 +71,30 @@ def to_sparse(
         >>> small["w"].blocks.shape
         (1, 4, 2)
     """
-    resolved = resolve(rules, sites, transform="to_sparse")
-    for path, spec in resolved.leaves.items():
-        if not isinstance(spec, Block | NM):
-            raise TypeError(
-                f"to_sparse: rule {resolved.rule_of[path]} carries {spec!r}; there are "
-                "sparse leaves for Block((bn, bk)) and NM(n, m)"
-            )
+    resolved = resolve_specs(
+        rules,
+        sites,
+        (Block, NM),
+        transform="to_sparse",
+        usage="Block((bn, bk)) or NM(n, m), of which there are sparse leaves",
+    )
     if state is not None:
         check_removed("to_sparse", params, state)
-    leaves = dict(named_leaves(params))
-    converted = {
-        path: _convert(path, leaves, spec, sites)
-        for path, spec in resolved.leaves.items()
-    }
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: converted.get(path_name(path), leaf),
+    return convert_leaves(
+        "to_sparse",
         params,
-        is_leaf=is_compressed,
+        resolved.leaves,
+        lambda path, leaf, spec: _convert(path, leaf, spec, sites),
+        sites=sites,
+        accept=(QTensor,),
+        traced="how many of its blocks are stored depends on its values",
     )
 
 
 def _convert(
-    path: str, leaves: Mapping[str, Any], spec: Pattern, sites: Sites
+    path: str, leaf: Any, spec: Pattern, sites: Sites
 ) -> BlockSparse | NMSparse:
     uses = sites.of(path)
-    leaf = _found(path, leaves, uses[0].shape)
-    if any(isinstance(part, jax.core.Tracer) for part in jax.tree.leaves(leaf)):
-        raise ValueError(
-            f"to_sparse: {path!r} is traced, and how many of its blocks are stored "
-            "depends on its values; convert outside of jit"
-        )
     axes = leaf_axes(uses)
     matrix, scales = _matrix(path, leaf, axes)
     fields = {
@@ -119,7 +111,8 @@ def _convert(
             spec.check(path, uses[0].shape, axes)
         except MismatchError as error:
             raise MismatchError(f"to_sparse: {error}") from None
-        blocks, columns, starts = map(jnp.asarray, take_blocks(matrix, spec.shape))
+        # Which, other than jnp.asarray, compiles no program for each shape.
+        blocks, columns, starts = map(jax.device_put, take_blocks(matrix, spec.shape))
         sparse: BlockSparse | NMSparse = BlockSparse(
             blocks=blocks, columns=columns, starts=starts, **fields
         )
@@ -127,53 +120,31 @@ def _convert(
     else:
         assert isinstance(spec, NM)
         _check_groups(path, matrix, spec)
-        values, mask = map(jnp.asarray, take_kept(matrix, spec.n, spec.m))
+        values, mask = map(jax.device_put, take_kept(matrix, spec.n, spec.m))
         sparse = NMSparse(values=values, mask=mask, n=spec.n, m=spec.m, **fields)
         what = f"{spec.n} of every {spec.m} weights and a bit for each"
     if sparse.stored_bytes >= before:
         raise MismatchError(
             f"to_sparse: {path!r} would not become smaller: {what} take "
             f"{sparse.stored_bytes} bytes, and it has {before}; exclude it with a rule "
-            f"({path!r}, None) or prune more"
+            f"({path!r}, None) or prune more. If prune removed more in training, its "
+            f"zeros were lost. {LOST}."
         )
     return sparse
 
 
-def _found(path: str, leaves: Mapping[str, Any], shape: tuple[int, ...]) -> Any:
-    if path not in leaves:
-        prefixes = [
-            path[: -len(name) - 1] for name in leaves if path.endswith("/" + name)
-        ]
-        hint = f"; pass sites=sites.below({prefixes[0]!r})" if prefixes else ""
-        raise MismatchError(
-            f"to_sparse: the sites speak of {path!r}, which is not in the tree: "
-            f"{', '.join(list(leaves)[:8])}{hint}"
-        )
-    leaf = leaves[path]
-    if np.shape(leaf) != shape:
-        raise MismatchError(
-            f"to_sparse: {path!r} is {list(np.shape(leaf))} in the tree and "
-            f"{list(shape)} at its sites; trace the sites with this tree"
-        )
-    return leaf if is_compressed(leaf) else jnp.asarray(leaf)
-
-
 def _matrix(path: str, leaf: Any, axes: Axes) -> tuple[Host, jax.Array | None]:
     """The canonical matrix as it is to be stored, and the scales of integers."""
-    if not is_compressed(leaf):
-        if leaf.dtype == jnp.float16:
-            leaf = leaf.astype(jnp.float32)
-        if leaf.dtype not in (jnp.float32, jnp.bfloat16):
+    if not isinstance(leaf, QTensor):
+        if leaf.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
             raise MismatchError(
                 f"to_sparse: {path!r} is {leaf.dtype}; sparse leaves hold float32, "
                 "bfloat16 and float16 weights, and int8 after quantize"
             )
-        return np.asarray(to_matrix(leaf, axes)), None
-    if not isinstance(leaf, QTensor):
-        raise MismatchError(
-            f"to_sparse: {path!r} is already a {type(leaf).__name__}; exclude it by a "
-            f"rule ({path!r}, None)"
-        )
+        host = np.asarray(leaf)
+        if host.dtype == np.float16:
+            host = host.astype(np.float32)
+        return to_matrix(host, axes), None
     if isinstance(leaf.format, Float8):
         raise MismatchError(
             f"to_sparse: {path!r} is stored as float8; sparse leaves take symmetric "
@@ -190,8 +161,8 @@ def _matrix(path: str, leaf: Any, axes: Axes) -> tuple[Host, jax.Array | None]:
             "and float activations: Quantize(weights=Weights(format=Int(8)))"
         )
     values = np.asarray(leaf.values)
-    scales = jnp.broadcast_to(leaf.scales, (*values.shape[:-1], 1))
-    return values, scales
+    scales = np.broadcast_to(np.asarray(leaf.scales), (*values.shape[:-1], 1))
+    return values, jax.device_put(scales)
 
 
 def _block_count(matrix: Host, spec: Block) -> str:
@@ -211,5 +182,6 @@ def _check_groups(path: str, matrix: Host, spec: NM) -> None:
         raise MismatchError(
             f"to_sparse: {path!r} is not {spec.n}:{spec.m} sparse: {int(full.sum())} "
             f"of {full.size} groups of {spec.m} inputs hold more than {spec.n} weights "
-            f"that are not 0; prune it with Prune(pattern={spec!r}) first"
+            f"that are not 0; prune it with Prune(pattern={spec!r}) first. If that was "
+            f"done in training, its zeros were lost. {LOST}."
         )

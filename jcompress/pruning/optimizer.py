@@ -4,11 +4,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from jcompress.conversion import convert_leaves
 from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
-from jcompress.pruning.masks import apply_by_name, choose, place_masks
+from jcompress.pruning._host import on_host
+from jcompress.pruning.masks import apply_by_name, place_masks
+from jcompress.pruning.ranking import choose
 from jcompress.pruning.scores import score_by_magnitude
 from jcompress.pruning.spec import Plan, Prune, Sparsity, make_plan
 from jcompress.rules import Rules
@@ -24,10 +28,10 @@ class PruneState(NamedTuple):
         masks: a tree like the parameters: Boolean arrays, True for keep, at the pruned
             leaves and None at the others.
         step: updates done so far, int32.
-        returned: how many weights that had been removed were not zero when the last
-            update began, int32. Above 0 something changes the updates after `prune`,
-            or the parameters between two updates; `summarize` and `to_sparse` raise
-            then.
+        returned: how many weights that had been removed were not zero when an update
+            began, the most so far, int32. Above 0 something changes the updates after
+            `prune`, or the parameters between two updates; `summarize` and `to_sparse`
+            raise if the parameters that they get hold such weights.
     """
 
     inner: Any
@@ -62,11 +66,13 @@ def prune(
     Put everything that changes the update (learning rate, decay, clipping) inside
     `inner`, `prune(optax.chain(...), ...)`: whatever follows `prune` in an
     `optax.chain` would spoil the zeros. The state counts the weights that came back
-    so (`PruneState.returned`). If
-    all sparsities are numbers, the masks are chosen once, in `init`, from the
-    parameters given there. Ranking costs a sort of the weights: with a schedule,
-    100 is a usual `every` for runs of some ten thousand steps. Under
-    `optax.inject_hyperparams` keep the sparsity exact with
+    so (`PruneState.returned`). `optax.lookahead(prune(...), ...)` brings them back too:
+    its slow weights are means with what they were before they were pruned; begin with
+    `optax.LookaheadParams.init_synced(apply_masks(params, masks))`, or finish with
+    `apply_masks(params, state.masks)`. If all sparsities are numbers, the masks are
+    chosen once, in `init`, from the parameters given there. Ranking costs a sort of
+    the weights: with a schedule, 100 is a usual `every` for runs of some ten thousand
+    steps. Under `optax.inject_hyperparams` keep the sparsity exact with
     `hyperparam_dtype=jnp.float32` if parameters are bfloat16.
 
     Args:
@@ -89,10 +95,11 @@ def prune(
     Example:
         >>> import jax.numpy as jnp
         >>> import optax
+        >>> from jcompress.pruning import Unstructured
         >>> from jcompress.sites import find_sites
         >>> params = {"w": jnp.array([[4.0, -1.0], [2.0, -3.0]])}
         >>> sites = find_sites(lambda p, x: x @ p["w"], params, jnp.ones((1, 2)))
-        >>> rules = [(..., Prune(sparsity=0.5))]
+        >>> rules = [(..., Prune(pattern=Unstructured(), sparsity=0.5))]
         >>> optimizer = prune(optax.sgd(1.0), rules, sites=sites)
         >>> state = optimizer.init(params)
         >>> updates, state = optimizer.update({"w": jnp.ones((2, 2))}, state, params)
@@ -115,7 +122,7 @@ def prune(
         # which parts of the state mirror the parameters; update does not accept one.
         if jax.tree.leaves(params):
             weights = plan.find(params)
-            masks = place_masks(params, choose(plan, _scores(weights), start))
+            masks = place_masks(params, choose(plan, weights, start, by_magnitude=True))
         return PruneState(
             inner=wrapped.init(params), masks=masks, step=start, returned=start
         )
@@ -130,8 +137,10 @@ def prune(
             )
         weights = plan.find(params)
         masks = dict(named_leaves(state.masks))
-        # Before the first update nothing has been removed.
-        returned = jnp.where(state.step > 0, _returned(weights, masks), 0)
+        # Before the first update nothing has been removed. The most is kept, as what
+        # comes back at some steps only (lookahead) is zero again after the next update.
+        now = jnp.where(state.step > 0, _returned(weights, masks), 0)
+        returned = jnp.maximum(state.returned, now)
         if plan.changes:
             due = state.step % every == 0
             masks = jax.lax.cond(
@@ -140,7 +149,7 @@ def prune(
                 lambda old: old,
                 masks,
             )
-        live = apply_by_name(updates, masks)
+        live = apply_by_name("prune", updates, masks)
         inner_updates, inner_state = wrapped.update(
             live, state.inner, params, **extra_args
         )
@@ -155,6 +164,14 @@ def prune(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+LOST = (
+    "Nothing may change the updates after prune: write "
+    "prune(optax.chain(...), rules, sites=sites), not optax.chain(prune(...), ...). "
+    "apply_masks(params, state.masks) makes them zero again"
+)
+"""What to do about zeros that a training with `prune` lost."""
+
+
 def check_removed(transform: str, params: Any, state: PruneState) -> None:
     """Raise if weights that `prune` removed are not zero in the parameters.
 
@@ -165,14 +182,21 @@ def check_removed(transform: str, params: Any, state: PruneState) -> None:
     for path, mask in named_leaves(state.masks):
         if mask is None or path not in named or is_compressed(named[path]):
             continue
-        back = int(jnp.sum((named[path] != 0) & ~mask))
+        back, gone = count_back(named[path], mask)
         if back and int(state.step) > 0:
             raise MismatchError(
-                f"{transform}: {back} of the {int(jnp.sum(~mask))} weights that prune "
-                f"removed from {path!r} are not zero. Nothing may change the updates "
-                "after prune: write prune(optax.chain(...), rules, sites=sites), not "
-                "optax.chain(prune(...), ...)"
+                f"{transform}: {back} of the {gone} weights that prune removed from "
+                f"{path!r} are not zero. {LOST}."
             )
+
+
+def count_back(leaf: Any, mask: Any) -> tuple[int, int]:
+    """How many weights are not zero that a mask removes, and how many it removes."""
+    host, keep = on_host(leaf), on_host(mask)
+    if host is None or keep is None:
+        return int(jnp.sum((leaf != 0) & ~mask)), int(jnp.sum(~mask))
+    back = np.count_nonzero((host != 0) & ~keep)
+    return int(back), keep.size - int(np.count_nonzero(keep))
 
 
 def _returned(weights: dict[str, jax.Array], masks: dict[str, jax.Array]) -> jax.Array:
@@ -211,18 +235,13 @@ def _fewer(
 def _removing(
     updates: Any, weights: dict[str, jax.Array], masks: dict[str, jax.Array]
 ) -> Any:
-    leaves, treedef = jax.tree.flatten(updates, is_leaf=is_compressed)
-    names = [name for name, _ in named_leaves(updates)]
-    missing = [path for path in weights if path not in names]
-    if missing:
-        raise MismatchError(f"prune: there is no update for {missing[0]!r}")
-    done = []
-    for name, leaf in zip(names, leaves, strict=True):
-        if name in weights:
-            # An update narrower than its weight could not cancel it.
-            with jax.numpy_dtype_promotion("standard"):
-                dtype = jnp.promote_types(leaf.dtype, weights[name].dtype)
-            away = -weights[name].astype(dtype)
-            leaf = jnp.where(masks[name], leaf.astype(dtype), away)
-        done.append(leaf)
-    return jax.tree.unflatten(treedef, done)
+    def away(name: str, update: Any, weight: jax.Array) -> jax.Array:
+        # An update narrower than its weight could not cancel it.
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = jnp.promote_types(update.dtype, weight.dtype)
+        removed = -jnp.asarray(weight).astype(dtype)
+        return jnp.where(masks[name], jnp.asarray(update).astype(dtype), removed)
+
+    return convert_leaves(
+        "prune", updates, weights, away, source="the parameters", dtypes=None
+    )

@@ -2,13 +2,16 @@
 
 import abc
 import dataclasses
+import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jcompress.errors import MismatchError
+from jcompress.pruning._host import mean_of_first
 from jcompress.tensors.axes import Axes, from_matrix, matrix_shape, to_matrix
 
 
@@ -36,14 +39,23 @@ class Pattern(abc.ABC):
         """Raise `MismatchError` if a leaf of this shape cannot be cut into groups."""
 
     @abc.abstractmethod
-    def rows(self, scores: jax.Array, axes: Axes) -> jax.Array:
-        """Arrange the scores of a leaf as group scores, `[R, G]`."""
+    def rows(self, scores: Any, axes: Axes) -> Any:
+        """Arrange the scores of a leaf as group scores, `[R, G]`.
+
+        The scores are an array of NumPy or of JAX, and so is the result.
+        """
+
+    def row_shape(self, shape: tuple[int, ...], axes: Axes) -> tuple[int, int]:
+        """The shape of `rows` of a leaf of this shape, R and G."""
+        scores = jax.ShapeDtypeStruct(shape, jnp.float32)
+        rows: Any = jax.eval_shape(functools.partial(self.rows, axes=axes), scores)
+        return rows.shape[0], rows.shape[1]
 
     @abc.abstractmethod
-    def spread(self, keep: jax.Array, shape: tuple[int, ...], axes: Axes) -> jax.Array:
+    def spread(self, keep: Any, shape: tuple[int, ...], axes: Axes) -> Any:
         """Bring the verdicts on the groups, `[R, G]`, to a mask of the leaf's shape."""
 
-    def count(self, sparsity: float | jax.Array, groups: int) -> int | jax.Array:
+    def count(self, sparsity: Any, groups: int) -> int | jax.Array:
         """How many of the G groups of a row are removed.
 
         `round(sparsity * G)`, halves to even, but never all: one group stays. A
@@ -68,11 +80,15 @@ class Unstructured(Pattern):
                 f"put the rule ({path!r}, None) before"
             )
 
-    def rows(self, scores: jax.Array, axes: Axes) -> jax.Array:
+    def rows(self, scores: Any, axes: Axes) -> Any:
         """One row of all entries, in the order of the leaf."""
         return scores.reshape(1, scores.size)
 
-    def spread(self, keep: jax.Array, shape: tuple[int, ...], axes: Axes) -> jax.Array:
+    def row_shape(self, shape: tuple[int, ...], axes: Axes) -> tuple[int, int]:
+        """One row of all entries."""
+        return 1, math.prod(shape)
+
+    def spread(self, keep: Any, shape: tuple[int, ...], axes: Axes) -> Any:
         """The row in the leaf's shape."""
         return keep.reshape(shape)
 
@@ -93,7 +109,7 @@ class NM(Pattern):
         m: entries of a group.
 
     Raises:
-        MismatchError: not `1 <= n < m`.
+        ValueError: not `1 <= n < m`.
 
     References:
         Mishra et al. 2021, "Accelerating Sparse Deep Neural Networks" (2:4).
@@ -106,7 +122,7 @@ class NM(Pattern):
 
     def __post_init__(self) -> None:
         if not (_whole(self.n) and _whole(self.m) and 1 <= self.n < self.m):
-            raise MismatchError(
+            raise ValueError(
                 f"NM({self.n!r}, {self.m!r}) keeps n of every m, two integers with "
                 "1 <= n < m, such as NM(2, 4)"
             )
@@ -124,15 +140,19 @@ class NM(Pattern):
         _, _, inputs = matrix_shape(shape, axes)
         _check_divides(self, path, shape, self.m, inputs, "inputs", axes.input)
 
-    def rows(self, scores: jax.Array, axes: Axes) -> jax.Array:
+    def rows(self, scores: Any, axes: Axes) -> Any:
         """One row for each group of `m`."""
         return to_matrix(scores, axes).reshape(-1, self.m)
 
-    def spread(self, keep: jax.Array, shape: tuple[int, ...], axes: Axes) -> jax.Array:
+    def row_shape(self, shape: tuple[int, ...], axes: Axes) -> tuple[int, int]:
+        """One row for each group of `m`."""
+        return math.prod(shape) // self.m, self.m
+
+    def spread(self, keep: Any, shape: tuple[int, ...], axes: Axes) -> Any:
         """The groups back in their places."""
         return from_matrix(keep, axes, shape)
 
-    def count(self, sparsity: float | jax.Array, groups: int) -> int | jax.Array:
+    def count(self, sparsity: Any, groups: int) -> int | jax.Array:
         """How many of each `m` are removed, at most `m - n`."""
         return _rounded(sparsity, groups, self.m - self.n)
 
@@ -145,7 +165,7 @@ class Block(Pattern):
         shape: outputs and inputs of a block, each of which divides its axis.
 
     Raises:
-        MismatchError: the shape is not two positive integers.
+        ValueError: the shape is not two positive integers.
 
     References:
         Narang et al. 2017, "Block-Sparse Recurrent Neural Networks".
@@ -156,7 +176,7 @@ class Block(Pattern):
     def __post_init__(self) -> None:
         good = isinstance(self.shape, tuple) and len(self.shape) == 2
         if not good or not all(_whole(size) and size > 0 for size in self.shape):
-            raise MismatchError(
+            raise ValueError(
                 f"Block({self.shape!r}) takes a pair (outputs, inputs) of positive "
                 "integers, such as Block((4, 4))"
             )
@@ -176,21 +196,30 @@ class Block(Pattern):
                 f"use smaller blocks or put the rule ({path!r}, None) before"
             )
 
-    def rows(self, scores: jax.Array, axes: Axes) -> jax.Array:
+    def rows(self, scores: Any, axes: Axes) -> Any:
         """One row for each stacked copy; blocks in row-major order."""
         stack, outputs, inputs = matrix_shape(scores.shape, axes)
         high, wide = self.shape
         tiles = to_matrix(scores, axes).reshape(
             math.prod(stack), outputs // high, high, inputs // wide, wide
         )
-        return jnp.mean(tiles, axis=(2, 4)).reshape(math.prod(stack), -1)
+        entries = tiles.transpose(2, 4, 0, 1, 3).reshape(high * wide, -1)
+        return mean_of_first(entries).reshape(math.prod(stack), -1)
 
-    def spread(self, keep: jax.Array, shape: tuple[int, ...], axes: Axes) -> jax.Array:
+    def row_shape(self, shape: tuple[int, ...], axes: Axes) -> tuple[int, int]:
+        """One row for each stacked copy, of all its blocks."""
+        stack, outputs, inputs = matrix_shape(shape, axes)
+        high, wide = self.shape
+        return math.prod(stack), (outputs // high) * (inputs // wide)
+
+    def spread(self, keep: Any, shape: tuple[int, ...], axes: Axes) -> Any:
         """Each verdict on all entries of its block."""
         stack, outputs, inputs = matrix_shape(shape, axes)
         high, wide = self.shape
         tiles = keep.reshape(*stack, outputs // high, inputs // wide)
-        matrix = jnp.repeat(jnp.repeat(tiles, high, axis=-2), wide, axis=-1)
+        np_or_jnp = np if isinstance(keep, np.ndarray) else jnp
+        tall = np_or_jnp.repeat(tiles, high, axis=-2)
+        matrix = np_or_jnp.repeat(tall, wide, axis=-1)
         return from_matrix(matrix, axes, shape)
 
 
@@ -210,22 +239,34 @@ class Channels(Pattern):
                 f"{axes.output}), which must stay; put the rule ({path!r}, None) before"
             )
 
-    def rows(self, scores: jax.Array, axes: Axes) -> jax.Array:
+    def rows(self, scores: Any, axes: Axes) -> Any:
         """One row for each stacked copy."""
-        stack, outputs, _ = matrix_shape(scores.shape, axes)
-        return jnp.mean(to_matrix(scores, axes), axis=-1).reshape(
-            math.prod(stack), outputs
-        )
+        stack, outputs, inputs = matrix_shape(scores.shape, axes)
+        # Most leaves have their inputs first: this copies nothing.
+        ordered = scores.transpose(axes.input + axes.stack + axes.output)
+        entries = ordered.reshape(inputs, math.prod(stack) * outputs)
+        return mean_of_first(entries).reshape(math.prod(stack), outputs)
 
-    def spread(self, keep: jax.Array, shape: tuple[int, ...], axes: Axes) -> jax.Array:
+    def row_shape(self, shape: tuple[int, ...], axes: Axes) -> tuple[int, int]:
+        """One row for each stacked copy, of all its channels."""
+        stack, outputs, _ = matrix_shape(shape, axes)
+        return math.prod(stack), outputs
+
+    def spread(self, keep: Any, shape: tuple[int, ...], axes: Axes) -> Any:
         """Each verdict on all entries of its channel."""
         stack, outputs, inputs = matrix_shape(shape, axes)
         channels = keep.reshape(*stack, outputs, 1)
-        matrix = jnp.broadcast_to(channels, (*stack, outputs, inputs))
+        np_or_jnp = np if isinstance(keep, np.ndarray) else jnp
+        matrix = np_or_jnp.broadcast_to(channels, (*stack, outputs, inputs))
         return from_matrix(matrix, axes, shape)
 
 
-def _rounded(sparsity: float | jax.Array, groups: int, most: int) -> int | jax.Array:
+def _rounded(
+    sparsity: float | np.ndarray[Any, Any] | jax.Array, groups: int, most: int
+) -> int | jax.Array:
+    if isinstance(sparsity, np.ndarray):
+        rounded = np.round(sparsity.astype(np.float32) * np.float32(groups))
+        return int(np.clip(rounded, 0, most))
     if isinstance(sparsity, jax.Array):
         wanted = jnp.round(sparsity.astype(jnp.float32) * groups)
         return jnp.clip(wanted, 0, most).astype(jnp.int32)

@@ -4,7 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jcompress.pruning._host import on_host, place_like
 from jcompress.tensors import is_compressed
 
 
@@ -22,13 +24,31 @@ def score_by_magnitude(params: Any) -> Any:
         Han et al. 2015, "Learning both Weights and Connections for Efficient Neural
         Networks", section 3.
     """
-    return jax.tree.map(_magnitude, params, is_leaf=is_compressed)
+    return jax.tree.map(_scored, params, is_leaf=is_compressed)
 
 
-def _magnitude(leaf: Any) -> jax.Array | None:
+def _scored(leaf: Any) -> jax.Array | None:
     if is_compressed(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
         return None
-    leaf = jnp.asarray(leaf)
+    leaf = leaf if isinstance(leaf, np.ndarray) else jnp.asarray(leaf)
+    host = on_host(leaf)
+    if host is None:
+        return jnp.asarray(magnitude(leaf))
+    return place_like(np.asarray(magnitude(host)), leaf)
+
+
+def magnitude(leaf: Any) -> Any:
+    """The absolute values in float32, of a NumPy or a JAX array, as one of its kind."""
+    if not isinstance(leaf, np.ndarray):
+        return _magnitude(leaf)
+    if np.iscomplexobj(leaf):
+        # The modulus that NumPy computes may differ in the last bit.
+        return np.asarray(_magnitude(leaf))
+    return np.abs(leaf.astype(np.float32, copy=False))
+
+
+@jax.jit
+def _magnitude(leaf: Any) -> jax.Array:
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         return jnp.abs(leaf).astype(jnp.float32)
     return jnp.abs(leaf.astype(jnp.float32))

@@ -1,44 +1,53 @@
 """The spec that pruning rules carry, and what a list of them means for a tree."""
 
 import dataclasses
-import enum
+import functools
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.allocation import Ranking
+from jcompress.conversion import find_leaves, resolve_specs
 from jcompress.errors import MismatchError
-from jcompress.leaves import named_leaves
 from jcompress.pruning.patterns import NM, Pattern, Unstructured
-from jcompress.rules import Rules, resolve
+from jcompress.rules import Rules
 from jcompress.sites import Sites, leaf_axes
-from jcompress.tensors import is_compressed
 from jcompress.tensors.axes import Axes
 
 Schedule = Callable[[Any], Any]
 """A function from the step to a value: any optax schedule."""
 
+PRUNABLE = jnp.inexact
+"""The kind of dtypes that can be pruned."""
+
 Sparsity = float | jax.Array | Schedule
 """The fraction removed, in [0, 1): a number, a scalar array, or a schedule of it."""
 
 
-class Scope(enum.Enum):
-    """Which groups compete for staying."""
+@functools.cache
+def _say_once(text: str) -> None:
+    logging.getLogger("jcompress").warning(text)
 
-    LEAF = "leaf"
-    """Those of one leaf: every leaf of a rule reaches the sparsity."""
-    GLOBAL = "global"
-    """Those of all leaves of a rule together, by the mean score of their entries.
 
-    The sparsity is then the fraction of all their groups; a leaf may lose more or
-    less, and even all of its groups.
-    """
+NO_GAIN = (
+    "the zeros of single weights are stored and multiplied like other numbers, so that "
+    "nothing gets smaller or faster. What would: NM(2, 4) or Block((8, 8)) with "
+    "to_sparse, or whole channels with jcompress.shrinking"
+)
 
-    def __repr__(self) -> str:
-        return f"Scope.{self.name}"
+
+def _single_weights() -> Unstructured:
+    """The pattern of a `Prune` that names none."""
+    _say_once(
+        f"Prune without a pattern removes single weights, and {NO_GAIN}. "
+        "pattern=Unstructured() says that this is meant."
+    )
+    return Unstructured()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,21 +55,26 @@ class Prune:
     """How the leaves of a rule are pruned.
 
     Attributes:
-        pattern: what is removed together.
+        pattern: what is removed together. Left out it is single weights, whose zeros
+            nothing runs faster; a line to the log "jcompress" then says what would,
+            once. `pattern=Unstructured()` says that it is meant.
         sparsity: the fraction of groups removed, in [0, 1), or an optax schedule of
             it; None takes the sparsity given to the transform. `NM` says by itself
             what it removes and needs none.
-        scope: whether each leaf, or all leaves of the rule together, reach it.
+        ranking: which groups compete: those of each leaf, so that every leaf reaches
+            the sparsity; or those of all leaves of the rule, or of all that are used
+            alike. The sparsity is then the fraction of all their groups; a leaf may
+            lose more or less, and even all of its groups.
 
     Raises:
         TypeError: a field is of the wrong type.
-        MismatchError: a sparsity outside [0, 1), or one at odds with `NM`; `NM` with a
-            global scope, as it keeps n of every m everywhere.
+        ValueError: a sparsity outside [0, 1), or one at odds with `NM`; `NM` with
+            another ranking, as it keeps n of every m everywhere.
     """
 
-    pattern: Pattern = dataclasses.field(default_factory=Unstructured)
+    pattern: Pattern = dataclasses.field(default_factory=_single_weights)
     sparsity: float | Schedule | None = None
-    scope: Scope = Scope.LEAF
+    ranking: Ranking = Ranking.UNIFORM
 
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, Pattern):
@@ -68,16 +82,23 @@ class Prune:
                 f"Prune: the pattern is {self.pattern!r}; use Unstructured(), "
                 "NM(2, 4), Block((4, 4)) or Channels()"
             )
-        if not isinstance(self.scope, Scope):
+        if not isinstance(self.ranking, Ranking):
             raise TypeError(
-                f"Prune: the scope is {self.scope!r}; use Scope.LEAF or Scope.GLOBAL"
+                f"Prune: the ranking is {self.ranking!r}; use Ranking.UNIFORM, "
+                "Ranking.GLOBAL or Ranking.ISOMORPHIC of jcompress.allocation"
             )
-        if isinstance(self.pattern, NM) and self.scope is Scope.GLOBAL:
-            raise MismatchError(
+        if isinstance(self.pattern, NM) and self.ranking is not Ranking.UNIFORM:
+            raise ValueError(
                 f"Prune: {self.pattern!r} keeps {self.pattern.n} of every "
-                f"{self.pattern.m} in every leaf; leave the scope out"
+                f"{self.pattern.m} in every leaf; leave the ranking out"
             )
-        _check_sparsity(self.sparsity, self.pattern)
+        _check_sparsity("Prune", self.sparsity)
+        if isinstance(self.pattern, NM) and _at_odds(self.sparsity, self.pattern):
+            raise ValueError(
+                f"Prune: {self.pattern!r} removes {self.pattern.sparsity:.6g}, but the "
+                f"sparsity is {self.sparsity}; leave it out, or give a schedule that "
+                "ends there"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,65 +107,44 @@ class Plan:
 
     Attributes:
         transform: the caller's name, for the errors.
+        sites: the sites.
         leaves: the spec of every leaf that is pruned, in tree order.
         rule_of: which rule took each of them.
         skipped: why each other weight is left alone.
         axes: the axes of every pruned leaf by role.
         shapes: the shape of every pruned leaf.
         sparsity: what each rule removes.
+        competing: the leaves of each rule, those together whose groups compete.
     """
 
     transform: str
+    sites: Sites
     leaves: Mapping[str, Prune]
     rule_of: Mapping[str, int]
     skipped: Mapping[str, str]
     axes: Mapping[str, Axes]
     shapes: Mapping[str, tuple[int, ...]]
     sparsity: Mapping[int, Sparsity]
+    competing: Mapping[int, tuple[tuple[str, ...], ...]]
 
     @property
     def changes(self) -> bool:
         """Whether any sparsity may change from step to step."""
         return not all(isinstance(value, float) for value in self.sparsity.values())
 
-    def find(self, tree: Any) -> dict[str, jax.Array]:
+    def find(self, tree: Any) -> dict[str, Any]:
         """The arrays of a tree that the plan prunes, by name, in tree order.
 
         Raises:
             MismatchError: one is missing, compressed, of another shape or no float.
         """
-        present = dict(named_leaves(tree))
-        for path, shape in self.shapes.items():
-            if path not in present:
-                raise MismatchError(self._missing(path, list(present)))
-            leaf = present[path]
-            if is_compressed(leaf):
-                raise MismatchError(
-                    f"{self.transform}: {path!r} is already compressed "
-                    f"({type(leaf).__name__}); prune before converting"
-                )
-            if tuple(jnp.shape(leaf)) != shape:
-                raise MismatchError(
-                    f"{self.transform}: {path!r} has shape {jnp.shape(leaf)}, but the "
-                    f"sites were found with {shape}; find them for this tree"
-                )
-            _check_float(self.transform, path, jnp.result_type(leaf))
-        return {path: jnp.asarray(present[path]) for path in self.leaves}
-
-    def _missing(self, path: str, present: list[str]) -> str:
-        hint = ""
-        for name in present:
-            if path.endswith("/" + name):
-                prefix = path[: -len(name) - 1]
-                hint = f"; for this subtree use sites.below({prefix!r})"
-                break
-            if name.endswith("/" + path):
-                hint = f"; it has {name!r}, so give the subtree or the sites of it all"
-                break
-        shown = ", ".join(present[:8]) + (", ..." if len(present) > 8 else "")
-        return (
-            f"{self.transform}: rule {self.rule_of[path]} prunes {path!r}, which is "
-            f"not in the tree: {shown or 'it is empty'}{hint}"
+        return find_leaves(
+            self.transform,
+            tree,
+            self.leaves,
+            sites=self.sites,
+            advice="prune before converting",
+            dtypes=PRUNABLE,
         )
 
 
@@ -158,56 +158,81 @@ def make_plan(
         MismatchError: a rule matches nothing, lacks a sparsity, does not fit a leaf
             that it matches, or would remove nothing.
     """
-    resolved = resolve(rules, sites, transform=transform)
+    resolved = resolve_specs(
+        rules,
+        sites,
+        Prune,
+        transform=transform,
+        usage="Prune(...) or None",
+        dtypes=PRUNABLE,
+    )
     axes: dict[str, Axes] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     amounts: dict[int, Sparsity] = {}
     for path, spec in resolved.leaves.items():
         index = resolved.rule_of[path]
-        if not isinstance(spec, Prune):
-            raise TypeError(
-                f"{transform}: rule {index} carries {spec!r}; use Prune(...) or None"
-            )
         uses = sites.of(path)
         shapes[path] = uses[0].shape
         axes[path] = leaf_axes(uses)
-        _check_float(transform, path, uses[0].dtype)
         if index not in amounts:
             amounts[index] = _amount(spec, sparsity, index, transform)
         try:
             spec.pattern.check(path, shapes[path], axes[path])
         except MismatchError as error:
             raise MismatchError(f"{transform}: {error}") from None
+    competing: dict[int, tuple[tuple[str, ...], ...]] = {}
     for index, amount in amounts.items():
         paths = [path for path, rule in resolved.rule_of.items() if rule == index]
-        if isinstance(amount, float) and amount > 0:
-            spec = resolved.leaves[paths[0]]
-            counts = [group_count(spec.pattern, shapes[p], axes[p]) for p in paths]
-            if spec.scope is Scope.GLOBAL:
-                counts = [sum(counts)]
-            if not any(spec.pattern.count(amount, count) for count in counts):
-                raise MismatchError(
-                    f"{transform}: rule {index} removes nothing: sparsity {amount} of "
-                    f"at most {max(counts)} groups rounds to 0 in "
-                    f"{', '.join(paths)}; the least that acts is above "
-                    f"{0.5 / max(counts):.3g}"
-                )
+        spec = resolved.leaves[paths[0]]
+        competing[index] = _competing(spec.ranking, paths, sites)
+        if not isinstance(amount, float) or amount == 0:
+            continue
+        counts = [
+            _group_count(spec, [(shapes[path], axes[path]) for path in each])
+            for each in competing[index]
+        ]
+        if not any(spec.pattern.count(amount, count) for count in counts):
+            raise MismatchError(
+                f"{transform}: rule {index} removes nothing: sparsity {amount} of "
+                f"at most {max(counts)} groups rounds to 0 in "
+                f"{', '.join(paths)}; the least that acts is above "
+                f"{0.5 / max(counts):.3g}"
+            )
     return Plan(
         transform=transform,
+        sites=sites,
         leaves=resolved.leaves,
         rule_of=resolved.rule_of,
         skipped=resolved.skipped,
         axes=axes,
         shapes=shapes,
         sparsity=amounts,
+        competing=competing,
     )
 
 
-def group_count(pattern: Pattern, shape: tuple[int, ...], axes: Axes) -> int:
-    """How many groups of a leaf compete in one row."""
-    scores = jax.ShapeDtypeStruct(shape, jnp.float32)
-    rows: Any = jax.eval_shape(lambda x: pattern.rows(x, axes), scores)
-    return int(rows.shape[-1])
+def _competing(
+    ranking: Ranking, paths: Sequence[str], sites: Sites
+) -> tuple[tuple[str, ...], ...]:
+    """The leaves of a rule, those together whose groups are ranked in one row."""
+    classes: dict[Any, list[str]] = {}
+    for path in paths:
+        kind: Any = path
+        if ranking is Ranking.GLOBAL:
+            kind = None
+        elif ranking is Ranking.ISOMORPHIC:
+            kind = frozenset(
+                (use.operation, use.stack_axes, use.output_axes, use.input_axes)
+                for use in sites.of(path)
+            )
+        classes.setdefault(kind, []).append(path)
+    return tuple(map(tuple, classes.values()))
+
+
+def _group_count(spec: Prune, leaves: Sequence[tuple[tuple[int, ...], Axes]]) -> int:
+    """How many groups of leaves compete in one row."""
+    shapes = [spec.pattern.row_shape(shape, axes) for shape, axes in leaves]
+    return shapes[0][1] if len(shapes) == 1 else sum(map(math.prod, shapes))
 
 
 def _amount(
@@ -221,46 +246,49 @@ def _amount(
             f"{transform}: rule {index} has no sparsity; give it one, "
             f"Prune(pattern={spec.pattern!r}, sparsity=0.5), or give {transform} one"
         )
-    try:
-        _check_sparsity(amount, spec.pattern)
-    except MismatchError as error:
-        raise MismatchError(f"{transform}: rule {index}: {error}") from None
+    _check_sparsity(f"{transform}: rule {index}", amount)
+    if isinstance(spec.pattern, NM) and _at_odds(amount, spec.pattern):
+        raise MismatchError(
+            f"{transform}: rule {index}: {spec.pattern!r} removes "
+            f"{spec.pattern.sparsity:.6g}, but the sparsity is {amount}; give its rule "
+            f"a sparsity of its own, Prune(pattern={spec.pattern!r}, "
+            f"sparsity={spec.pattern.sparsity:.6g}), or a schedule that ends there"
+        )
     if isinstance(amount, jax.Array) or callable(amount):
         return amount
     return float(amount)
 
 
-def _check_sparsity(sparsity: Any, pattern: Pattern) -> None:
+def _check_sparsity(what: str, sparsity: Any) -> None:
+    """Raise unless it can be a sparsity.
+
+    Raises:
+        TypeError: it is no number, array or schedule.
+        ValueError: it is out of range.
+    """
     if sparsity is None or callable(sparsity):
         return
     if isinstance(sparsity, jax.Array):
         if sparsity.shape != () or not jnp.issubdtype(sparsity.dtype, jnp.floating):
-            raise MismatchError(
-                "the sparsity is an array of shape "
-                f"{sparsity.shape} and dtype {sparsity.dtype}; it must be a float "
-                "scalar"
+            raise ValueError(
+                f"{what}: the sparsity is an array of shape {sparsity.shape} and dtype "
+                f"{sparsity.dtype}; it must be a float scalar"
             )
         return
     number = isinstance(sparsity, int | float | np.floating | np.integer)
     if not number or isinstance(sparsity, bool):
         raise TypeError(
-            f"the sparsity is {sparsity!r}; use a number in [0, 1) or a schedule of it"
+            f"{what}: the sparsity is {sparsity!r}; use a number in [0, 1) or a "
+            "schedule of it"
         )
     if not 0 <= sparsity < 1:
-        raise MismatchError(
-            f"the sparsity is {sparsity}; it is the fraction removed, in [0, 1)"
-        )
-    if isinstance(pattern, NM) and not math.isclose(sparsity, pattern.sparsity):
-        raise MismatchError(
-            f"{pattern!r} removes {pattern.sparsity:.6g}, but the sparsity is "
-            f"{sparsity}; give its rule a Prune(sparsity={pattern.sparsity:.6g}) of "
-            "its own, or a schedule that ends there"
+        raise ValueError(
+            f"{what}: the sparsity is {sparsity}; it is the fraction removed, in [0, 1)"
         )
 
 
-def _check_float(transform: str, path: str, dtype: Any) -> None:
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        raise MismatchError(
-            f"{transform}: {path!r} is of dtype {dtype}; only weights of floats or "
-            f"complex numbers can be pruned; put the rule ({path!r}, None) before"
-        )
+def _at_odds(sparsity: Any, pattern: NM) -> bool:
+    """Whether a number is not what the pattern removes by itself."""
+    if sparsity is None or callable(sparsity) or isinstance(sparsity, jax.Array):
+        return False
+    return not math.isclose(sparsity, pattern.sparsity)

@@ -1,86 +1,25 @@
-"""What pruning did: densities before and after, and what was left alone."""
+"""What pruning did: the table of changes, with what must be known about zeros."""
 
-import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
-
+from jcompress.conversion import Changes, describe_leaves, resolve_specs
 from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
 from jcompress.pruning.masks import apply_masks
-from jcompress.pruning.optimizer import PruneState, check_removed
-from jcompress.pruning.spec import Prune
-from jcompress.rules import Rules, resolve
+from jcompress.pruning.optimizer import LOST, PruneState, check_removed, count_back
+from jcompress.pruning.patterns import Unstructured
+from jcompress.pruning.spec import NO_GAIN, PRUNABLE, Prune
+from jcompress.rules import Resolved, Rules
 from jcompress.sites import Sites
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PrunedLeaf:
-    """What pruning did to one leaf.
-
-    Attributes:
-        path: the leaf's name.
-        shape: its shape.
-        rule: which rule took it.
-        spec: how it is pruned.
-        before: entries that are not zero without the mask.
-        after: entries that are not zero with it.
-        size: all entries.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    rule: int
-    spec: Prune
-    before: int
-    after: int
-    size: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Summary:
-    """What pruning did to a tree; `print` shows the table.
-
-    Attributes:
-        leaves: the pruned leaves, in tree order.
-        skipped: the names of the other weights, each with the reason.
-    """
-
-    leaves: tuple[PrunedLeaf, ...]
-    skipped: tuple[tuple[str, str], ...]
-
-    @property
-    def sparsity(self) -> float:
-        """The fraction of the entries of the pruned leaves that are zero."""
-        return 1 - sum(leaf.after for leaf in self.leaves) / sum(
-            leaf.size for leaf in self.leaves
-        )
-
-    def __str__(self) -> str:
-        head = ("leaf", "shape", "pattern", "rule", "density before", "after")
-        rows = [
-            (
-                leaf.path,
-                "x".join(map(str, leaf.shape)),
-                repr(leaf.spec.pattern),
-                str(leaf.rule),
-                f"{leaf.before / leaf.size:.4f}",
-                f"{leaf.after / leaf.size:.4f}",
-            )
-            for leaf in self.leaves
-        ]
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
-            for row in (head, *rows)
-        ]
-        lines += [f"skipped {path}: {why}" for path, why in self.skipped]
-        lines.append(f"sparsity {self.sparsity:.4f} (simulated: same bytes and speed)")
-        return "\n".join(line.rstrip() for line in lines)
-
-
-def summarize(params: Any, masks: Any, rules: Rules[Prune], *, sites: Sites) -> Summary:
+def summarize(params: Any, masks: Any, rules: Rules[Prune], *, sites: Sites) -> Changes:
     """Say what masks do to parameters, leaf by leaf. Not for traced functions.
+
+    The table of `jcompress.conversion.describe_changes` for the parameters before and
+    after `apply_masks`: `Change.zeros_before` and `zeros_after` are the fractions of
+    zeros, `Changes.sparsity` that of all pruned leaves together. Its notes say if
+    weights are not zero that the masks remove, and if nothing runs the zeros faster.
 
     Args:
         params: the parameters, masked already or not.
@@ -93,28 +32,67 @@ def summarize(params: Any, masks: Any, rules: Rules[Prune], *, sites: Sites) -> 
         MismatchError: the masks do not belong to these parameters and rules; or
             weights came back that `prune` had removed, since something changes the
             updates after it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jcompress.pruning import NM, make_masks, score_by_magnitude
+        >>> from jcompress.sites import find_sites
+        >>> params = {"w": jnp.arange(1.0, 33.0).reshape(8, 4)}
+        >>> sites = find_sites(lambda p, x: x @ p["w"], params, jnp.ones((1, 8)))
+        >>> rules = [("w", Prune(pattern=NM(2, 4)))]
+        >>> masks = make_masks(score_by_magnitude(params), rules, sites=sites)
+        >>> print(summarize(apply_masks(params, masks), masks, rules, sites=sites))
+        leaf  before       after  bytes  error   zeros  rule
+        w     float32 8x4  same     128      0  50-50%  0
+        128 bytes became 128 (simulated); 50.0% zeros
     """
     if isinstance(masks, PruneState):
         check_removed("summarize", params, masks)
         masks = masks.masks
-    resolved = resolve(rules, sites, transform="summarize")
-    before = dict(named_leaves(params))
-    after = dict(named_leaves(apply_masks(params, masks)))
-    masked = {name for name, _ in named_leaves(masks)}
-    if masked != set(resolved.leaves):
-        odd = sorted(masked ^ set(resolved.leaves))[0]
-        where = "a mask but no rule" if odd in masked else "a rule but no mask"
-        raise MismatchError(f"summarize: {odd!r} has {where}")
-    leaves = tuple(
-        PrunedLeaf(
-            path=path,
-            shape=tuple(before[path].shape),
-            rule=resolved.rule_of[path],
-            spec=spec,
-            before=int(jnp.count_nonzero(before[path])),
-            after=int(jnp.count_nonzero(after[path])),
-            size=int(before[path].size),
-        )
-        for path, spec in resolved.leaves.items()
+    resolved = resolve_specs(
+        rules,
+        sites,
+        Prune,
+        transform="summarize",
+        usage="Prune(...) or None",
+        dtypes=PRUNABLE,
     )
-    return Summary(leaves=leaves, skipped=tuple(resolved.skipped.items()))
+    named = dict(named_leaves(masks))
+    if set(named) != set(resolved.leaves):
+        odd = sorted(set(named) ^ set(resolved.leaves))[0]
+        where = "a mask but no rule" if odd in named else "a rule but no mask"
+        raise MismatchError(f"summarize: {odd!r} has {where}")
+    after = apply_masks(params, masks)
+    return describe_leaves(
+        params,
+        after,
+        rule_of=resolved.rule_of,
+        reasons=resolved.skipped,
+        made=resolved.leaves,
+        notes=tuple(_notes(params, named, resolved)),
+    )
+
+
+def _notes(params: Any, masks: dict[str, Any], resolved: Resolved[Prune]) -> list[str]:
+    notes = []
+    present = dict(named_leaves(params))
+    counts = {name: count_back(present[name], mask) for name, mask in masks.items()}
+    back = {name: n for name, (n, _) in counts.items() if n}
+    if back:
+        gone = sum(n for _, n in counts.values())
+        notes.append(
+            f"{sum(back.values()):,} of the {gone:,} weights that the masks remove are "
+            f"not zero in params, in {', '.join(list(back)[:4])}"
+            f"{', ...' if len(back) > 4 else ''}; the table shows what apply_masks "
+            f"makes of it. After a training with prune the zeros were lost. {LOST}"
+        )
+    single = sorted(
+        {
+            resolved.rule_of[name]
+            for name, spec in resolved.leaves.items()
+            if isinstance(spec.pattern, Unstructured)
+        }
+    )
+    if single:
+        notes.append(f"rule {', '.join(map(str, single))}: {NO_GAIN}")
+    return notes

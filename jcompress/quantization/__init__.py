@@ -19,6 +19,3 @@ from jcompress.tensors.number_formats import Float8 as Float8
 from jcompress.tensors.number_formats import Int as Int
 from jcompress.tensors.ranges import Range as Range
 from jcompress.tensors.rounding import fake_quantize as fake_quantize
-from jcompress.tensors.weight_matrix import (
-    fake_quantize_weight as fake_quantize_weight,
-)

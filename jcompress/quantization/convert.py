@@ -1,6 +1,5 @@
 """`quantize`: replace the weights of a parameter tree by small stored numbers."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.conversion import convert_leaves
+from jcompress.conversion import convert_leaves, resolve_specs
 from jcompress.errors import MismatchError
-from jcompress.rules import Resolved, Rules, resolve
+from jcompress.rules import Resolved, Rules
 from jcompress.sites import PRODUCTS, Site, Sites, leaf_axes
 from jcompress.tensors import QTensor
 from jcompress.tensors.axes import matrix_shape
@@ -44,36 +43,17 @@ def check(
         MismatchError: a rule matches no weight, or only weights that are no floats, the
             rules touch nothing, or a group size does not divide its inputs.
     """
-    resolved = resolve(rules, sites, transform=transform)
-    # A rule for many leaves passes over complex ones; a rule for these alone is wrong.
-    useful = {
-        resolved.rule_of[path]
-        for path in resolved.leaves
-        if jnp.issubdtype(sites.of(path)[0].dtype, jnp.floating)
-    }
-    leaves: dict[str, Quantize] = {}
-    skipped = dict(resolved.skipped)
+    resolved = resolve_specs(
+        rules,
+        sites,
+        Quantize,
+        transform=transform,
+        usage="Quantize(weights=..., activation=...)",
+    )
     for path, spec in resolved.leaves.items():
-        if not isinstance(spec, Quantize):
-            raise TypeError(
-                f"{transform}: the spec of rule {resolved.rule_of[path]} is {spec!r}; "
-                "a quantization rule carries Quantize(weights=..., activation=...)"
-            )
-        uses = sites.of(path)
-        dtype, shape = uses[0].dtype, uses[0].shape
-        if not jnp.issubdtype(dtype, jnp.floating):
-            if resolved.rule_of[path] in useful:
-                skipped[path] = f"it is {dtype}, and only floats can be quantized"
-                continue
-            raise MismatchError(
-                f"{transform}: {path} is {dtype} {list(shape)}, and only floats can be "
-                f"quantized; exclude it by a rule ({path!r}, None) before rule "
-                f"{resolved.rule_of[path]}"
-            )
         if spec.weights is not None:
-            _check_group(path, uses, spec.weights, transform)
-        leaves[path] = spec
-    return dataclasses.replace(resolved, leaves=leaves, skipped=skipped)
+            _check_group(path, sites.of(path), spec.weights, transform)
+    return resolved
 
 
 def _check_group(

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jcompress.distillation import soft_targets
-from jcompress.pruning import Prune, cubic_schedule, prune
+from jcompress.pruning import Prune, Unstructured, cubic_schedule, prune
 from jcompress.quantization import Int, Quantize, Weights, fake_quant
 from jcompress.quantization import check as check_quantization
 from jcompress.recipes.data import Examples
@@ -191,7 +191,11 @@ def student_stage(recipe: Recipe, images: int, teacher: Any, small: Small) -> St
         optimizer = prune(
             optimizer,
             # The first convolution and the classifier are small, and most sensitive.
-            [("stem/kernel", None), ("head/kernel", None), (..., Prune())],
+            [
+                ("stem/kernel", None),
+                ("head/kernel", None),
+                (..., Prune(pattern=Unstructured())),
+            ],
             sites=sites.below("params"),
             sparsity=cubic_schedule(
                 final_sparsity=recipe.pruning.sparsity,

@@ -9,9 +9,9 @@ from jcompress.sharing.codebooks import fake_cluster as fake_cluster
 from jcompress.sharing.codebooks import to_codebooks as to_codebooks
 from jcompress.sharing.hashing import Hash as Hash
 from jcompress.sharing.hashing import hash_weights as hash_weights
+from jcompress.sharing.ties import TieBlocks as TieBlocks
+from jcompress.sharing.ties import TieLayers as TieLayers
 from jcompress.sharing.tying import Initial as Initial
-from jcompress.sharing.tying import TieBlocks as TieBlocks
-from jcompress.sharing.tying import TieLayers as TieLayers
 from jcompress.sharing.tying import tie as tie
 from jcompress.sharing.tying import tied as tied
 from jcompress.sharing.tying import untie as untie

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.conversion import find_leaves
+from jcompress.conversion import find_leaves, resolve_specs
 from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
-from jcompress.rules import Resolved, Rules, resolve
+from jcompress.rules import Resolved, Rules
 from jcompress.sharing.clusters import Start as Start
 from jcompress.sharing.clusters import fit_table
 from jcompress.sharing.codebooks import to_codebooks
@@ -36,7 +36,7 @@ class Cluster:
 
     Raises:
         TypeError: a field is of the wrong type.
-        MismatchError: a field is out of range.
+        ValueError: a field is out of range.
     """
 
     entries: int = 16
@@ -57,15 +57,11 @@ class Cluster:
                 "or Start.PLUS_PLUS"
             )
         if not 2 <= self.entries <= MOST:
-            raise MismatchError(f"Cluster: entries is {self.entries}, not 2 to {MOST}")
+            raise ValueError(f"Cluster: entries is {self.entries}, not 2 to {MOST}")
         if self.rows is not None and self.rows < 1:
-            raise MismatchError(
-                f"Cluster: rows is {self.rows}; at least 1 shares a table"
-            )
+            raise ValueError(f"Cluster: rows is {self.rows}; at least 1 shares a table")
         if self.iterations < 1:
-            raise MismatchError(
-                f"Cluster: iterations is {self.iterations}, not 1 or more"
-            )
+            raise ValueError(f"Cluster: iterations is {self.iterations}, not 1 or more")
 
 
 def check_clusters(
@@ -85,22 +81,14 @@ def check_clusters(
             would
             not become smaller.
     """
-    resolved = resolve(rules, sites, transform=transform)
+    resolved = resolve_specs(
+        rules, sites, Cluster, transform=transform, usage="Cluster(entries=...)"
+    )
     for path, spec in resolved.leaves.items():
-        number = resolved.rule_of[path]
-        if not isinstance(spec, Cluster):
-            raise TypeError(
-                f"{transform}: the spec of rule {number} is {spec!r}; a clustering "
-                "rule carries Cluster(entries=...)"
-            )
         uses = sites.of(path)
         shape, dtype = uses[0].shape, uses[0].dtype
+        number = resolved.rule_of[path]
         exclude = f"exclude it by a rule ({path!r}, None) before rule {number}"
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise MismatchError(
-                f"{transform}: {path} is {dtype} {list(shape)}, and only floats are "
-                f"clustered; {exclude}"
-            )
         stacks, outputs, inputs = matrix_shape(shape, leaf_axes(uses))
         rows = outputs if spec.rows is None else spec.rows
         if rows < 1 or outputs % rows:
@@ -155,9 +143,10 @@ def make_tables(
     Raises:
         TypeError: the rules are malformed.
         MismatchError: a rule cannot apply (see `check_clusters`), meets a compressed
-            leaf, or needs a key.
-        ValueError: a leaf or its importance is absent, of another shape than at its
-            sites, traced, or holds a number that is not finite or is negative.
+            leaf, or needs a key; a leaf or its importance is absent, or of another
+            shape than at its sites.
+        ValueError: one of them is traced, or holds a number that is not finite or is
+            negative.
 
     References:
         Han et al. 2016, "Deep Compression", section 3; Choi et al. 2017, "Towards the
@@ -178,7 +167,7 @@ def make_tables(
         weights = None
         if importance is not None:
             if path not in matter:
-                raise ValueError(
+                raise MismatchError(
                     f"make_tables: importance has no leaf {path}; it has "
                     f"{', '.join(list(matter)[:8])}"
                 )

@@ -41,9 +41,9 @@ def to_codebooks(params: Any, tables: Tables, *, sites: Sites) -> Any:
         The tree with `Codebook` leaves.
 
     Raises:
-        MismatchError: there is no table, a leaf is no weight at any site, or is
-            compressed already, absent, or of another shape than at its sites.
-        ValueError: a table does not fit its leaf.
+        MismatchError: there is no table, or one does not fit its leaf; a leaf is no
+            weight at any site, or is compressed already, absent, or of another shape
+            than at its sites.
     """
     if not tables:
         raise MismatchError(
@@ -91,10 +91,9 @@ def fake_cluster(fn: Callable[..., Any]) -> Callable[..., Any]:
         fn: any function of a parameter tree, such as `model.apply`.
 
     Returns:
-        The function. Called, it raises MismatchError if there is no table or a leaf
-        with a table is no weight or compressed otherwise, and ValueError if a table
-        does not
-        fit its leaf.
+        The function. Called, it raises MismatchError if there is no table, a leaf
+        with a table is no weight or compressed otherwise, or a table does not fit its
+        leaf.
 
     References:
         Han et al. 2016, "Deep Compression", section 3.3; straight-through gradients as
@@ -126,7 +125,7 @@ def _faked(path: str, leaf: Any, axes: Axes, table: jax.Array) -> jax.Array:
     table = jnp.where(table == 0, jnp.zeros_like(table), table)
     if isinstance(leaf, Codebook):
         if leaf.axes != axes or leaf.codebook.shape != table.shape:
-            raise ValueError(
+            raise MismatchError(
                 f"fake_cluster: {path} is stored for tables {list(leaf.codebook.shape)}"
                 f", and its table is {list(table.shape)}"
             )
@@ -146,7 +145,8 @@ def _faked(path: str, leaf: Any, axes: Axes, table: jax.Array) -> jax.Array:
     picked = jnp.take_along_axis(table, grouped, axis=-1).reshape(weights.shape)
     # The difference is 0 and carries the gradient, so the value is exactly the table's.
     faked = round_to(picked, leaf.dtype) + (weights - fixed)
-    return from_matrix(faked, axes, leaf.shape)
+    whole: jax.Array = from_matrix(faked, axes, leaf.shape)
+    return whole
 
 
 def _role(
@@ -164,7 +164,7 @@ def _role(
     *lead, rows, size = (0, 0, *table.shape)[-max(table.ndim, 2) :]
     fits = table.dtype == jnp.float32 and rows > 0 and 1 <= size <= MOST
     if not fits or tuple(lead) != stacks or outputs % rows:
-        raise ValueError(
+        raise MismatchError(
             f"{transform}: the table of {path} is {table.dtype} {list(table.shape)}, "
             f"not float32 [{', '.join([*map(str, stacks), 'R', 'C'])}] with R a "
             f"divisor of {outputs} and C at most {MOST}"

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.conversion import convert_leaves
+from jcompress.conversion import convert_leaves, resolve_specs
 from jcompress.errors import MismatchError
-from jcompress.rules import Resolved, Rules, resolve
+from jcompress.rules import Resolved, Rules
 from jcompress.sites import Sites, leaf_axes
 from jcompress.tensors.axes import Axes, matrix_shape, to_matrix
 from jcompress.tensors.hashed import Hashed, places_and_signs
@@ -27,7 +27,7 @@ class Hash:
         seed: mixed with the leaf's name, which gives each leaf a hash of its own.
 
     Raises:
-        MismatchError: a field is out of range.
+        ValueError: a field is out of range.
     """
 
     entries: float
@@ -36,11 +36,11 @@ class Hash:
 
     def __post_init__(self) -> None:
         if not self.entries >= 1:
-            raise MismatchError(
+            raise ValueError(
                 f"Hash: entries is {self.entries}; at least 1 entry reads a value"
             )
         if not 0 <= self.seed < 2**32:
-            raise MismatchError(f"Hash: seed is {self.seed}, not from 0 to 2^32 - 1")
+            raise ValueError(f"Hash: seed is {self.seed}, not from 0 to 2^32 - 1")
 
 
 def check_hashes(
@@ -60,21 +60,13 @@ def check_hashes(
             become
             smaller.
     """
-    resolved = resolve(rules, sites, transform=transform)
+    resolved = resolve_specs(
+        rules, sites, Hash, transform=transform, usage="Hash(entries=...)"
+    )
     for path, spec in resolved.leaves.items():
-        number = resolved.rule_of[path]
-        if not isinstance(spec, Hash):
-            raise TypeError(
-                f"{transform}: the spec of rule {number} is {spec!r}; a hashing rule "
-                "carries Hash(entries=...)"
-            )
         site = sites.of(path)[0]
+        number = resolved.rule_of[path]
         exclude = f"exclude it by a rule ({path!r}, None) before rule {number}"
-        if not jnp.issubdtype(site.dtype, jnp.floating):
-            raise MismatchError(
-                f"{transform}: {path} is {site.dtype} {list(site.shape)}, and only "
-                f"floats are hashed; {exclude}"
-            )
         *_, outputs, inputs = matrix_shape(site.shape, leaf_axes(sites.of(path)))
         if outputs * inputs >= 2**32:
             raise MismatchError(

@@ -1,7 +1,6 @@
 """Remove units: channels, heads and widths, in all the arrays that they touch."""
 
 from jcompress.shrinking.choosing import Cost as Cost
-from jcompress.shrinking.choosing import Ranking as Ranking
 from jcompress.shrinking.choosing import Width as Width
 from jcompress.shrinking.choosing import choose as choose
 from jcompress.shrinking.choosing import static_cost as static_cost

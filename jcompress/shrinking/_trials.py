@@ -13,7 +13,7 @@ import numpy as np
 from jcompress.errors import MismatchError
 from jcompress.shrinking.choosing import Width, check_scores
 from jcompress.shrinking.groups import Groups, find_groups
-from jcompress.shrinking.plan import Plan, shrink, shrunk
+from jcompress.shrinking.plan import Plan, Recover, shrink, shrunk
 from jcompress.shrinking.scoring import Scores, score_units
 
 LOG = "log.jsonl"
@@ -88,6 +88,7 @@ class Start(NamedTuple):
 class Trial(NamedTuple):
     """A candidate, with its plan and tree if they were made just now."""
 
+    step: int
     metric: float
     sizes: dict[str, int]
     made: tuple[Plan, Any] | None
@@ -108,7 +109,7 @@ class Task:
     widths: Mapping[str, Width]
     count: Callable[[Plan | None], float]
     evaluate: Callable[..., float]
-    recover: Callable[..., Any]
+    recover: Recover
     score: Callable[..., Any]
     log: Log
 
@@ -125,7 +126,9 @@ class Task:
         plan = self.groups.keep(changed) if changed else None
         return self.count(plan) / self.count(None)
 
-    def shrunk(self, start: Start, sizes: Mapping[str, int]) -> tuple[Plan, Any]:
+    def shrunk(
+        self, start: Start, sizes: Mapping[str, int], step: int
+    ) -> tuple[Plan, Any]:
         """Go to smaller sizes and recover."""
         plan, variables = start.plan, start.variables
         kept = {}
@@ -133,9 +136,9 @@ class Task:
             if name in sizes and sizes[name] < len(units):
                 order = np.argsort(-np.asarray(units), kind="stable")
                 kept[name] = np.sort(order[: sizes[name]])
-        step = self._now(plan, variables).keep(kept)
-        both = step if plan is None else plan.then(step)
-        return both, self.recover(both, shrink(variables, step))
+        cut = self._now(plan, variables).keep(kept)
+        both = cut if plan is None else plan.then(cut)
+        return both, self.recover(both, shrink(variables, cut), step)
 
     def start(self, plan: Plan | None, variables: Any) -> Start:
         """Score the units that are left."""
@@ -156,12 +159,12 @@ class Task:
         """Evaluate a candidate, unless the log knows it."""
         known = self.log.metric(step, sizes)
         if known is not None:
-            return Trial(known, sizes, None)
-        plan, tree = self.shrunk(start, sizes)
+            return Trial(step, known, sizes, None)
+        plan, tree = self.shrunk(start, sizes, step)
         metric = float(self.evaluate(shrunk(self.fn, plan), tree))
         self.log.add(Candidate(step, sizes, self.cost(sizes), metric))
-        return Trial(metric, sizes, (plan, tree))
+        return Trial(step, metric, sizes, (plan, tree))
 
     def made(self, trial: Trial, start: Start) -> tuple[Plan, Any]:
         """The plan and tree of a candidate; made again if only the log knew it."""
-        return trial.made or self.shrunk(start, trial.sizes)
+        return trial.made or self.shrunk(start, trial.sizes, trial.step)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jcompress.allocation import Ranking
 from jcompress.errors import MismatchError
 from jcompress.rules import Rules, matches
 from jcompress.shrinking.groups import Group, Groups
@@ -27,23 +28,6 @@ class Cost(enum.Enum):
 
     def __repr__(self) -> str:
         return f"Cost.{self.name}"
-
-
-class Ranking(enum.Enum):
-    """Which units compete for staying."""
-
-    UNIFORM = "uniform"
-    """Those of one group: every group keeps the same fraction."""
-    GLOBAL = "global"
-    """All, by their score over the mean score of their group."""
-    ISOMORPHIC = "isomorphic"
-    """Those of groups with the same structure (the same operations on the same axes):
-    each set of such groups keeps the same fraction of its units.
-
-    Fang et al. 2024, "Isomorphic Pruning for Vision Models"."""
-
-    def __repr__(self) -> str:
-        return f"Ranking.{self.name}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -122,6 +122,16 @@ def _both(first: Masks, second: Masks) -> Masks:
     return masks
 
 
+Recover = Callable[[Plan, Any, int], Any]
+"""A short training after a cut, `recover(plan, variables, number)`.
+
+It fine-tunes the tree that the plan of all cuts so far has left, and returns it: it
+trains `shrunk(f, plan)`, where f is the function or its training mode, with
+distillation from the whole model where that helps. The number is that of the round, or
+of the step of a search, from 0, such as for a seed.
+"""
+
+
 def shrink(variables: Any, plan: Plan) -> Any:
     """Remove what a plan does not keep from the leaves of a tree.
 

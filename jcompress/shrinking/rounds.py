@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+from jcompress.allocation import Ranking
 from jcompress.rules import Rules
-from jcompress.shrinking.choosing import ALL, Cost, Ranking, Width, choose, static_cost
+from jcompress.shrinking.choosing import ALL, Cost, Width, choose, static_cost
 from jcompress.shrinking.groups import find_groups
-from jcompress.shrinking.plan import Plan, shrink, shrunk
+from jcompress.shrinking.plan import Plan, Recover, shrink, shrunk
 from jcompress.shrinking.scoring import score_units
 
 
@@ -17,7 +18,7 @@ def shrink_in_rounds(
     target: float,
     rounds: int,
     score: Callable[[Callable[..., Any], Any], Any],
-    recover: Callable[[Plan, Any, int], Any],
+    recover: Recover,
     rules: Rules[Width] = ALL,
     cost: Cost = Cost.PARAMETERS,
     ranking: Ranking = Ranking.UNIFORM,
@@ -36,7 +37,7 @@ def shrink_in_rounds(
         recover: `recover(plan, variables, round)` fine-tunes the tree that the plan of
             all rounds so far has left, and returns it: it trains `shrunk(f, plan)`,
             where f is `fn` or its training mode, with distillation from the whole model
-            where that helps.
+            where that helps. `search_widths` takes the same functions.
         rules: as of `choose`.
         cost: as of `choose`.
         ranking: as of `choose`.

@@ -23,7 +23,7 @@ from jcompress.shrinking.choosing import (
     static_cost,
 )
 from jcompress.shrinking.groups import find_groups
-from jcompress.shrinking.plan import Plan, shrink
+from jcompress.shrinking.plan import Plan, Recover, shrink
 
 _STATE = "state"
 
@@ -91,7 +91,7 @@ def search_widths(
     folder: str | os.PathLike[str],
     budget: float,
     evaluate: Callable[[Callable[..., Any], Any], float],
-    recover: Callable[[Plan, Any], Any],
+    recover: Recover,
     score: Callable[[Callable[..., Any], Any], Any],
     search: Greedy | Evolution = _GREEDY,
     rules: Rules[Width] = ALL,
@@ -113,9 +113,10 @@ def search_widths(
         budget: the fraction of the cost that may be left, in (0, 1).
         evaluate: `evaluate(fn, variables)`: the metric on held-out data; more is
             better, and NaN worse than anything.
-        recover: `recover(plan, variables)`: a short fine-tuning of the tree that the
-            plan leaves, by `shrunk(f, plan)`, where f is `fn` or its training mode; the
-            same for equal arguments, or a resumed search may end otherwise.
+        recover: `recover(plan, variables, step)`: a short fine-tuning of the tree that
+            the plan leaves, by `shrunk(f, plan)`, where f is `fn` or its training mode;
+            the same for equal arguments, or a resumed search may end otherwise. The
+            step is that of the log. `shrink_in_rounds` takes the same functions.
         score: `score(fn, variables)`: scores of elements, as `score_units` takes them.
         search: how candidates are made.
         rules: which groups may shrink, as of `choose`.

@@ -1,9 +1,12 @@
 """The canonical matrix of a weight: independent copies of [outputs, inputs]."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
+
+Array = TypeVar("Array", jax.Array, np.ndarray[Any, Any])
 
 
 class Axes(NamedTuple):
@@ -30,7 +33,7 @@ def matrix_shape(
     return stack, outputs, inputs
 
 
-def to_matrix(x: jax.Array, axes: Axes) -> jax.Array:
+def to_matrix(x: Array, axes: Axes) -> Array:
     """Bring a leaf into its canonical matrix form, `[*S, N, K]`.
 
     S are the sizes of the stack axes, N is the product of the output sizes and K that
@@ -41,7 +44,7 @@ def to_matrix(x: jax.Array, axes: Axes) -> jax.Array:
     return ordered.reshape(*stack, outputs, inputs)
 
 
-def from_matrix(matrix: jax.Array, axes: Axes, shape: tuple[int, ...]) -> jax.Array:
+def from_matrix(matrix: Array, axes: Axes, shape: tuple[int, ...]) -> Array:
     """Undo `to_matrix`: bring `[*S, N, K]` back to a leaf of `shape`."""
     order = axes.stack + axes.output + axes.input
     ordered = matrix.reshape(tuple(shape[axis] for axis in order))

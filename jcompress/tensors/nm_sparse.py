@@ -118,14 +118,14 @@ def take_kept(
     inputs = matrix.shape[-1]
     groups = -(-inputs // m)
     pad = [(0, 0)] * (matrix.ndim - 1) + [(0, groups * m - inputs)]
-    parts = np.pad(matrix, pad).reshape(*matrix.shape[:-1], groups, m)
-    # Stable, so that weights other than 0 come first, then zeros, then the padding.
-    real = np.pad(np.ones(inputs, bool), (0, groups * m - inputs)).reshape(groups, m)
-    order = np.argsort(np.where(real, parts == 0, 2), axis=-1, kind="stable")
-    places = np.sort(order[..., :n], axis=-1)
-    values = np.take_along_axis(parts, places, axis=-1)
-    kept = np.zeros(parts.shape, bool)
-    np.put_along_axis(kept, places, True, axis=-1)
-    kept = (kept & real).reshape(*matrix.shape[:-1], groups * m)[..., :inputs]
-    mask = np.packbits(kept, axis=-1, bitorder="little")
-    return values.reshape(*matrix.shape[:-1], groups * n), mask
+    parts = np.pad(matrix, pad) if inputs % m else matrix
+    parts = parts.reshape(*matrix.shape[:-1], groups, m)
+    # Of the zeros the first fill up what is missing to n; the padding comes last.
+    zero = parts == 0
+    counts = np.min_scalar_type(-m - 1)
+    missing = n - m + zero.sum(-1, dtype=counts)
+    place = np.cumsum(zero, axis=-1, dtype=counts)
+    kept = ~zero | (place <= missing[..., None])
+    values = parts[kept].reshape(*matrix.shape[:-1], groups * n)
+    bits = kept.reshape(*matrix.shape[:-1], groups * m)[..., :inputs]
+    return values, np.packbits(bits, axis=-1, bitorder="little")

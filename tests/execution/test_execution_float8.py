@@ -11,8 +11,7 @@ import pytest
 from jcompress import checkpoint
 from jcompress.errors import MismatchError
 from jcompress.execution import How, compressed, inspect
-from jcompress.low_rank.adapters import Lora, add_adapters
-from jcompress.low_rank.factorizing import Svd, factorize, quantize_factors
+from jcompress.low_rank import Lora, Svd, add_adapters, factorize, quantize_factors
 from jcompress.pruning import NM, to_sparse
 from jcompress.quantization import (
     Activation,

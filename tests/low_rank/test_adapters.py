@@ -11,7 +11,7 @@ import pytest
 
 from jcompress.errors import MismatchError
 from jcompress.execution import How, compressed, inspect
-from jcompress.low_rank.adapters import (
+from jcompress.low_rank import (
     Lora,
     add_adapters,
     merge_adapters,

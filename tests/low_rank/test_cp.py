@@ -11,13 +11,13 @@ import optax
 import pytest
 
 from jcompress import checkpoint
+from jcompress.conversion import describe_changes
 from jcompress.errors import MismatchError
 from jcompress.execution import How, compressed, inspect
 from jcompress.low_rank.factorizing import (
     Cp,
     factorize,
     quantize_factors,
-    summarize_factors,
 )
 from jcompress.low_rank.terms import rank_bounds, sum_of_terms
 from jcompress.quantization import Int, Weights
@@ -361,9 +361,10 @@ def test_quantized_stored_counted_and_summarized(tmp_path: pathlib.Path) -> None
         assert back.windows == ((), (0,), (1,), ())
         np.testing.assert_array_equal(back.dense(), tree["k"].dense())
 
-    (row,) = summarize_factors(PARAMS, small, rules, sites=SITES).leaves
-    assert row.ranks == (6, 6, 6)
-    assert (row.before, row.after) == (4 * 864, 4 * 6 * (8 + 3 + 3 + 12))
+    (row,) = describe_changes(PARAMS, small, rules, sites=SITES)
+    assert row.after == "rank 6x6x6"
+    assert (row.bytes_before, row.bytes_after) == (4 * 864, 4 * 6 * (8 + 3 + 3 + 12))
+    assert row.error is not None
     np.testing.assert_allclose(row.error, relative(small["k"].dense(), PARAMS["k"]))
 
     found = sizes(PLAIN, small, IMAGES)

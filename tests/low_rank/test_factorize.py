@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from jcompress.conversion import describe_changes
 from jcompress.errors import MismatchError
 from jcompress.execution import How, compressed, inspect
 from jcompress.low_rank import adapters, factorizing
@@ -21,9 +22,9 @@ from jcompress.low_rank.factorizing import (
     Tucker,
     factorize,
     quantize_factors,
-    summarize_factors,
 )
 from jcompress.quantization import Int, PerGroup, Quantize, Weights, quantize
+from jcompress.report import Label
 from jcompress.sites import find_sites
 from jcompress.statistics import SecondMoments, observe
 from jcompress.tensors import LowRank, QTensor
@@ -324,20 +325,20 @@ def test_a_linen_model_and_its_summary() -> None:
     rules = [("**/layers_4/kernel", None), ("**/kernel", Svd(energy=0.5))]
     small = factorize(variables, rules, sites=sites)
     assert len(jax.tree.leaves(small)) == len(jax.tree.leaves(variables)) + 2
-    summary = summarize_factors(variables, small, rules, sites=sites)
-    (skipped,) = summary.skipped
-    assert skipped[0] == "params/layers_4/kernel"
-    assert "excluded by rule 0" in skipped[1]
-    first = summary.leaves[0]
-    assert (first.path, first.before) == ("params/layers_0/kernel", 24 * 32 * 4)
-    assert first.after == small["params"]["layers_0"]["kernel"].stored_bytes
+    changes = describe_changes(variables, small, rules, sites=sites)
+    (skipped,) = changes.skipped
+    assert skipped.name == "params/layers_4/kernel"
+    assert "excluded by rule 0" in skipped.reason
+    first = changes["params/layers_0/kernel"]
+    leaf = small["params"]["layers_0"]["kernel"]
+    assert (first.bytes_before, first.after) == (24 * 32 * 4, f"rank {leaf.ranks[0]}")
+    assert first.bytes_after == leaf.stored_bytes
+    assert first.error is not None
     assert 0 < first.error <= np.sqrt(0.5)
-    assert re.search(r"24x32 .* 3,072", str(summary))
-    assert str(summary).endswith("(smaller)")
-    with pytest.raises(
-        MismatchError, match="layers_0/kernel' is not factored in `after`"
-    ):
-        summarize_factors(variables, variables, rules, sites=sites)
+    assert changes.label is Label.SMALLER
+    assert re.search(
+        r"rank \d+ .* 3,072 .*bytes became .* \(smaller\)", str(changes), re.S
+    )
 
 
 def test_bfloat16_leaves_have_bfloat16_factors() -> None:

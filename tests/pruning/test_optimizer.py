@@ -14,6 +14,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 from mask_oracle import LEAVES, oracle, oracle_global, sites_of, weights_of
 
+from jcompress.allocation import Ranking
 from jcompress.errors import MismatchError
 from jcompress.pruning import (
     NM,
@@ -21,7 +22,6 @@ from jcompress.pruning import (
     Channels,
     Prune,
     PruneState,
-    Scope,
     Unstructured,
     apply_masks,
     cubic_schedule,
@@ -72,22 +72,25 @@ def inner():
     )
 
 
+RANKINGS = [Ranking.UNIFORM, Ranking.GLOBAL]
 SPECS = [
-    pytest.param(pattern, scope, scheduled, id=f"{pattern}-{scope.value}-{scheduled}")
-    for pattern, scope, scheduled in itertools.product(
-        [Unstructured(), NM(2, 4), Block((2, 4)), Channels()], Scope, [False, True]
+    pytest.param(
+        pattern, ranking, scheduled, id=f"{pattern}-{ranking.value}-{scheduled}"
     )
-    if not (isinstance(pattern, NM) and scope is Scope.GLOBAL)
+    for pattern, ranking, scheduled in itertools.product(
+        [Unstructured(), NM(2, 4), Block((2, 4)), Channels()], RANKINGS, [False, True]
+    )
+    if not (isinstance(pattern, NM) and ranking is Ranking.GLOBAL)
 ]
 
 
 @functools.cache
-def built(pattern, scope, scheduled):
+def built(pattern, ranking, scheduled):
     """The optimizer, and its jitted update."""
     sparsity = 0.5
     if scheduled:
         sparsity = cubic_schedule(final_sparsity=0.5, steps=STEPS - 1)
-    spec = Prune(pattern=pattern, scope=scope, sparsity=sparsity)
+    spec = Prune(pattern=pattern, ranking=ranking, sparsity=sparsity)
     optimizer = prune(inner(), [(..., spec)], sites=SITES)
     return optimizer, jax.jit(optimizer.update)
 
@@ -98,10 +101,10 @@ def trained(*combination):
     return list(train(optimizer, params_of(), STEPS, update))
 
 
-@pytest.mark.parametrize(("pattern", "scope", "scheduled"), SPECS)
+@pytest.mark.parametrize(("pattern", "ranking", "scheduled"), SPECS)
 class TestEveryCombination:
-    def test_abstract_init(self, pattern, scope, scheduled):
-        optimizer, _ = built(pattern, scope, scheduled)
+    def test_abstract_init(self, pattern, ranking, scheduled):
+        optimizer, _ = built(pattern, ranking, scheduled)
         params = params_of()
         abstract = jax.eval_shape(optimizer.init, params)
         state = optimizer.init(params)
@@ -111,12 +114,12 @@ class TestEveryCombination:
             assert (a.shape, a.dtype) == (b.shape, b.dtype)
         assert bool(jnp.all(state.masks["dense"])) is scheduled
 
-    def test_zeros_are_exact_and_follow_the_oracle(self, pattern, scope, scheduled):
-        steps = trained(pattern, scope, scheduled)
+    def test_zeros_are_exact_and_follow_the_oracle(self, pattern, ranking, scheduled):
+        steps = trained(pattern, ranking, scheduled)
         # The last choice saw the parameters before the last update.
         seen = steps[-2][0] if scheduled else params_of()
         weights = {path: np.asarray(seen[path]) for path in TREE}
-        if scope is Scope.GLOBAL:
+        if ranking is Ranking.GLOBAL:
             wanted = oracle_global(weights, pattern, TREE, 0.5)
         else:
             wanted = {p: oracle(weights[p], pattern, TREE[p], 0.5) for p in TREE}
@@ -130,9 +133,9 @@ class TestEveryCombination:
             for path in TREE:
                 assert not np.any(~early.masks[path] & late.masks[path])
 
-    def test_jit_equals_eager_without_retracing(self, pattern, scope, scheduled):
-        optimizer, update = built(pattern, scope, scheduled)
-        fast = trained(pattern, scope, scheduled)
+    def test_jit_equals_eager_without_retracing(self, pattern, ranking, scheduled):
+        optimizer, update = built(pattern, ranking, scheduled)
+        fast = trained(pattern, ranking, scheduled)
         assert update._cache_size() == 1
         slow = train(optimizer, params_of(), 2, optimizer.update)
         for (p, s), (q, t) in zip(fast, slow, strict=False):
@@ -140,12 +143,12 @@ class TestEveryCombination:
                 np.testing.assert_array_equal(s.masks[path], t.masks[path])
                 np.testing.assert_allclose(p[path], q[path], rtol=1e-5, atol=1e-6)
 
-    def test_sharding_is_kept(self, pattern, scope, scheduled):
+    def test_sharding_is_kept(self, pattern, ranking, scheduled):
         if not scheduled:
             return  # the choice in init is one of make_masks, which has its own test
         spec = Prune(
             pattern=pattern,
-            scope=scope,
+            ranking=ranking,
             sparsity=cubic_schedule(final_sparsity=0.5, steps=1),
         )
         optimizer = prune(optax.sgd(0.5), [(..., spec)], sites=SITES)
@@ -169,7 +172,7 @@ class TestEveryCombination:
             dense = params_of()
             # The masks were chosen after the first of two equal steps.
             once = {path: dense[path] - 0.5 * jnp.sign(dense[path]) for path in TREE}
-            if scope is Scope.GLOBAL:
+            if ranking is Ranking.GLOBAL:
                 wanted = oracle_global(once, pattern, TREE, 0.5)
             else:
                 wanted = {p: oracle(once[p], pattern, TREE[p], 0.5) for p in TREE}
@@ -179,9 +182,9 @@ class TestEveryCombination:
                     params[path], np.where(wanted[path], end, 0)
                 )
 
-    def test_state_survives_serialization(self, pattern, scope, scheduled):
-        optimizer, update = built(pattern, scope, scheduled)
-        whole = trained(pattern, scope, scheduled)
+    def test_state_survives_serialization(self, pattern, ranking, scheduled):
+        optimizer, update = built(pattern, ranking, scheduled)
+        whole = trained(pattern, ranking, scheduled)
         params, state = whole[1]
         stored = flax.serialization.to_bytes(state)
         blank = optimizer.init(params_of("ties"))
@@ -494,10 +497,18 @@ def test_removed_weights_that_come_back_are_counted(after: str | None) -> None:
     mine = state if after is None else state[0]
     if after is None:
         assert mine.returned == 0
-        assert summarize(params, mine, rules, sites=sites).sparsity == 0.75
+        changes = summarize(params, mine, rules, sites=sites)
+        assert changes.sparsity == changes["w"].zeros_before == 0.75
         return
     assert mine.returned > 0
     block = [(..., NM(1, 4))]
+    (lost, _) = summarize(params, mine.masks, rules, sites=sites).notes
+    assert (
+        "of the 12 weights that the masks remove are not zero in params, in w" in lost
+    )
+    assert "write prune(optax.chain(...)" in lost
+    with pytest.raises(MismatchError, match=r"If that was done.*write prune\(optax"):
+        to_sparse(params, block, sites=sites)
     for use in (
         lambda: summarize(params, mine, rules, sites=sites),
         lambda: to_sparse(params, block, sites=sites, state=mine),
@@ -529,3 +540,59 @@ def test_complex_weights_are_pruned_by_modulus() -> None:
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
     pruned = optax.apply_updates(params, updates)["w"]
     assert (pruned != 0).tolist() == [[True, False], [True, False]]
+
+
+def test_lookahead_brings_weights_back_unless_it_begins_without_them() -> None:
+    """Its slow weights are means with their first values, to which it resets at times.
+
+    The count of what came back must outlast the steps that make it zero again.
+    """
+    params = {"w": jnp.arange(1.0, 17.0).reshape(4, 4)}
+    sites = find_sites(lambda p, x: x @ p["w"], params, jnp.ones((1, 4)))
+    rules = [(..., Prune(pattern=Unstructured(), sparsity=0.75))]
+    inner = prune(optax.sgd(0.1), rules, sites=sites)
+    optimizer = optax.lookahead(inner, sync_period=3, slow_step_size=0.5)
+
+    def run(start):
+        both = optax.LookaheadParams.init_synced(start)
+        state, counts = optimizer.init(both), []
+        for _ in range(7):
+            updates, state = optimizer.update({"w": jnp.ones((4, 4))}, state, both)
+            both = optax.apply_updates(both, updates)
+            counts.append(int(state.fast_state.returned))
+        return both.slow, state.fast_state, counts
+
+    slow, state, counts = run(params)
+    assert counts == [0, 0, 0, 12, 12, 12, 12]
+    assert int(jnp.sum(slow["w"] != 0)) == 16
+    with pytest.raises(MismatchError, match="12 of the 12 weights that prune removed"):
+        to_sparse(slow, [(..., NM(1, 4))], sites=sites, state=state)
+
+    masks = inner.init(params).masks
+    slow, state, counts = run(apply_masks(params, masks))
+    assert counts == [0] * 7
+    assert int(jnp.sum(slow["w"] != 0)) == 4
+    assert summarize(slow, state, rules, sites=sites).sparsity == 0.75
+
+
+def test_an_integer_leaf_is_left_alone_unless_a_rule_takes_nothing_else() -> None:
+    params = {
+        "w": jnp.arange(1.0, 17.0).reshape(4, 4),
+        "n": jnp.ones((4, 4), jnp.int32),
+    }
+
+    def model(p, x):
+        return x @ p["w"], x.astype(jnp.int32) @ p["n"]
+
+    sites = find_sites(model, params, jnp.ones((1, 4)))
+    rules = [(..., Prune(pattern=NM(2, 4)))]
+    state = prune(optax.sgd(0.1), rules, sites=sites).init(params)
+    assert state.masks["n"] is None
+    changes = summarize(params, state, rules, sites=sites)
+    (skipped,) = changes.skipped
+    assert (skipped.name, skipped.reason) == (
+        "n",
+        "it is int32, and only floats and complex numbers can be converted",
+    )
+    with pytest.raises(MismatchError, match=r"prune: 'n' is int32 .*\('n', None\)"):
+        prune(optax.sgd(0.1), [("n", rules[0][1]), *rules], sites=sites)

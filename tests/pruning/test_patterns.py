@@ -5,21 +5,24 @@ import numpy as np
 import pytest
 from mask_oracle import LEAVES, sites_of
 
+from jcompress.allocation import Ranking
 from jcompress.errors import MismatchError
 from jcompress.pruning import (
     NM,
     Block,
     Channels,
     Prune,
-    Scope,
     Unstructured,
     make_masks,
 )
+from jcompress.pruning.spec import _say_once
 
 
-def build(pattern, leaf, scope=Scope.LEAF):
+def build(pattern, leaf, ranking=Ranking.UNIFORM):
     spec = Prune(
-        pattern=pattern, sparsity=None if isinstance(pattern, NM) else 0.5, scope=scope
+        pattern=pattern,
+        sparsity=None if isinstance(pattern, NM) else 0.5,
+        ranking=ranking,
     )
     scores = {"deep/w": jnp.ones(leaf[0])}
     scores = {"deep": {"w": scores["deep/w"]}}
@@ -66,20 +69,23 @@ def test_single_entry():
 
 @pytest.mark.parametrize(("n", "m"), [(4, 4), (0, 4), (5, 4), (2.0, 4), (True, 4)])
 def test_nm_numbers(n, m):
-    with pytest.raises(MismatchError, match="1 <= n < m"):
+    with pytest.raises(ValueError, match="1 <= n < m") as caught:
         NM(n, m)
+    assert not isinstance(caught.value, MismatchError)
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 0), [4, 4], 4, (4, 4.0), (2, 2, 2)])
 def test_block_numbers(shape):
-    with pytest.raises(MismatchError, match="positive integers"):
+    with pytest.raises(ValueError, match="positive integers") as caught:
         Block(shape)
+    assert not isinstance(caught.value, MismatchError)
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, float("nan"), 50])
 def test_sparsity_out_of_range(sparsity):
-    with pytest.raises(MismatchError, match=r"in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"in \[0, 1\)") as caught:
         Prune(sparsity=sparsity)
+    assert not isinstance(caught.value, MismatchError)
 
 
 @pytest.mark.parametrize("sparsity", ["half", True, (0.5,)])
@@ -89,39 +95,49 @@ def test_sparsity_of_no_known_kind(sparsity):
 
 
 def test_nm_with_another_sparsity():
-    with pytest.raises(MismatchError, match=r"NM\(2, 4\) removes 0.5, but .* 0.8"):
+    with pytest.raises(ValueError, match=r"NM\(2, 4\) removes 0.5, but .* 0.8"):
         Prune(pattern=NM(2, 4), sparsity=0.8)
     assert Prune(pattern=NM(2, 3), sparsity=1 / 3).sparsity == pytest.approx(1 / 3)
 
 
-def test_nm_with_a_global_scope():
-    with pytest.raises(MismatchError, match="leave the scope out"):
-        Prune(pattern=NM(2, 4), scope=Scope.GLOBAL)
+def test_nm_with_a_global_ranking():
+    with pytest.raises(ValueError, match="leave the ranking out"):
+        Prune(pattern=NM(2, 4), ranking=Ranking.GLOBAL)
 
 
 def test_fields_of_the_wrong_type():
     with pytest.raises(TypeError, match="the pattern is '2:4'"):
         Prune(pattern="2:4")
-    with pytest.raises(TypeError, match="the scope is 'global'"):
-        Prune(scope="global")
+    with pytest.raises(TypeError, match="the ranking is 'global'"):
+        Prune(ranking="global")
 
 
 def test_specs_are_values():
     assert Prune(pattern=NM(2, 4)) == Prune(pattern=NM(2, 4))
     assert hash(Prune(sparsity=0.5)) == hash(Prune(sparsity=0.5))
     assert Block((4, 4)) != Block((4, 2))
-    assert repr((NM(2, 4), Block((4, 2)), Scope.LEAF)) == (
-        "(NM(2, 4), Block((4, 2)), Scope.LEAF)"
+    assert repr((NM(2, 4), Block((4, 2)), Ranking.UNIFORM)) == (
+        "(NM(2, 4), Block((4, 2)), Ranking.UNIFORM)"
     )
 
 
 def test_blocks_may_leave_a_leaf_empty_only_when_global():
     leaf = ((8, 2), (), (1,), (0,))
     scores = {"a": jnp.ones((8, 2)), "b": jnp.full((8, 2), 0.1)}
-    spec = Prune(pattern=Channels(), sparsity=0.5, scope=Scope.GLOBAL)
+    spec = Prune(pattern=Channels(), sparsity=0.5, ranking=Ranking.GLOBAL)
     masks = make_masks(scores, [(..., spec)], sites=sites_of(a=leaf, b=leaf))
     assert masks["a"].all()
     assert not masks["b"].any()
     spec = Prune(pattern=Channels(), sparsity=0.99)
     masks = make_masks(scores, [(..., spec)], sites=sites_of(a=leaf, b=leaf))
     assert [int(np.sum(masks[name])) for name in "ab"] == [8, 8]
+
+
+def test_a_rule_without_a_pattern_says_once_that_nothing_runs_it_faster(caplog):
+    _say_once.cache_clear()
+    Prune(pattern=Unstructured(), sparsity=0.5)
+    assert not caplog.records
+    assert Prune(sparsity=0.5) == Prune(sparsity=0.25 * 2)
+    (record,) = caplog.records
+    assert record.name == "jcompress"
+    assert "nothing gets smaller or faster. What would: NM(2, 4)" in record.message

@@ -8,6 +8,8 @@ from jcompress.errors import MismatchError
 from jcompress.pruning import (
     NM,
     Prune,
+    Unstructured,
+    apply_masks,
     make_masks,
     score_by_magnitude,
     summarize,
@@ -28,18 +30,35 @@ def tree():
 def test_densities_and_reasons():
     masks = make_masks(score_by_magnitude(tree()), RULES, sites=SITES)
     summary = summarize(tree(), masks, RULES, sites=SITES)
-    (body,) = summary.leaves
-    assert (body.path, body.before, body.after, body.size) == ("body", 42, 12, 48)
+    (body,) = summary.changed
+    assert (body.name, body.zeros_before, body.zeros_after, body.size) == (
+        "body",
+        6 / 48,
+        36 / 48,
+        48,
+    )
     assert summary.sparsity == 0.75
-    assert dict(summary.skipped) == {
+    assert {row.name: row.reason for row in summary.skipped} == {
         "head": "excluded by rule 1 ('head')",
         "tail": "no rule matches it",
     }
     text = str(summary)
-    assert "NM(1, 4)" in text
-    assert "0.8750" in text
-    assert "0.2500" in text
-    assert "simulated" in text
+    assert "12.5-75%" in text
+    assert "(simulated); 75.0% zeros" in text
+
+
+def test_notes_on_weights_that_are_there_still_and_on_single_weights():
+    masks = make_masks(score_by_magnitude(tree()), RULES, sites=SITES)
+    (note,) = summarize(tree(), masks, RULES, sites=SITES).notes
+    assert "30 of the 36 weights that the masks remove are not zero in params" in note
+    pruned = apply_masks(tree(), masks)
+    summary = summarize(pruned, masks, RULES, sites=SITES)
+    assert summary.notes == ()
+    assert summary["body"].zeros_before == summary.sparsity == 0.75
+    rules = [(..., Prune(pattern=Unstructured(), sparsity=0.5))]
+    masks = make_masks(score_by_magnitude(tree()), rules, sites=SITES)
+    (note,) = summarize(apply_masks(tree(), masks), masks, rules, sites=SITES).notes
+    assert note.startswith("rule 0: the zeros of single weights are stored")
 
 
 def test_masks_of_other_rules_are_refused():

@@ -148,7 +148,9 @@ def test_formats_that_sparse_leaves_do_not_have(spec: Quantize) -> None:
 
 
 def test_rules_and_tracing() -> None:
-    with pytest.raises(TypeError, match=r"rule 0 carries Channels\(\); there are"):
+    with pytest.raises(
+        TypeError, match=r"rule 0 is Channels\(\); a rule carries Block"
+    ):
         converted(PARAMS, a=Channels())
     with pytest.raises(ValueError, match="'a' is traced"):
         jax.jit(lambda tree: converted(tree, a=NM(2, 4)))(PARAMS)

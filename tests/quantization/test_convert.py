@@ -20,12 +20,12 @@ from jcompress.quantization import (
     Range,
     Weights,
     check,
-    fake_quantize_weight,
     quantize,
 )
 from jcompress.sites import Operation, Site, Sites, find_sites
 from jcompress.tensors import QTensor
 from jcompress.tensors.axes import Axes
+from jcompress.tensors.weight_matrix import fake_quantize_weight
 
 GRANULARITIES = {
     "tensor": (PerTensor(), None),
@@ -211,7 +211,7 @@ def test_a_spec_of_another_kind() -> None:
 
 def test_a_leaf_of_integers() -> None:
     table = one(dtype=np.dtype("int32"))
-    with pytest.raises(MismatchError, match=r"w is int32 \[12, 5\], and only floats"):
+    with pytest.raises(MismatchError, match=r"'w' is int32 \[12, 5\], and only floats"):
         quantize({"w": jnp.ones((12, 5), jnp.int32)}, rule(), sites=table)
 
 

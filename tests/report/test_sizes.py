@@ -13,7 +13,7 @@ from jcompress.pruning import Block, to_sparse
 from jcompress.quantization import Int, Quantize, Weights, quantize
 from jcompress.report import parameters, stored_bytes
 from jcompress.report.sizes import BETWEEN_DATA, Sizes, sizes
-from jcompress.sharing.tying import TieBlocks, TieLayers, tie, tied
+from jcompress.sharing import TieBlocks, TieLayers, tie, tied
 from jcompress.sites import find_sites
 from jcompress.tensors import LowRank
 

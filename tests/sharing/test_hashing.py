@@ -160,9 +160,9 @@ def test_rules_that_cannot_apply(rules: Any, message: str) -> None:
 
 def test_what_does_not_fit() -> None:
     rules = [("up", Hash(entries=2))]
-    with pytest.raises(MismatchError, match=r"entries is 0\.5; at least 1"):
+    with pytest.raises(ValueError, match=r"entries is 0\.5; at least 1"):
         Hash(entries=0.5)
-    with pytest.raises(MismatchError, match="seed is -1"):
+    with pytest.raises(ValueError, match="seed is -1"):
         Hash(entries=2, seed=-1)
     with pytest.raises(
         ValueError, match=r"'up' is \[12, 8\] in the tree and \[8, 12\]"

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jcompress.allocation import Ranking
 from jcompress.errors import MismatchError
 from jcompress.pruning import score_by_magnitude
 from jcompress.shrinking import (
     Cost,
     Plan,
-    Ranking,
     Width,
     choose,
     find_groups,

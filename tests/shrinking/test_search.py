@@ -61,7 +61,9 @@ def run(
         folder=folder,
         search=search,
         evaluate=calls,
-        recover=lambda plan, params: jax.tree.map(lambda leaf: leaf * 1.5, params),
+        recover=lambda plan, params, step: jax.tree.map(
+            lambda leaf: leaf * (1.5 + step), params
+        ),
         **{
             "score": lambda fn, params: score_by_magnitude(params),
             "budget": 0.5,

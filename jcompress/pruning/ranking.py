@@ -1,0 +1,214 @@
+"""Which groups stay: the lowest scores go, and of equal ones the first."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jcompress.pruning._host import Host, flush, on_host, place_like
+from jcompress.pruning.patterns import Pattern
+from jcompress.pruning.scores import magnitude
+from jcompress.pruning.spec import Plan
+
+
+def choose(
+    plan: Plan,
+    leaves: Mapping[str, Any],
+    step: int | jax.Array,
+    *,
+    by_magnitude: bool = False,
+) -> dict[str, jax.Array]:
+    """The masks of a plan by leaf name, sharded like the leaves.
+
+    Args:
+        plan: the plan.
+        leaves: the scores of its leaves, by name.
+        step: where schedules are read.
+        by_magnitude: whether the leaves are weights instead, to be scored one after the
+            other by their magnitudes.
+    """
+    masks: dict[str, jax.Array] = {}
+    for index, amount in plan.sparsity.items():
+        value: Any = amount
+        if callable(amount):
+            value = jnp.asarray(amount(step), jnp.float32)
+        if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
+            value = np.asarray(value)
+        for paths in plan.competing[index]:
+            arrays: dict[str, Any] = {path: on_host(leaves[path]) for path in paths}
+            if isinstance(value, jax.core.Tracer) or any(
+                array is None for array in arrays.values()
+            ):
+                arrays = {path: _whole(jnp.asarray(leaves[path])) for path in paths}
+            scores = _Scores(plan, arrays, by_magnitude)
+            rank = _rank_one if len(paths) == 1 else _rank_several
+            for path, keep in zip(paths, rank(scores, paths, value), strict=True):
+                pattern = plan.leaves[path].pattern
+                mask = pattern.spread(keep, plan.shapes[path], plan.axes[path])
+                masks[path] = _sharded_like(mask, leaves[path])
+    return {path: masks[path] for path in plan.leaves}
+
+
+_SMALL_ROW = 16
+"""Comparing all pairs beats sorting by far up to here."""
+
+
+class _Scores:
+    """The group scores of leaves, made when they are asked for and not kept."""
+
+    def __init__(self, plan: Plan, arrays: Mapping[str, Any], by_magnitude: bool):
+        self.plan, self.arrays, self.by_magnitude = plan, arrays, by_magnitude
+
+        self.hosted = isinstance(next(iter(arrays.values())), np.ndarray)
+        wide = any(array.dtype == np.float64 for array in arrays.values())
+        self.dtype = np.float64 if wide and not by_magnitude else np.float32
+
+    def pattern(self, path: str) -> Pattern:
+        return self.plan.leaves[path].pattern
+
+    def shape(self, path: str) -> tuple[int, int]:
+        plan = self.plan
+        return self.pattern(path).row_shape(plan.shapes[path], plan.axes[path])
+
+    def rows(self, path: str) -> Any:
+        scores = self.arrays[path]
+        if self.by_magnitude:
+            scores = magnitude(scores)
+        return self.pattern(path).rows(scores, self.plan.axes[path])
+
+
+def _rank_one(scores: _Scores, paths: Sequence[str], value: Any) -> list[Any]:
+    (path,) = paths
+    rows = scores.rows(path)
+    return [keep_highest(rows, scores.pattern(path).count(value, rows.shape[1]))]
+
+
+def _rank_several(scores: _Scores, paths: Sequence[str], value: Any) -> list[Any]:
+    """All groups of several leaves in one row, in the order of the leaves."""
+    shapes = [scores.shape(path) for path in paths]
+    ends = np.cumsum([0, *map(math.prod, shapes)]).tolist()
+    removed = scores.pattern(paths[0]).count(value, ends[-1])
+    if not scores.hosted:
+        line = jnp.concatenate([scores.rows(path).reshape(1, -1) for path in paths], 1)
+        kept = _compiled(line, removed)
+        return [
+            kept[:, start:end].reshape(shape)
+            for shape, start, end in zip(shapes, ends[:-1], ends[1:], strict=True)
+        ]
+    if not removed:
+        return [np.ones(shape, bool) for shape in shapes]
+    # The only copy of all scores, which loses its order.
+    whole = np.empty(ends[-1], scores.dtype)
+    for path, start, end in zip(paths, ends[:-1], ends[1:], strict=True):
+        whole[start:end] = _ordered(scores.rows(path)).reshape(-1)
+    whole.partition(int(removed) - 1)
+    last = whole[int(removed) - 1]
+    going = int(removed) - int(np.count_nonzero(whole[: int(removed)] < last))
+    del whole
+    keeps = []
+    for path in paths:
+        rows = _ordered(scores.rows(path))
+        keep = rows > last
+        equal = np.flatnonzero(rows == last)
+        keep.reshape(-1)[equal[going:]] = True
+        going = max(0, going - len(equal))
+        keeps.append(keep)
+    return keeps
+
+
+def keep_highest(rows: Any, removed: int | jax.Array) -> Any:
+    """Keep all but the lowest `removed` of each row, `[R, G] -> bool[R, G]`.
+
+    Of equal scores the first go first; a NaN counts as infinite. On the host that is a
+    selection, in linear time and with one copy; in a compiled program a sort.
+    """
+    if isinstance(rows, jax.Array) or isinstance(removed, jax.core.Tracer):
+        return _compiled(jnp.asarray(rows), removed)
+    return _selected(rows, int(removed))
+
+
+def _ordered(rows: Any) -> Host:
+    """Scores as they are compared: NaN as infinite, subnormal numbers as 0."""
+    rows = np.asarray(rows)
+    if rows.dtype not in (np.float32, np.float64):
+        rows = rows.astype(np.float32)
+    if np.isnan(rows.max(initial=0)):
+        rows = np.where(np.isnan(rows), np.array(np.inf, rows.dtype), rows)
+    return flush(rows)
+
+
+def _selected(rows: Host, removed: int) -> Host:
+    if not removed:
+        return np.ones(rows.shape, bool)
+    rows = _ordered(rows)
+    count, size = rows.shape
+    if size <= _SMALL_ROW and count > size:
+        return _by_pairs(rows, removed)
+    last = np.partition(rows, removed - 1, axis=1)[:, removed - 1 : removed].copy()
+    keep = rows > last
+    equal = rows == last
+    # Of the equal ones the first go, as many as the lower ones leave to be removed.
+    going = removed - (size - keep.sum(1) - equal.sum(1))
+    if count == 1:
+        keep[0, np.flatnonzero(equal[0])[int(going[0]) :]] = True
+        return keep
+    place = np.cumsum(equal, axis=1, dtype=np.min_scalar_type(size))
+    keep |= equal & (place > going[:, None])
+    return keep
+
+
+def _by_pairs(rows: Host, removed: int) -> Host:
+    """For many short rows: how many of its row stand below each, pair by pair."""
+    below = np.zeros(rows.shape[::-1], np.uint8)
+    for late in range(rows.shape[1]):
+        for early in range(late):
+            above = rows[:, early] > rows[:, late]
+            below[early] += above
+            below[late] += ~above
+    return np.ascontiguousarray((below >= removed).T)
+
+
+@jax.jit
+def _compiled(rows: jax.Array, removed: int | jax.Array) -> jax.Array:
+    rows = jnp.where(jnp.isnan(rows), jnp.inf, rows)
+    size = rows.shape[1]
+    places = jnp.arange(size, dtype=jnp.int32)
+    if size <= _SMALL_ROW:
+        mine, other = rows[:, :, None], rows[:, None, :]
+        earlier = (places[None, :] < places[:, None])[None]
+        below = (other < mine) | ((other == mine) & earlier)
+        return jnp.sum(below, axis=-1, dtype=jnp.int32) >= removed
+    order = jnp.argsort(rows, axis=1, stable=True)
+    verdicts = jnp.broadcast_to(places >= removed, rows.shape)
+    keep: jax.Array = jnp.put_along_axis(
+        jnp.zeros(rows.shape, bool), order, verdicts, axis=1, inplace=False
+    )
+    return keep
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    """A copy on every device where sharding is part of the type: ranking needs all."""
+    sharding = jax.typeof(x).sharding
+    if all(part is None for part in sharding.spec):
+        return x
+    everywhere = jax.sharding.PartitionSpec()
+    whole: jax.Array = jax.sharding.reshard(
+        x, jax.sharding.NamedSharding(sharding.mesh, everywhere)
+    )
+    return whole
+
+
+def _sharded_like(mask: Any, leaf: Any) -> jax.Array:
+    if isinstance(mask, np.ndarray):
+        return place_like(mask, leaf)
+    if not isinstance(leaf, jax.core.Tracer):
+        # Put only if need be: it would tie a mask to a device to which nothing is tied.
+        if isinstance(leaf, jax.Array) and mask.sharding != leaf.sharding:
+            mask = jax.device_put(mask, leaf.sharding)
+    elif any(part is not None for part in jax.typeof(leaf).sharding.spec):
+        mask = jax.sharding.reshard(mask, jax.typeof(leaf).sharding)
+    placed: jax.Array = mask
+    return placed
