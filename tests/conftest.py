@@ -1,12 +1,16 @@
-"""Settings for every test: strict promotion, warnings as errors, a warm compiler."""
+"""Settings for every test: strict promotion, warnings as errors, a hasty compiler."""
 
 import os
 import pathlib
+import zlib
 from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=4"
+    # Small programs are not worth compiling in pieces.
+    + " --xla_cpu_parallel_codegen_split_count=1"
 )
 
 import jax
@@ -22,8 +26,51 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("jcompress")
+    group.addoption(
+        "--optimize",
+        action="store_true",
+        help="compile as users do; without it, only tests marked `bits` do",
+    )
+    group.addoption(
+        "--part",
+        default="1/1",
+        metavar="K/N",
+        help="run the K-th of N parts of the cases of each test, at least one case; "
+        "those of tests marked `once` or `slow` all run",
+    )
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    part, parts = map(int, config.getoption("part").split("/"))
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    chosen = set()
+    for name, cases in tests.items():
+        if any(map(cases[0].get_closest_marker, ("once", "slow"))):
+            chosen.update(cases)
+            continue
+        # Where each begins differs, so that not all take the same models.
+        first = zlib.crc32(name.encode()) + part
+        step = min(parts, len(cases))
+        chosen.update(cases[first % step :: step])
+    config.hook.pytest_deselected(items=[i for i in items if i not in chosen])
+    items[:] = [item for item in items if item in chosen]
+
+
 @pytest.fixture(autouse=True, scope="module")
-def forget_programs() -> Iterator[None]:
-    """Thousands of compiled programs would fill the memory; they are cached on disk."""
+def compile_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Most programs of the tests run once: to compile them takes longer than they do.
+
+    And thousands of them would fill the memory; they are cached on disk.
+    """
+    hasty = not request.config.getoption("optimize")
+    if request.node.get_closest_marker("bits"):
+        hasty = False
+    jax.config.update("jax_disable_most_optimizations", hasty)
     yield
     jax.clear_caches()

@@ -13,7 +13,7 @@ from zoo import running
 
 from jcompress.tracing.interpreter import identity
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.bits, pytest.mark.once]
 
 LARGE = {
     "resnet": ["linen_resnet"],

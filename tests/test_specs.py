@@ -10,7 +10,7 @@ import pytest
 from jcompress.allocation import Options, Ranking
 from jcompress.low_rank import Cp, Lora, Spatial, Svd, Tucker
 from jcompress.pruning import NM, Block, Prune, Unstructured
-from jcompress.quantization import Activation, Quantize, Weights
+from jcompress.quantization import Int, Quantize
 from jcompress.sharing import Cluster, Hash, TieBlocks, TieLayers
 from jcompress.shrinking import Width
 from jcompress.shrinking.search import Evolution, Greedy
@@ -40,8 +40,8 @@ BAD: list[Callable[[], Any]] = [
     functools.partial(Spatial, rank=0),
     functools.partial(Tucker, ranks=(0, 1)),
     functools.partial(Cp, rank=0),
-    functools.partial(Weights, bits=9),
-    functools.partial(Activation, bits=1),
+    functools.partial(Int, 9),
+    functools.partial(Int, 1),
     functools.partial(Quantize, weights=None, activation=None),
     functools.partial(PerGroup, 0),
     functools.partial(MovingAverage, decay=1.0),

@@ -11,6 +11,8 @@ from conformance import Float8Matmul, normal, weight
 from jcompress.kernels import Implementation, _float8, float8_matmul
 from jcompress.quantization import Float8, Weights
 
+pytestmark = pytest.mark.bits
+
 
 class TestReference(Float8Matmul):
     implementation = Implementation.REFERENCE

@@ -14,6 +14,8 @@ from jcompress.quantization import (
     fake_quant,
 )
 
+pytestmark = pytest.mark.bits
+
 
 def dense(params, x):
     return x @ params["w"]

@@ -27,6 +27,8 @@ from jcompress.tensors import QTensor
 from jcompress.tensors.axes import Axes
 from jcompress.tensors.weight_matrix import fake_quantize_weight
 
+pytestmark = pytest.mark.bits
+
 GRANULARITIES = {
     "tensor": (PerTensor(), None),
     "channel": (PerChannel(), None),

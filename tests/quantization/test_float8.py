@@ -29,6 +29,8 @@ from jcompress.tensors.weight_matrix import (
     quantize_matrix,
 )
 
+pytestmark = pytest.mark.bits
+
 ONE = jnp.ones(())
 
 

@@ -27,6 +27,8 @@ from jcompress.quantization import (
 )
 from jcompress.sites import Operation
 
+pytestmark = pytest.mark.bits
+
 rng = np.random.default_rng(0)
 W = jnp.asarray(rng.normal(size=(6, 4)).astype(np.float32))
 X = jnp.asarray(rng.normal(size=(5, 6)).astype(np.float32))

@@ -10,6 +10,8 @@ from jcompress.tensors.axes import Axes
 from jcompress.tensors.host import pack_on_host
 from jcompress.tensors.weight_matrix import fake_quantize_weight
 
+pytestmark = pytest.mark.bits
+
 AXES = Axes((0,), (2,), (1,))
 MAGNITUDES = np.array([1e-1, 1e-6, 1e-39, 1e4, 0, 0], "float32")
 W = np.random.default_rng(0).normal(size=(2, 24, 6)).astype("float32") * MAGNITUDES

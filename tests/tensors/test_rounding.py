@@ -39,6 +39,8 @@ from jcompress.tensors.weight_matrix import (
     weight_scales,
 )
 
+pytestmark = pytest.mark.bits
+
 GRANULARITIES = {
     "tensor": (PerTensor(), None),
     "channel": (PerChannel(), None),

@@ -15,6 +15,8 @@ from zoo import running
 
 from jcompress.tracing.interpreter import identity
 
+pytestmark = pytest.mark.bits
+
 
 def mlp(p: Any, x: jax.Array) -> jax.Array:
     return jnp.tanh(x @ p["w"] + p["b"][None]) @ p["u"]
