@@ -15,6 +15,7 @@ from jcompress.execution.together import make_dense
 from jcompress.kernels import Implementation
 from jcompress.sites import PRODUCTS, WEIGHTS
 from jcompress.tensors import QTensor, is_compressed
+from jcompress.tensors.matrix import MatrixTensor
 from jcompress.tensors.ranges import Range
 from jcompress.tracing.handlers import Handler
 from jcompress.tracing.interpreter import Program
@@ -126,6 +127,9 @@ def _evaluate(
             "compressed; convert it first, for example with jcompress.quantization."
             "quantize(tree, rules, sites=sites) or jcompress.pruning.to_sparse"
         )
+    for name, tensor in tensors.items():
+        if isinstance(tensor, MatrixTensor):
+            tensor.check_whole(f"compressed: {name!r}: ")
     portable = implementation not in (None, Implementation.CPU)
     together = make_dense(traced, tensors, record, portable=portable)
     tensors = {name: t for name, t in tensors.items() if name not in together}

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jcompress.errors import MismatchError
 from jcompress.execution.convolutions import Windowed
 from jcompress.execution.experts import by_expert, by_factor, why_not_by_expert
 from jcompress.execution.factored_convolutions import FactoredConv
@@ -66,9 +67,13 @@ class CompressedSite:
             ), None
         scaling = None
         if self.activation is not None:
-            scaling = input_scale(
-                inputs[use.data], contracted(use), self.activation, read
-            )
+            x = inputs[use.data]
+            if not jnp.issubdtype(x.dtype, jnp.floating):
+                raise MismatchError(
+                    f"compressed: {use.sites[0].path} meets {x.dtype} data, and only "
+                    "floats can be quantized; quantize it by a rule without activation"
+                )
+            scaling = input_scale(x, contracted(use), self.activation, read)
         if one:
             return self._product(use, found[0], inputs, scaling, bind), None
         inputs = self._faked(use, inputs, scaling)

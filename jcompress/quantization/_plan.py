@@ -176,6 +176,12 @@ def _check_input(
             f"{transform}: {site.path} is multiplied with another parameter, so there "
             "is no data to quantize; give the leaf a rule without activation"
         )
+    dtype = use.eqn.invars[use.data].aval.dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise MismatchError(
+            f"{transform}: {site.path} meets {dtype} data, and only floats can be "
+            "quantized; give the leaf a rule without activation"
+        )
     others = {other.path for other in use.sites if other.operation in PRODUCTS}
     for path in others - {site.path}:
         spec = specs.get(path)

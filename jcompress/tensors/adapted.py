@@ -100,8 +100,7 @@ class Adapted(MatrixTensor):
         if not math.isfinite(self.alpha) or not self.alpha:
             raise ValueError(f"Adapted: alpha is finite and not 0, not {self.alpha}")
 
-    def dense(self) -> jax.Array:
-        """The dense array, of `shape` and `dtype`."""
+    def _dense(self) -> jax.Array:
         added = dataclasses.replace(self.correction, dtype=jnp.float32).dense()
         return round_to(dense_factor(self.base).astype(jnp.float32) + added, self.dtype)
 

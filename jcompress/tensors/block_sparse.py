@@ -82,8 +82,7 @@ class BlockSparse(MatrixTensor):
         high, wide = self.blocks.shape[-2:]
         return high, wide
 
-    def dense(self) -> jax.Array:
-        """The dense array, of `shape` and `dtype`."""
+    def _dense(self) -> jax.Array:
         *stacks, outputs, inputs = self.matrix_shape
         count = math.prod(stacks)
 

@@ -103,8 +103,7 @@ class Codebook(MatrixTensor):
         stored = index_bytes(inputs, size)
         self.check_array("indices", (*stacks, outputs, stored), jnp.uint8)
 
-    def dense(self) -> jax.Array:
-        """The dense array, of `shape` and `dtype`."""
+    def _dense(self) -> jax.Array:
         matrix = look_up(self.indices, self.codebook, inputs=self.matrix_shape[-1])
         return from_matrix(round_to(matrix, self.dtype), self.axes, self.shape)
 

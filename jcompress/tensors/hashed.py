@@ -65,8 +65,7 @@ class Hashed(MatrixTensor):
                 "matrix must be below 2^32"
             )
 
-    def dense(self) -> jax.Array:
-        """The dense array, of `shape` and `dtype`."""
+    def _dense(self) -> jax.Array:
         *_, outputs, inputs = self.matrix_shape
         places, signs = places_and_signs(
             outputs * inputs, self.values.shape[-1], seed=self.seed, signs=self.signs

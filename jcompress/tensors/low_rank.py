@@ -145,8 +145,7 @@ class LowRank(MatrixTensor):
                 f"the input axes {self.input_axes}"
             )
 
-    def dense(self) -> jax.Array:
-        """The dense array, of `shape` and `dtype`."""
+    def _dense(self) -> jax.Array:
         stacks = [self.shape[axis] for axis in self.stack_axes]
         lead = len(stacks)
         made: jax.Array | None = None

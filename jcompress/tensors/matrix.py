@@ -62,6 +62,40 @@ class MatrixTensor(CompressedTensor):
     def check_arrays(self) -> None:
         """Raise ValueError if an array is not of the shape and dtype it should be."""
 
+    def check_whole(self, what: str = "") -> None:
+        """Check the arrays again, which JAX may have put together from other parts.
+
+        `jax.tree.map` changes the arrays of a leaf one by one, and knows nothing of
+        what they stand for.
+
+        Args:
+            what: whose leaf it is, for the error.
+
+        Raises:
+            ValueError: an array does not fit `shape` and the others any more.
+        """
+        try:
+            self.check_arrays()
+        except (ValueError, IndexError) as error:
+            raise ValueError(
+                f"{what}{error}; its arrays were changed one by one, as jax.tree.map "
+                "does: change leaf.dense() and compress it again, or go through "
+                "stacked leaves with jax.vmap"
+            ) from error
+
+    def dense(self) -> jax.Array:
+        """The dense array, of `shape` and `dtype`.
+
+        Raises:
+            ValueError: the stored arrays do not fit each other (see `check_whole`).
+        """
+        self.check_whole()
+        return self._dense()
+
+    @abc.abstractmethod
+    def _dense(self) -> jax.Array:
+        """The dense array, of arrays that fit."""
+
     @property
     def axes(self) -> Axes:
         """The role of each axis of the dense array."""

@@ -64,8 +64,7 @@ class NMSparse(MatrixTensor):
         if self.scales is not None:
             self.check_array("scales", (*stacks, outputs, 1), jnp.float32)
 
-    def dense(self) -> jax.Array:
-        """The dense array, of `shape` and `dtype`."""
+    def _dense(self) -> jax.Array:
         matrix = place_kept(self.values, self.mask, inputs=self.matrix_shape[-1])
         if self.scales is None:
             matrix = matrix.astype(self.dtype)

@@ -177,8 +177,7 @@ class QTensor(MatrixTensor):
         """The stored numbers unpacked, int8 or float8_e4m3fn [*S, N, K]."""
         return unpack_bits(self.values, self.matrix_shape[-1], self.format.bits)
 
-    def dense(self) -> jax.Array:
-        """The dense array, of `shape` and `dtype`."""
+    def _dense(self) -> jax.Array:
         matrix = dequantize_matrix(self.numbers, self.scales, self.zeros, self.dtype)
         return from_matrix(matrix, self.axes, self.shape)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jcompress.errors import MismatchError
+from jcompress.execution import compressed
 from jcompress.quantization import (
     Activation,
     Dynamic,
@@ -24,8 +25,9 @@ from jcompress.quantization import (
     calibrate,
     fake_quant,
     init_ranges,
+    quantize,
 )
-from jcompress.sites import Operation
+from jcompress.sites import Operation, find_sites
 
 pytestmark = pytest.mark.bits
 
@@ -351,3 +353,17 @@ def test_error_for_joined_weights_with_different_activations() -> None:
     rules = [("w", Quantize(activation=Activation())), ("v", Quantize())]
     with pytest.raises(MismatchError, match="w and v are one matrix"):
         fake_quant(joined, rules)({"w": W, "v": W}, X)
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "int32"])
+def test_data_that_is_no_floats_is_refused(dtype: str) -> None:
+    def layer(params: Any, x: Any) -> Any:
+        return jax.lax.dot(params["w"].astype(x.dtype), x)
+
+    params, x = {"w": jnp.ones((3, 4))}, jnp.ones(4, dtype)
+    rules = [("w", Quantize(activation=Activation()))]
+    with pytest.raises(MismatchError, match=f"w meets {dtype} data.* without activ"):
+        fake_quant(layer, rules)(params, x)
+    small = quantize(params, rules, sites=find_sites(layer, params, x))
+    with pytest.raises(MismatchError, match=f"w meets {dtype} data.* without activ"):
+        compressed(layer)(small, x)

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jcompress.execution import compressed
+from jcompress.quantization import Quantize, quantize
+from jcompress.sites import find_sites
 from jcompress.tensors import Codebook
 from jcompress.tensors.axes import Axes
 
@@ -42,3 +45,33 @@ def test_trees_hold_it_as_before() -> None:
     tree = jax.jit(lambda tree: tree)({"a": LEAF})
     jax.tree.map(np.testing.assert_array_equal, tree["a"].dense(), jnp.eye(4))
     assert tree["a"] != LEAF
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "stacked": lambda x: jnp.stack([x, x]),
+    "cast": lambda x: x.astype(jnp.float16),
+    "cut": lambda x: x[:2],
+    "scalar": lambda x: x.ravel()[0],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_arrays_that_were_changed_one_by_one_are_noticed(change: str) -> None:
+    def layer(params: Any, x: Any) -> Any:
+        return x @ params["w"]
+
+    params, x = {"w": jnp.eye(4)}, jnp.ones((2, 4))
+    small = quantize(params, [("w", Quantize())], sites=find_sites(layer, params, x))
+    wrong = jax.tree.map(CHANGES[change], small)
+    message = r"QTensor: .* one by one, as jax\.tree\.map does: .*jax\.vmap"
+    with pytest.raises(ValueError, match=rf"compressed: 'w': {message}"):
+        compressed(layer)(wrong, x)
+    with pytest.raises(ValueError, match=message):
+        wrong["w"].dense()
+
+
+def test_stacked_leaves_go_through_vmap() -> None:
+    stacked = jax.tree.map(lambda x: jnp.stack([x, x]), LEAF)
+    np.testing.assert_array_equal(
+        jax.vmap(lambda leaf: leaf.dense())(stacked), [np.eye(4)] * 2
+    )
