@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.rescaling.affine import Affine, Chain, Host, Step, Values
+from jcompress.rescaling.affine import Affine, Chain, Step
+from jcompress.rescaling.known import Host, Values
 from jcompress.tensors import is_compressed
 from jcompress.tracing.trace import Traced
 

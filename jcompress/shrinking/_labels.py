@@ -94,14 +94,6 @@ def fixed_labels(atom: Any) -> Labels:
     return Labels(tuple(map(fixed_ids, aval_shape(atom))))
 
 
-def literal_labels(atom: Any) -> Labels:
-    """A constant that is written into the program."""
-    number = None
-    if np.ndim(atom.val) == 0 and _is_number(atom.aval.dtype):
-        number = float(atom.val)
-    return dataclasses.replace(fixed_labels(atom), number=number, constant=True)
-
-
 def number_of(const: Any) -> float | None:
     """The value of a constant that is one number."""
     known = not isinstance(const, jax.core.Tracer) and np.ndim(const) == 0

@@ -19,6 +19,7 @@ from jcompress.tracing.interpreter import Program, Resizing, bind
 from jcompress.tracing.jaxprs import Body
 from jcompress.tracing.trace import Traced
 from jcompress.tracing.values import Location
+from jcompress.tracing.walk import walk
 
 _PASSES = 8
 _SIZED = {**SIZED, **GRADIENTS}
@@ -86,7 +87,7 @@ def resizing(
                     removed[int(gone)] = number, axis
                     ids[-1][~keep] = gone
             inputs.append(Labels(tuple(ids)))
-        outs[:] = one.run(body, inputs)
+        outs[:] = walk(body, inputs, one)
         return one
 
     removed: dict[int, tuple[int, int]] = {}
@@ -117,7 +118,7 @@ def resizing(
     change = Resizing(
         equations=equations,
         inputs=_parts(coupling.taken, keep_of),
-        results=_parts(coupling.returned, keep_of),
+        results=_parts(coupling.returns, keep_of),
     )
     return change, [keep_of(v) for v in outs]
 

@@ -19,6 +19,7 @@ from jcompress.shrinking.plan import Plan, axis_name
 from jcompress.sites import Sites
 from jcompress.tracing.jaxprs import aval_shape
 from jcompress.tracing.trace import Traced, trace
+from jcompress.tracing.walk import walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +249,7 @@ def find_groups(
             )
             for (_, shape), loose in zip(given, inputs, strict=True)
         ]
-        outs = one.run(traced.body, [*labels, *data])
+        outs = walk(traced.body, [*labels, *data], one)
         named = dict(zip((name for name, _ in leaves), labels, strict=True))
         axes[:] = [
             axis
