@@ -11,7 +11,7 @@ import numpy as np
 from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
 from jcompress.pruning.patterns import NM, Unstructured
-from jcompress.pruning.spec import Plan, Prune, Scope, Sparsity, make_plan
+from jcompress.pruning.spec import Prune, PruningPlan, Scope, Sparsity, make_plan
 from jcompress.rules import Rules
 from jcompress.sites import Sites
 from jcompress.tensors import is_compressed
@@ -126,7 +126,7 @@ def place_masks(tree: Any, masks: Mapping[str, jax.Array]) -> Any:
 
 
 def choose(
-    plan: Plan, scores: Mapping[str, jax.Array], step: int | jax.Array
+    plan: PruningPlan, scores: Mapping[str, jax.Array], step: int | jax.Array
 ) -> dict[str, jax.Array]:
     """The masks of a plan by leaf name, sharded like the scores."""
     masks: dict[str, jax.Array] = {}

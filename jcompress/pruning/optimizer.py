@@ -10,7 +10,7 @@ from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
 from jcompress.pruning.masks import apply_by_name, choose, place_masks
 from jcompress.pruning.scores import score_by_magnitude
-from jcompress.pruning.spec import Plan, Prune, Sparsity, make_plan
+from jcompress.pruning.spec import Prune, PruningPlan, Sparsity, make_plan
 from jcompress.rules import Rules
 from jcompress.sites import Sites
 from jcompress.tensors import is_compressed
@@ -192,7 +192,7 @@ def _scores(weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _fewer(
-    plan: Plan,
+    plan: PruningPlan,
     weights: dict[str, jax.Array],
     masks: dict[str, jax.Array],
     step: jax.Array,

@@ -173,7 +173,7 @@ def sizes(fn: Callable[..., Any], variables: Any, *args: Any, **kwargs: Any) -> 
     counted = {site.location for site in traced.sites if site.operation in PRODUCTS} | {
         site.location for site in traced.sites if site.macs
     }
-    count = _Count(counted)
+    count = _Multiplications(counted)
     count.run(traced.body)
     for scope, macs in count.macs.items():
         rows.append(
@@ -283,14 +283,14 @@ def _factored_macs(
         return [out for out in outs if is_array(out)]
 
     closed = jax.make_jaxpr(program)([flat[i] for i in where])
-    every, plain = _Count(set()), _Count(set())
+    every, plain = _Multiplications(set()), _Multiplications(set())
     every.run(Body.of(closed))
     plain.run(traced.body)
     own = sum(site.total_macs for site in traced.sites.of(name))
     return sum(every.macs.values()) - (sum(plain.macs.values()) - own)
 
 
-class _Count(Domain[None]):
+class _Multiplications(Domain[None]):
     """Counts the multiplications of a program, but for those in places given.
 
     Attributes:

@@ -27,7 +27,7 @@ _VIEWS = frozenset(
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class AffineStep:
     """One equation that scales or shifts the result of a product.
 
     Attributes:
@@ -78,7 +78,7 @@ class Chain:
     weight: Known
     channels: tuple[tuple[int, int], ...]
     sizes: tuple[int, ...]
-    steps: list[Step] = dataclasses.field(default_factory=list)
+    steps: list[AffineStep] = dataclasses.field(default_factory=list)
 
     @property
     def places(self) -> set[Location]:
@@ -280,7 +280,7 @@ class _Chains(Domain[_Value]):
             if placed is not None:
                 narrow, places = placed
                 sign = (_SCALES if scales else _SHIFTS)[name]
-                step = Step(here, scales, sign, narrow, places, data)
+                step = AffineStep(here, scales, sign, narrow, places, data)
                 value.chain.steps.append(step)
                 return _Data(name, value.chain, value.view)
             broken = f"it is not by output channel of {self._name(value.chain)}"

@@ -234,7 +234,7 @@ def _untied(transform: str, params: Any, ties: Sequence[Tie]) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
+class _TyingPlan:
     """What ties mean for the leaves of a tree.
 
     Attributes:
@@ -246,7 +246,7 @@ class _Plan:
     layers: Mapping[str, TieLayers]
 
 
-def _plan(transform: str, ties: Sequence[Tie], leaves: Mapping[str, Any]) -> _Plan:
+def _plan(transform: str, ties: Sequence[Tie], leaves: Mapping[str, Any]) -> _TyingPlan:
     if isinstance(ties, Tie) or not isinstance(ties, Sequence):
         raise TypeError(
             f"{transform}: ties are a list of TieBlocks and TieLayers, not {ties!r}"
@@ -272,7 +272,7 @@ def _plan(transform: str, ties: Sequence[Tie], leaves: Mapping[str, Any]) -> _Pl
                 layers[path] = spec
             elif path != first:
                 source[path] = first
-    return _Plan(source, layers)
+    return _TyingPlan(source, layers)
 
 
 def _pairs(

@@ -35,7 +35,7 @@ class Constant(NamedTuple):
         return math.isclose(self.factor, number, rel_tol=self.rounding)
 
 
-class Product(NamedTuple):
+class Contraction(NamedTuple):
     """A contraction, and the constants that it is multiplied by.
 
     Attributes:
@@ -71,10 +71,10 @@ class Labels:
     ids: tuple[Ids, ...]
     summed: tuple[Ids, ...] | None = None
     number: float | None = None
-    past: tuple[Product, ...] = ()
+    past: tuple[Contraction, ...] = ()
     constant: bool = False
 
-    def with_past(self, past: tuple[Product, ...]) -> "Labels":
+    def with_past(self, past: tuple[Contraction, ...]) -> "Labels":
         """The same, made of these products."""
         return dataclasses.replace(self, past=past)
 

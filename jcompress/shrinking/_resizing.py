@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.shrinking._attention import Attention, Known
+from jcompress.shrinking._attention import Attention, WeightProducts
 from jcompress.shrinking._coupling import Choices, Coupling
 from jcompress.shrinking._ids import FIXED, Ids, Why
 from jcompress.shrinking._labels import Labels
@@ -53,7 +53,7 @@ def passes(coupled: Callable[[Choices], Coupling]) -> Coupling:
 
 
 def resizing(
-    body: Body, keeps: Sequence[Keeps], known: Known | None = None
+    body: Body, keeps: Sequence[Keeps], known: WeightProducts | None = None
 ) -> tuple[Resizing, list[Keeps]]:
     """How a program runs on inputs from which positions were removed.
 
@@ -227,7 +227,7 @@ def evaluate(
         keeps: for each of both and each of its axes which positions are kept.
         rescale_attention: divide it by the root of the size that is left.
     """
-    known = Known.of(traced) if rescale_attention else None
+    known = WeightProducts.of(traced) if rescale_attention else None
     change, _ = resizing(traced.body, keeps, known)
     results, _ = Program(traced=traced, handlers={}, resizing=change)(leaves, data)
     return results

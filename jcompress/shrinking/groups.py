@@ -10,7 +10,7 @@ import numpy as np
 from jcompress.errors import MismatchError
 from jcompress.leaves import path_name
 from jcompress.shrinking._coupling import Choices, Coupling
-from jcompress.shrinking._grouping import Axis, Grouped, Kind, axes_of, grouped
+from jcompress.shrinking._grouping import Axis, Grouped, Owner, axes_of, grouped
 from jcompress.shrinking._ids import Why
 from jcompress.shrinking._labels import Labels, fixed_ids
 from jcompress.shrinking._resizing import passes
@@ -254,14 +254,14 @@ def find_groups(
         axes[:] = [
             axis
             for name, leaf in named.items()
-            for axis in axes_of(Kind.LEAF, name, leaf)
+            for axis in axes_of(Owner.LEAF, name, leaf)
         ]
-        for kind, names, values, loose_axes in (
-            (Kind.INPUT, given, data, inputs),
-            (Kind.OUTPUT, results, outs, outputs),
+        for owner, names, values, loose_axes in (
+            (Owner.INPUT, given, data, inputs),
+            (Owner.OUTPUT, results, outs, outputs),
         ):
             for (name, _), value, loose in zip(names, values, loose_axes, strict=True):
-                every = axes_of(kind, name, value)
+                every = axes_of(owner, name, value)
                 axes.extend(axis for axis in every if axis.axis in loose)
         for (name, _), out, loose in zip(results, outs, outputs, strict=True):
             why = Why(f"the function's result {name}".rstrip())
@@ -281,20 +281,20 @@ def find_groups(
 
 def _group(found: Grouped) -> Group:
     members = {
-        kind: tuple(
+        owner: tuple(
             Member(axis.path, axis.axis, units, ties)
             for axis, units, ties in found.parts
-            if axis.kind is kind
+            if axis.owner is owner
         )
-        for kind in Kind
+        for owner in Owner
     }
     return Group(
         found.name,
         found.size,
-        members[Kind.LEAF],
+        members[Owner.LEAF],
         found.reduced,
-        members[Kind.INPUT],
-        members[Kind.OUTPUT],
+        members[Owner.INPUT],
+        members[Owner.OUTPUT],
     )
 
 
