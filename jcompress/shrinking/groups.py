@@ -14,7 +14,7 @@ from jcompress.shrinking._grouping import Axis, Grouped, Owner, axes_of, grouped
 from jcompress.shrinking._ids import Why
 from jcompress.shrinking._labels import Labels, fixed_ids
 from jcompress.shrinking._resizing import passes
-from jcompress.shrinking.free import Named, ShrinkableAxes, free_axes
+from jcompress.shrinking.free import Named, ShrinkableAxes, free_axes, key_path
 from jcompress.shrinking.plan import Plan, axis_name
 from jcompress.sites import Sites
 from jcompress.tracing.jaxprs import aval_shape
@@ -150,14 +150,13 @@ class Groups:
 
         def masks(
             members: Callable[[Group], tuple[Member, ...]],
-        ) -> dict[str, dict[str, Any]]:
-            made: dict[str, dict[str, Any]] = {}
+        ) -> dict[str, dict[int, Any]]:
+            made: dict[str, dict[int, Any]] = {}
             for name, lost in gone.items():
                 for member in members(self[name]):
                     axes = made.setdefault(member.path, {})
                     keep = ~lost[member.units]
-                    axis = str(member.axis)
-                    axes[axis] = axes[axis] & keep if axis in axes else keep
+                    axes[member.axis] = axes.get(member.axis, True) & keep
             return made
 
         return Plan(
@@ -230,11 +229,14 @@ def find_groups(
     """
     traced = trace(fn, variables, args, kwargs)
     leaves = [(name, tuple(leaf.shape)) for name, leaf in traced.sites.leaves]
-    given = [(name, np.shape(x)) for name, x in Named.of(args, kwargs).arrays]
-    results = _results(traced)
+    arguments = Named.of(args, kwargs)
+    given = [(name, np.shape(x)) for name, x in arguments.arrays]
+    results, result_paths = _results(traced)
     free = fn if isinstance(fn, ShrinkableAxes) else None
-    inputs = free_axes("argument", free.inputs if free else {}, given)
-    outputs = free_axes("result", free.outputs if free else {}, results)
+    inputs = free_axes(
+        "argument", free.inputs if free else {}, arguments.array_paths, given
+    )
+    outputs = free_axes("result", free.outputs if free else {}, result_paths, results)
     axes: list[Axis] = []
 
     def coupled(choices: Choices) -> Coupling:
@@ -303,12 +305,18 @@ class _Result:
         self.number = number
 
 
-def _results(traced: Traced) -> list[tuple[str, tuple[int, ...]]]:
+def _results(
+    traced: Traced,
+) -> tuple[list[tuple[str, tuple[int, ...]]], list[tuple[int | str, ...]]]:
     shapes = [aval_shape(atom) for atom in traced.body.jaxpr.outvars]
     tree = traced.rebuild([_Result(number) for number in range(len(shapes))])
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    names = {x.number: path_name(path) for path, x in flat if isinstance(x, _Result)}
-    return [(names[number], shape) for number, shape in enumerate(shapes)]
+    path_of = {x.number: path for path, x in flat if isinstance(x, _Result)}
+    paths = [path_of[number] for number in range(len(shapes))]
+    named = [
+        (path_name(path), shape) for path, shape in zip(paths, shapes, strict=True)
+    ]
+    return named, list(map(key_path, paths))
 
 
 def _of_leaf(name: str, out: Labels, leaves: Mapping[str, Labels]) -> Labels | None:
