@@ -63,7 +63,7 @@ def _mapped_but_for(axes: Axes) -> Rule:
             ids = [fixed_ids(size) for size in shape]
             for place, axis in zip(places, mapped, strict=True):
                 if len(ids[place]) == len(ins[0].ids[axis]):
-                    ids[place] = ins[0].ids[axis]
+                    ids[place] = c.ties.lasting(ins[0].ids[axis])
                 else:
                     c.ties.fix(ins[0].ids[axis], why)
             outs.append(Labels(tuple(ids)))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jcompress.shrinking._ids import Ids, Why
-from jcompress.shrinking._labels import Labels, fixed_ids
+from jcompress.shrinking._labels import Labels, Total, fixed_ids
 from jcompress.shrinking._rule import Rule, unknown
 from jcompress.tracing.jaxprs import aval_shape
 from jcompress.tracing.values import Location
@@ -20,11 +20,18 @@ def _reduce(
     axes = set(eqn.params["axes"])
     ids = ins[0].ids
     over = tuple(ids[axis] for axis in sorted(axes))
-    for one in over:
-        c.ties.reduce(one, why)
     kept = tuple(one for axis, one in enumerate(ids) if axis not in axes)
-    summed = over if eqn.primitive.name == "reduce_sum" else None
-    return [Labels(kept, summed=summed)] * len(eqn.outvars)
+    if eqn.primitive.name != "reduce_sum":
+        for one in over:
+            c.ties.reduce(one, why)
+        return [Labels(kept)] * len(eqn.outvars)
+    for one in over:
+        # To a sum, what is zero where units are removed adds nothing, as in a product.
+        c.ties.reduce(one[c.ties.lasts(one)], why)
+    before = ins[0].total
+    if before is not None:
+        over = before.over + over
+    return [Labels(kept, total=Total(over, why))]
 
 
 def _arg_reduce(
@@ -47,6 +54,8 @@ def _along(
         c.alike(ins[0], value, why)
     ids = list(ins[0].ids)
     ids[axis] = fixed_ids(len(ids[axis]))
+    if eqn.primitive.name == "cumlogsumexp":
+        ids = [c.ties.lasting(one) for one in ids]
     return [Labels(tuple(ids))] * len(eqn.outvars)
 
 
@@ -81,7 +90,8 @@ def _dot(
             c.ties.tie(left[a], right[b], why)
     gone_left = {*contract[0], *batch[0]}
     gone_right = {*contract[1], *batch[1]}
-    ids = [left[axis] for axis in batch[0]]
+    pairs = zip(*batch, strict=True)
+    ids = [c.zero_in_either(left[a], right[b]) for a, b in pairs]
     ids += [one for axis, one in enumerate(left) if axis not in gone_left]
     ids += [one for axis, one in enumerate(right) if axis not in gone_right]
     return [Labels(tuple(ids))]

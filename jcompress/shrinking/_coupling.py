@@ -9,7 +9,13 @@ import numpy as np
 from jcompress.shrinking._attention import Attention
 from jcompress.shrinking._axis_rules import POINTWISE, RULES
 from jcompress.shrinking._ids import FIXED, Ids, Ties, Why
-from jcompress.shrinking._labels import Labels, fixed_ids, fixed_labels, number_of
+from jcompress.shrinking._labels import (
+    Labels,
+    Total,
+    fixed_ids,
+    fixed_labels,
+    number_of,
+)
 from jcompress.shrinking._rule import unknown
 from jcompress.tracing.jaxprs import CUSTOM_GRADIENTS, Kind, kind_of, scan_counts
 from jcompress.tracing.values import Location, Place
@@ -70,7 +76,7 @@ class Coupling(Domain[Labels]):
 
     def copies(self, shape: Sequence[int]) -> tuple[Ids, ...]:
         """Ids for axes along which a value is repeated."""
-        made = self.fresh(shape)
+        made = tuple(map(self.ties.lasting, self.fresh(shape)))
         self._copies.update(int(ids[0]) for ids in made if len(ids))
         return made
 
@@ -136,6 +142,8 @@ class Coupling(Domain[Labels]):
         numbers: list[float | None] = [None] * len(eqn.outvars)
         if eqn.primitive.name in POINTWISE or eqn.primitive.name in SAME:
             numbers = [v.number for v in self._rule(eqn, ins, why, here)]
+        elif eqn.primitive.name == "broadcast_in_dim" and ins[0].number == 0:
+            numbers = [0.0]
         return [
             dataclasses.replace(fixed_labels(var), number=number, constant=True)
             for var, number in zip(eqn.outvars, numbers, strict=True)
@@ -165,7 +173,10 @@ class Coupling(Domain[Labels]):
         return [parts.get(number, value) for number, value in enumerate(ins)]
 
     def _part(self, value: Labels) -> Labels:
-        return dataclasses.replace(value, ids=self.fresh(value.shape), constant=False)
+        ids = self.fresh(value.shape)
+        if value.number != 0:
+            ids = tuple(map(self.ties.lasting, ids))
+        return dataclasses.replace(value, ids=ids, constant=False)
 
     def returned(self, outs: list[Labels], place: Place) -> list[Labels]:
         """The results with ids of their own for the parts of constants."""
@@ -179,8 +190,8 @@ class Coupling(Domain[Labels]):
         return [parts.get(number, value) for number, value in enumerate(outs)]
 
     def carried(self, value: Labels) -> Labels:
-        """The ids alone: a number is another one in the next step."""
-        return Labels(value.ids)
+        """The ids alone: a number is another one in the next step, a zero none."""
+        return Labels(tuple(map(self.ties.lasting, value.ids)))
 
     def slices(self, eqn: Any, xs: list[Labels], place: Place) -> list[Labels]:
         """The ids of the axes behind the first, along which all go together."""
@@ -201,7 +212,9 @@ class Coupling(Domain[Labels]):
     def join(self, eqn: Any, a: Labels, b: Labels, place: Place) -> Labels:
         """One value, position by position."""
         self.alike(a, b, Why(eqn.primitive.name, place.scope))
-        return a
+        ids = tuple(map(self.zero_in_both, a.ids, b.ids))
+        same = all(new is old for new, old in zip(ids, a.ids, strict=True))
+        return a if same else dataclasses.replace(a, ids=ids)
 
     def chosen(self, index: Labels, outs: list[Labels]) -> list[Labels]:
         """The ids alone: a number may be another one in another branch."""
@@ -211,6 +224,19 @@ class Coupling(Domain[Labels]):
         """Two values of one shape are one and the same, position by position."""
         for left, right in zip(a.ids, b.ids, strict=True):
             self.ties.tie(left, right, why)
+
+    def zero_in_both(self, a: Ids, *others: Ids) -> Ids:
+        """Ids of an axis that values have, zero where all of them are."""
+        for b in others:
+            last = self.ties.lasts(b) & ~self.ties.lasts(a) & (a != FIXED)
+            if last.any():
+                a = np.where(last, b, a)
+        return a
+
+    def zero_in_either(self, a: Ids, b: Ids) -> Ids:
+        """Ids of an axis that two values have, zero where one of them is."""
+        last = self.ties.lasts(a)
+        return np.where(last, b, a) if last.any() else a
 
     def fix(self, labels: Labels, why: Why) -> None:
         """No position of a value can be removed."""
@@ -222,11 +248,14 @@ class Coupling(Domain[Labels]):
         here: Location,
         operand: int,
         reciprocal: bool,
-        summed: tuple[Ids, ...],
+        total: Total,
     ) -> None:
         """An equation divides a sum by the number of its terms."""
-        if any((ids != FIXED).any() for ids in summed):
-            self.counts[here] = (operand, reciprocal, summed)
+        if any((ids != FIXED).any() for ids in total.over):
+            self.counts[here] = (operand, reciprocal, total.over)
+        for ids in total.over:
+            # However small its terms are, there are fewer.
+            self.ties.reduce(ids, total.why)
 
 
 def _entered(eqn: Any) -> bool:

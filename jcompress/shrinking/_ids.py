@@ -27,11 +27,17 @@ class Why(NamedTuple):
 class Ties:
     """Collects what operations say of ids.
 
-    Positions whose ids are tied are removed together or not at all.
+    Positions whose ids are tied are removed together or not at all. In a model whose
+    removed units are set to zero, a value is zero at what it has of them, until an
+    operation makes something else of zero; from there on its ids are `lasting`: other
+    numbers that stand for the same positions.
     """
 
     def __init__(self) -> None:
         self._next = FIXED + 1
+        self._first = np.zeros(64, np.int64)  # by id the one that it stands for
+        self._lasting = np.full(64, -1, np.int64)  # by id the lasting one, if there is
+        self._lasting[FIXED] = FIXED
         self._pairs: list[tuple[Ids, Ids, Why]] = []
         self._fixed: list[tuple[Ids, Why]] = []
         self._reduced: list[tuple[Ids, Why]] = []
@@ -40,12 +46,36 @@ class Ties:
     def fresh(self, size: int) -> Ids:
         """Ids that nothing else has."""
         start, self._next = self._next, self._next + size
-        return np.arange(start, self._next, dtype=np.int64)
+        if self._next > len(self._first):
+            more = max(len(self._first), size)
+            self._first = np.append(self._first, np.zeros(more, np.int64))
+            self._lasting = np.append(self._lasting, np.full(more, -1, np.int64))
+        made = np.arange(start, self._next, dtype=np.int64)
+        self._first[start : self._next] = made
+        return made
+
+    def lasting(self, ids: Ids) -> Ids:
+        """The same positions, of a value that need not be zero at removed ones."""
+        found = self._lasting[ids]
+        new = np.unique(ids[found < 0])
+        if len(new):
+            made = self.fresh(len(new))
+            self._first[made] = new
+            self._lasting[new] = self._lasting[made] = made
+            found = self._lasting[ids]
+        return found
+
+    def lasts(self, ids: Ids) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """At which positions a value need not be zero where they are removed."""
+        last: np.ndarray[Any, np.dtype[np.bool_]] = np.equal(self._lasting[ids], ids)
+        last[ids == FIXED] = False
+        return last
 
     def tie(self, a: Ids, b: Ids, why: Why) -> None:
         """Positions of equal number in `a` and `b` are one and the same."""
         if a is b:
             return
+        a, b = self._first[a], self._first[b]
         apart = a != b
         if not apart.any():
             return
@@ -59,13 +89,13 @@ class Ties:
 
     def fix(self, ids: Ids, why: Why) -> None:
         """These positions cannot be removed."""
-        ids = ids[ids != FIXED]
+        ids = self._first[ids[ids != FIXED]]
         if len(ids):
             self._fixed.append((ids, why))
 
     def reduce(self, ids: Ids, why: Why) -> None:
         """A reduction runs over these positions: their number changes its result."""
-        ids = ids[ids != FIXED]
+        ids = self._first[ids[ids != FIXED]]
         if len(ids):
             self._reduced.append((ids, why))
 
@@ -77,9 +107,8 @@ class Ties:
             b = np.concatenate([p[1] for p in self._pairs] or none)
             size = self._next
             graph = coo_array((np.ones(len(a), np.int8), (a, b)), (size, size))
-            self._components = connected_components(graph, directed=False)[1].astype(
-                np.int64
-            )
+            found = connected_components(graph, directed=False)[1].astype(np.int64)
+            self._components = found[self._first[:size]]
         return self._components
 
     def fixed(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -123,6 +152,7 @@ class Ties:
     def operations(self, ids: Ids) -> list[Why]:
         """The operations that tie exactly these ids to others, in order."""
         spoken, pair_of = self._spoken
+        ids = self._first[ids]
         starts = np.searchsorted(spoken, ids, "left")
         counts = np.searchsorted(spoken, ids, "right") - starts
         before = np.cumsum(counts) - counts

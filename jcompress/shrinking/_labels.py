@@ -35,6 +35,13 @@ class Constant(NamedTuple):
         return math.isclose(self.factor, number, rel_tol=self.rounding)
 
 
+class Total(NamedTuple):
+    """A sum: the ids of the axes that it runs over, and the operation."""
+
+    over: tuple[Ids, ...]
+    why: Why
+
+
 class Contraction(NamedTuple):
     """A contraction, and the constants that it is multiplied by.
 
@@ -60,7 +67,7 @@ class Labels:
 
     Attributes:
         ids: for each axis one id a position.
-        summed: the ids of the axes that the value is a sum over; None if it is none.
+        total: what the value is a sum of; None if it is none.
         number: the value itself, if it is one number that the program holds.
         past: the products that the value was made of by other operations, if they are
             followed.
@@ -69,7 +76,7 @@ class Labels:
     """
 
     ids: tuple[Ids, ...]
-    summed: tuple[Ids, ...] | None = None
+    total: Total | None = None
     number: float | None = None
     past: tuple[Contraction, ...] = ()
     constant: bool = False

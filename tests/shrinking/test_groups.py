@@ -331,7 +331,6 @@ NORMALISED: dict[str, Op] = {
     "variance with ddof": lambda x: standardised(x, 1),
     "mean of both axes": lambda x: x / (2 + jnp.mean(jnp.abs(x))),
     "softmax": lambda x: jax.nn.softmax(x, axis=1),
-    "norm": lambda x: x / jnp.linalg.norm(x, axis=1, keepdims=True),
     "most": lambda x: x / jnp.max(jnp.abs(x), axis=1, keepdims=True),
 }
 
