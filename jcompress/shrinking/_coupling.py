@@ -17,6 +17,7 @@ from jcompress.shrinking._labels import (
     number_of,
 )
 from jcompress.shrinking._rule import unknown
+from jcompress.shrinking._symbolic import concrete, size_of
 from jcompress.tracing.jaxprs import CUSTOM_GRADIENTS, Kind, kind_of, scan_counts
 from jcompress.tracing.values import Location, Place
 from jcompress.tracing.views import SAME
@@ -113,7 +114,10 @@ class Coupling(Domain[Labels]):
     ) -> list[Labels]:
         """Move the ids of the inputs of an equation to its results."""
         here = place.location
-        why = Why(eqn.primitive.name, place.scope_of(eqn))
+        eqn = concrete(eqn)
+        made_of = [frozenset() if v.constant else v.arguments for v in ins]
+        data = frozenset[str]().union(*(names for names in made_of if names))
+        why = Why(eqn.primitive.name, place.scope_of(eqn), " and ".join(sorted(data)))
         if all(value.constant for value in ins) and not eqn.effects:
             outs = self._constant(eqn, ins, why, here)
         else:
@@ -124,6 +128,8 @@ class Coupling(Domain[Labels]):
                 outs = inside(ins)
             else:
                 outs = self._rule(eqn, ins, why, here)
+            if None not in made_of:
+                outs = [dataclasses.replace(out, arguments=data) for out in outs]
         self.equations[here] = (tuple(ins), tuple(outs))
         return outs
 
@@ -206,7 +212,7 @@ class Coupling(Domain[Labels]):
         self, eqn: Any, xs: list[Labels], ys: list[Labels], place: Place
     ) -> list[Labels]:
         """The ids with those of the steps before them."""
-        steps = xs[0].ids[0] if xs else fixed_ids(eqn.params["length"])
+        steps = xs[0].ids[0] if xs else fixed_ids(size_of(eqn.params["length"]))
         return [Labels((steps, *y.ids), past=y.past) for y in ys]
 
     def join(self, eqn: Any, a: Labels, b: Labels, place: Place) -> Labels:

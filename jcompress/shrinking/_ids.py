@@ -15,10 +15,24 @@ FIXED = 0
 
 
 class Why(NamedTuple):
-    """What ties or fixes positions: an operation, and where it stands."""
+    """What ties or fixes positions: an operation, and where it stands.
+
+    Attributes:
+        operation: the operation.
+        scope: the named scope around it.
+        data: the arguments of the function that meet something else there.
+    """
 
     operation: str
     scope: str = ""
+    data: str = ""
+
+    @property
+    def meeting(self) -> "Why":
+        """Why positions are fixed that meet others here which are."""
+        if not self.data:
+            return self
+        return Why(f"{self.data}, by {self.operation}", self.scope)
 
     def __str__(self) -> str:
         return f"{self.operation} in {self.scope}" if self.scope else self.operation
@@ -82,7 +96,7 @@ class Ties:
         a, b = a[apart], b[apart]
         held = (a == FIXED) | (b == FIXED)
         if held.any():
-            self.fix(np.maximum(a, b)[held], why)
+            self.fix(np.maximum(a, b)[held], why.meeting)
             a, b = a[~held], b[~held]
         if len(a):
             self._pairs.append((a, b, why))

@@ -73,6 +73,7 @@ class Labels:
             followed.
         constant: whether it depends on no leaf and no argument. Such a value is
             computed whole; what meets it takes the part that it needs.
+        arguments: the names of the arguments that it was made of, if of nothing else.
     """
 
     ids: tuple[Ids, ...]
@@ -80,6 +81,7 @@ class Labels:
     number: float | None = None
     past: tuple[Contraction, ...] = ()
     constant: bool = False
+    arguments: frozenset[str] | None = None
 
     def with_past(self, past: tuple[Contraction, ...]) -> "Labels":
         """The same, made of these products."""

@@ -15,6 +15,7 @@ from jcompress.shrinking._ids import FIXED, Ids, Why
 from jcompress.shrinking._labels import Labels
 from jcompress.shrinking._sized import SIZED, Equation, Keep, Keeps, cut
 from jcompress.shrinking._sized_gradients import GRADIENTS
+from jcompress.shrinking._symbolic import size_of
 from jcompress.tracing.interpreter import Program, Resizing, bind
 from jcompress.tracing.jaxprs import Body
 from jcompress.tracing.trace import Traced
@@ -80,7 +81,7 @@ def resizing(
         ):
             ids = []
             for axis, keep in enumerate(axes):
-                size = var.aval.shape[axis]
+                size = size_of(var.aval.shape[axis])
                 ids.append(np.full(size, FIXED, np.int64))
                 if keep is not None:
                     (gone,) = one.ties.fresh(1)

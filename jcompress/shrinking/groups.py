@@ -10,10 +10,12 @@ import numpy as np
 from jcompress.errors import MismatchError
 from jcompress.leaves import path_name
 from jcompress.shrinking._coupling import Choices, Coupling
+from jcompress.shrinking._cutting import array_name
 from jcompress.shrinking._grouping import Axis, Grouped, Owner, axes_of, grouped
 from jcompress.shrinking._ids import Why
 from jcompress.shrinking._labels import Labels, fixed_ids
 from jcompress.shrinking._resizing import passes
+from jcompress.shrinking._symbolic import sizes_of
 from jcompress.shrinking.free import Named, ShrinkableAxes, free_axes, key_path
 from jcompress.shrinking.plan import Plan, axis_name
 from jcompress.sites import Sites
@@ -90,7 +92,9 @@ class Groups:
     Attributes:
         table: the groups, in the order of their first leaves.
         fixed: for each axis of a leaf that cannot shrink, as `leaf:axis`, the operation
-            that fixes it; and likewise for the axes that `ShrinkableAxes` names.
+            that fixes it, and the argument of the function if it is tied to one there,
+            `argument 1, by add in block0`; and likewise for the axes that
+            `ShrinkableAxes` names.
         sites: the sites of the function.
     """
 
@@ -232,7 +236,7 @@ def find_groups(
     traced = trace(fn, variables, args, kwargs)
     leaves = [(name, tuple(leaf.shape)) for name, leaf in traced.sites.leaves]
     arguments = Named.of(args, kwargs)
-    given = [(name, np.shape(x)) for name, x in arguments.arrays]
+    given = [(name, sizes_of(np.shape(x))) for name, x in arguments.arrays]
     results, result_paths = _results(traced)
     free = fn if isinstance(fn, ShrinkableAxes) else None
     inputs = free_axes(
@@ -247,11 +251,14 @@ def find_groups(
         data = [
             Labels(
                 tuple(
-                    one.ties.fresh(size) if axis in loose else fixed_ids(size)
+                    one.ties.lasting(one.ties.fresh(size))
+                    if axis in loose
+                    else fixed_ids(size)
                     for axis, size in enumerate(shape)
-                )
+                ),
+                arguments=frozenset({array_name(name, "argument")}),
             )
-            for (_, shape), loose in zip(given, inputs, strict=True)
+            for (name, shape), loose in zip(given, inputs, strict=True)
         ]
         outs = walk(traced.body, [*labels, *data], one)
         named = dict(zip((name for name, _ in leaves), labels, strict=True))
@@ -310,7 +317,7 @@ class _Result:
 def _results(
     traced: Traced,
 ) -> tuple[list[tuple[str, tuple[int, ...]]], list[tuple[int | str, ...]]]:
-    shapes = [aval_shape(atom) for atom in traced.body.jaxpr.outvars]
+    shapes = [sizes_of(aval_shape(atom)) for atom in traced.body.jaxpr.outvars]
     tree = traced.rebuild([_Result(number) for number in range(len(shapes))])
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     path_of = {x.number: path for path, x in flat if isinstance(x, _Result)}

@@ -73,7 +73,7 @@ def test_features_and_classes_shrink() -> None:
 def test_only_what_is_named_shrinks() -> None:
     groups = find_groups(ShrinkableAxes(mlp, outputs={(): [-1]}), TREE, X)
     assert [g.name for g in groups] == ["a:1", "b:1"]
-    assert groups.fixed["a:0"] == "dot_general"
+    assert groups.fixed["a:0"] == "argument 0, by dot_general"
     assert [g.name for g in find_groups(mlp, TREE, X)] == ["a:1"]
 
 
