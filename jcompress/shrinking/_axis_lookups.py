@@ -49,10 +49,16 @@ def _scatter(
     numbers = eqn.params["dimension_numbers"]
     operand, indices, updates = (value.ids for value in ins)
     c.ties.fix(indices[-1], why)
-    gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+    batch = numbers.operand_batching_dims
+    for axis, other in zip(batch, numbers.scatter_indices_batching_dims, strict=True):
+        c.ties.tie(operand[axis], indices[other], why)
+    gone = set(numbers.inserted_window_dims)
     window = iter(numbers.update_window_dims)
     made = list(operand)
     for axis, ids in enumerate(operand):
+        if axis in batch:
+            made[axis] = c.ties.lasting(ids)
+            continue
         if axis in gone:
             c.ties.fix(ids, why)
             continue

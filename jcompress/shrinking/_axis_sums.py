@@ -59,25 +59,60 @@ def _along(
     return [Labels(tuple(ids))] * len(eqn.outvars)
 
 
+def _generic_reduce(
+    c: "Coupling", eqn: Any, ins: list[Labels], why: Why, here: Location
+) -> list[Labels]:
+    """A reduction by a function of the user's, of one array or several."""
+    axes = set(eqn.params["dimensions"])
+    arrays = ins[: len(eqn.outvars)]
+    for value in arrays:
+        c.alike(arrays[0], value, why)
+    for axis in axes:
+        c.ties.reduce(arrays[0].ids[axis], why)
+    kept = [ids for axis, ids in enumerate(arrays[0].ids) if axis not in axes]
+    return [Labels(tuple(map(c.ties.lasting, kept)))] * len(arrays)
+
+
 def _window(
     c: "Coupling", eqn: Any, ins: list[Labels], why: Why, here: Location
 ) -> list[Labels]:
-    p = eqn.params
     shape = aval_shape(eqn.outvars[0])
+    arrays = ins[: len(eqn.outvars)]
+    for value in arrays:
+        c.alike(arrays[0], value, why)
     ids = []
-    for axis, one in enumerate(ins[0].ids):
-        same = (
-            p["window_dimensions"][axis] == 1
-            and p["window_strides"][axis] == 1
-            and tuple(p["padding"][axis]) == (0, 0)
-            and p["base_dilation"][axis] == 1
-        )
-        if not same:
+    for axis, one in enumerate(arrays[0].ids):
+        slides = _slides(eqn, axis)
+        if slides:
             c.ties.fix(one, why)
-        ids.append(one if same else fixed_ids(shape[axis]))
-    for value in ins[1:]:
-        c.fix(value, why)
-    return [Labels(tuple(ids))]
+        ids.append(fixed_ids(shape[axis]) if slides else one)
+    if eqn.primitive.name == "reduce_window":
+        ids = list(map(c.ties.lasting, ids))
+    return [Labels(tuple(ids))] * len(arrays)
+
+
+def _window_gradient(
+    c: "Coupling", eqn: Any, ins: list[Labels], why: Why, here: Location
+) -> list[Labels]:
+    source, operand = ins[0].ids, ins[1].ids
+    for axis, (a, b) in enumerate(zip(source, operand, strict=True)):
+        if _slides(eqn, axis):
+            c.ties.fix(a, why)
+            c.ties.fix(b, why)
+        else:
+            c.ties.tie(b, a, why)
+    return [Labels(tuple(map(c.ties.lasting, operand)))]
+
+
+def _slides(eqn: Any, axis: int) -> bool:
+    """Whether a window takes more than one position, or not each, of an axis."""
+    p = eqn.params
+    return not (
+        p["window_dimensions"][axis] == 1
+        and p["window_strides"][axis] == 1
+        and tuple(p["padding"][axis]) == (0, 0)
+        and p.get("base_dilation", {axis: 1})[axis] == 1
+    )
 
 
 def _dot(
@@ -157,7 +192,10 @@ SUMS: dict[str, Rule] = {
     **{f"reduce_{name}": _reduce for name in _REDUCTIONS},
     **dict.fromkeys(_RUNNING, _along),
     **dict.fromkeys(("argmax", "argmin"), _arg_reduce),
+    "reduce": _generic_reduce,
     **{f"reduce_window_{name}": _window for name in ("sum", "max", "min")},
+    "reduce_window": _window,
+    "select_and_scatter_add": _window_gradient,
     "dot_general": _dot,
     "ragged_dot_general": _ragged_dot,
     "conv_general_dilated": _conv,
