@@ -75,7 +75,12 @@ class Place:
 
     def inside(self, index: int, **changes: Any) -> "Place":
         """Equation `index` of this program, or program `index` of this equation."""
-        return dataclasses.replace(self, location=(*self.location, index), **changes)
+        location = (*self.location, index)
+        if changes:
+            return dataclasses.replace(self, location=location, **changes)
+        return Place(
+            location, self.runs, self.in_while, self.in_custom_gradient, self.scope
+        )
 
     def within(self, eqn: Any) -> "Place":
         """The same, in the named scope of the equation that stands here."""
