@@ -53,7 +53,7 @@ class Not:
         return not matches(self.predicate, site)
 
 
-class _Several:
+class _Predicates:
     def __init__(self, *predicates: Predicate) -> None:
         for predicate in predicates:
             _check_predicate(predicate, f"{type(self).__name__}: a predicate")
@@ -69,7 +69,7 @@ class _Several:
         return f"{type(self).__name__}({', '.join(map(repr, self.predicates))})"
 
 
-class AllOf(_Several):
+class AllOf(_Predicates):
     """Matches the sites that every one of the predicates matches."""
 
     def __call__(self, site: Site) -> bool:
@@ -77,7 +77,7 @@ class AllOf(_Several):
         return all(matches(predicate, site) for predicate in self.predicates)
 
 
-class AnyOf(_Several):
+class AnyOf(_Predicates):
     """Matches the sites that at least one of the predicates matches."""
 
     def __call__(self, site: Site) -> bool:

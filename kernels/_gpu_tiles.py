@@ -40,7 +40,7 @@ _FIELDS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shape:
+class ProductSize:
     """A product `[rows, inputs] x [outputs, inputs]`.
 
     Attributes:
@@ -57,7 +57,9 @@ class Shape:
     bits: int
 
 
-def choose_tiles(shape: Shape, how: str, operation: str = "", key: str = "") -> Tiles:
+def choose_tiles(
+    shape: ProductSize, how: str, operation: str = "", key: str = ""
+) -> Tiles:
     """Tiles for a product that `refuses` allows.
 
     Args:
@@ -78,13 +80,13 @@ def choose_tiles(shape: Shape, how: str, operation: str = "", key: str = "") -> 
     return tuned if fits(tuned, shape, how) else chosen
 
 
-def table_key(bits: int, x: str, shape: Shape) -> str:
+def table_key(bits: int, x: str, shape: ProductSize) -> str:
     """The key of a product in the tables: that of `weight_key`, and how many rows."""
     phase = "decode" if shape.rows <= DECODE_ROWS else "prefill"
     return f"{_tiles.weight_key(bits, x, shape.groups)} {phase}"
 
 
-def fits(tiles: Tiles, shape: Shape, how: str) -> bool:
+def fits(tiles: Tiles, shape: ProductSize, how: str) -> bool:
     """Whether a product can be cut up so."""
     if min(tiles.rows, tiles.outputs, tiles.inputs, tiles.splits) < 1:
         return False
@@ -108,7 +110,7 @@ def fits(tiles: Tiles, shape: Shape, how: str) -> bool:
     )  # fmt: skip
 
 
-def _for_wgmma(shape: Shape) -> Tiles:
+def _for_wgmma(shape: ProductSize) -> Tiles:
     decode = shape.rows <= DECODE_ROWS
     pieces = -(-shape.rows // TALLEST)
     step = step_inputs(shape.inputs, shape.groups)
@@ -127,7 +129,7 @@ def _for_wgmma(shape: Shape) -> Tiles:
     return _filled(tiles, shape, "wgmma", side_by_side)
 
 
-def _for_mma(shape: Shape) -> Tiles:
+def _for_mma(shape: ProductSize) -> Tiles:
     """One warpgroup a block, whose registers hold the sums: twice with groups."""
     decode = shape.rows <= DECODE_ROWS
     single = shape.groups == 1
@@ -144,7 +146,7 @@ def _for_mma(shape: Shape) -> Tiles:
     return _filled(tiles, shape, "mma", 4 if decode else 2)
 
 
-def _for_tcgen05(shape: Shape) -> Tiles:
+def _for_tcgen05(shape: ProductSize) -> Tiles:
     """Tensor memory holds the sums; by group, registers too, so of fewer rows."""
     step = step_inputs(shape.inputs, shape.groups)
     few = shape.rows <= TALLEST // 2
@@ -162,7 +164,7 @@ def _for_tcgen05(shape: Shape) -> Tiles:
     return _filled(tiles, shape, "tcgen05", side_by_side)
 
 
-def _filled(tiles: Tiles, shape: Shape, how: str, side_by_side: int) -> Tiles:
+def _filled(tiles: Tiles, shape: ProductSize, how: str, side_by_side: int) -> Tiles:
     """With the blocks that fill a device, and the stages that their memory holds."""
     blocks = -(-shape.rows // tiles.rows) * (shape.outputs // tiles.outputs)
     wanted = MULTIPROCESSORS[how] * side_by_side
@@ -179,13 +181,13 @@ def _filled(tiles: Tiles, shape: Shape, how: str, side_by_side: int) -> Tiles:
     return dataclasses.replace(tiles, stages=stages)
 
 
-def _moved(tiles: Tiles, shape: Shape) -> int:
+def _moved(tiles: Tiles, shape: ProductSize) -> int:
     """Bytes of the tiles of a step."""
     bits = tiles.rows * shape.x_bits + tiles.outputs * shape.bits
     return tiles.inputs * bits // 8
 
 
-def _written(tiles: Tiles, shape: Shape, how: str) -> int:
+def _written(tiles: Tiles, shape: ProductSize, how: str) -> int:
     """Bytes of shared memory that a block has besides."""
     if how == "mma":
         return 0
@@ -193,7 +195,7 @@ def _written(tiles: Tiles, shape: Shape, how: str) -> int:
     return tiles.outputs * tiles.rows * size
 
 
-def _columns(tiles: Tiles, shape: Shape) -> int:
+def _columns(tiles: Tiles, shape: ProductSize) -> int:
     """Columns of tensor memory: sums, and the converted weight, twice if they stay."""
     stays = shape.groups == 1 or tiles.scaled
     each = 1 if stays else max(1, tiles.inputs * shape.groups // shape.inputs)

@@ -32,7 +32,7 @@ def _keep_all(*args: Any, **static: Any) -> Arrays:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Operation:
+class KernelOperation:
     """A product of activations with stored arrays, `[M, K] -> [M, N]`.
 
     The first argument is the activations. The result has their dtype, or float32 if

@@ -41,8 +41,8 @@ def partitioned(
         whole: computes [S, M, N] from arrays of which no input is missing.
         of_parts: `of_parts(axis_names, *arrays)` computes it from a part of the inputs,
             with sums over the devices along these mesh axes; None if it cannot.
-        roles: one letter for each axis of each array (see `Operation.roles`), without
-            the stack axis `s` that leads each.
+        roles: one letter for each axis of each array (see
+            `KernelOperation.roles`), without the stack axis `s` that leads each.
         arrays: the arrays.
     """
     outputs = "n" if any("n" in role for role in roles) else OTHER

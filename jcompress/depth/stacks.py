@@ -24,6 +24,7 @@ from jcompress.tracing.jaxprs import (
 )
 from jcompress.tracing.trace import Traced
 from jcompress.tracing.values import Location
+from jcompress.tracing.walk import walk
 
 
 class Run(NamedTuple):
@@ -139,13 +140,8 @@ def _scans(
         nonlocal units
         one = Coupling(choices)
         units = one.ties.fresh(group.size)
-        one.run(
-            traced.body,
-            [
-                *_labels(leaves, group.members, units),
-                *_labels(data, group.inputs, units),
-            ],
-        )
+        inputs = _labels(leaves, group.members, units)
+        walk(traced.body, [*inputs, *_labels(data, group.inputs, units)], one)
         return one
 
     coupling = passes(coupled)

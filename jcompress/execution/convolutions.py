@@ -105,7 +105,8 @@ class Windowed:
         self, x: jax.Array, tensor: QTensor, activation: Activation | None
     ) -> str:
         """Why a CPU takes the dense kernel; empty if it does not."""
-        given = jax.eval_shape(lambda x: jnp.transpose(x, self.to_images), x)
+        shape = tuple(x.shape[axis] for axis in self.to_images)
+        given = jax.ShapeDtypeStruct(shape, x.dtype)
         x_bits = None if activation is None else activation.format.bits
         fast = runs_in_integers_on_cpu(given, tensor, x_bits=x_bits, window=self.window)
         return "" if fast else IN_FLOATS

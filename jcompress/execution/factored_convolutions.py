@@ -29,7 +29,7 @@ gradient 4 to 29 times. Longer sums take long to compile.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Step:
+class WindowStep:
     """How one factor slides over the data [B, *positions, channels].
 
     Attributes:
@@ -91,7 +91,7 @@ class FactoredConv:
     """
 
     eqn: Any
-    steps: tuple[Step, ...]
+    steps: tuple[WindowStep, ...]
     to_images: tuple[int, ...]
     from_images: tuple[int, ...]
     channels: Order
@@ -159,7 +159,7 @@ class FactoredConv:
         out = self.eqn.outvars[0].aval
         return jnp.transpose(y, self.from_images).astype(out.dtype)
 
-    def _slid(self, x: jax.Array, kernel: jax.Array, step: Step) -> jax.Array:
+    def _slid(self, x: jax.Array, kernel: jax.Array, step: WindowStep) -> jax.Array:
         """Slide a kernel [outputs, *window, channels, or 1 if depthwise] over data."""
         # The gradient of a convolution wants inputs and result of one dtype.
         dtype = product_dtype(self.eqn)
@@ -192,7 +192,7 @@ class FactoredConv:
 
 
 def _shifted(
-    x: jax.Array, kernel: jax.Array, step: Step, positions: tuple[int, ...]
+    x: jax.Array, kernel: jax.Array, step: WindowStep, positions: tuple[int, ...]
 ) -> jax.Array:
     """A depthwise convolution: [B, *positions, R] and [R, *window, 1]."""
     around = [(0, 0, 0), *((low, high, 0) for low, high in step.padding), (0, 0, 0)]
@@ -226,7 +226,7 @@ def _ordered(x: jax.Array, sizes: tuple[int, ...], order: tuple[int, ...]) -> ja
 
 def _steps(
     eqn: Any, view: View, spatial: list[int], tensor: LowRank, columns: Order
-) -> "tuple[Step, ...] | str":
+) -> "tuple[WindowStep, ...] | str":
     """One step for each factor, or why the factors do not follow the window."""
     sizes = aval_shape(eqn.invars[1])
     params = eqn.params
@@ -247,7 +247,7 @@ def _steps(
             return tuple(value if is_mine else other for value, is_mine in pairs)
 
         steps.append(
-            Step(
+            WindowStep(
                 window=own([sizes[d] for d in spatial], 1),
                 order=(*named, *rest),
                 columns=None if tensor.windows or number else columns,

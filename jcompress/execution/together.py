@@ -99,10 +99,15 @@ def _stored(tensor: QTensor) -> Stored:
     outputs, _ = tensor.matrix_shape
     groups = (outputs, tensor.scales.shape[-1])
     zeros = tensor.zeros
+
+    def stacked(x: jax.Array) -> jax.Array:
+        whole = x if x.shape == groups else jnp.broadcast_to(x, groups)
+        return jax.lax.expand_dims(whole, (0,))
+
     return Stored(
-        tensor.values[None],
-        jnp.broadcast_to(tensor.scales, groups)[None],
-        None if zeros is None else jnp.broadcast_to(zeros, groups)[None],
+        jax.lax.expand_dims(tensor.values, (0,)),
+        stacked(tensor.scales),
+        None if zeros is None else stacked(zeros),
         tensor.format.bits,
         # The shape of the leaf itself, mostly: XLA fuses no reshaped weights.
         tuple(tensor.shape[axis] for axis in _order(tensor)),

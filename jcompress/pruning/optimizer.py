@@ -14,7 +14,7 @@ from jcompress.pruning._host import on_host
 from jcompress.pruning.masks import apply_by_name, place_masks
 from jcompress.pruning.ranking import choose
 from jcompress.pruning.scores import score_by_magnitude
-from jcompress.pruning.spec import Plan, Prune, Sparsity, make_plan
+from jcompress.pruning.spec import Prune, PruningPlan, Sparsity, make_plan
 from jcompress.rules import Rules
 from jcompress.sites import Sites
 from jcompress.tensors import is_compressed
@@ -216,7 +216,7 @@ def _scores(weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _fewer(
-    plan: Plan,
+    plan: PruningPlan,
     weights: dict[str, jax.Array],
     masks: dict[str, jax.Array],
     step: jax.Array,

@@ -11,11 +11,11 @@ import numpy as np
 from jcompress.pruning._host import Host, flush, on_host, place_like
 from jcompress.pruning.patterns import Pattern
 from jcompress.pruning.scores import magnitude
-from jcompress.pruning.spec import Plan
+from jcompress.pruning.spec import PruningPlan
 
 
 def choose(
-    plan: Plan,
+    plan: PruningPlan,
     leaves: Mapping[str, Any],
     step: int | jax.Array,
     *,
@@ -59,7 +59,7 @@ _SMALL_ROW = 16
 class _Scores:
     """The group scores of leaves, made when they are asked for and not kept."""
 
-    def __init__(self, plan: Plan, arrays: Mapping[str, Any], by_magnitude: bool):
+    def __init__(self, plan: PruningPlan, arrays: Mapping[str, Any], by_magnitude: bool):
         self.plan, self.arrays, self.by_magnitude = plan, arrays, by_magnitude
 
         self.hosted = isinstance(next(iter(arrays.values())), np.ndarray)

@@ -102,7 +102,7 @@ class Prune:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class PruningPlan:
     """Rules resolved against sites: everything that is known before any weight is.
 
     Attributes:
@@ -150,7 +150,7 @@ class Plan:
 
 def make_plan(
     rules: Rules[Prune], sites: Sites, sparsity: Sparsity | None, transform: str
-) -> Plan:
+) -> PruningPlan:
     """Resolve pruning rules, and raise whatever can be known to be wrong.
 
     Raises:
@@ -198,7 +198,7 @@ def make_plan(
                 f"{', '.join(paths)}; the least that acts is above "
                 f"{0.5 / max(counts):.3g}"
             )
-    return Plan(
+    return PruningPlan(
         transform=transform,
         sites=sites,
         leaves=resolved.leaves,

@@ -33,7 +33,7 @@ apart: scalars for a plain layer, [layers] for a scan over layers.
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class QuantizationPlan:
     """What fake quantization does to one traced function.
 
     Attributes:
@@ -58,7 +58,7 @@ class Plan:
         kwargs: Mapping[str, Any],
         *,
         transform: str,
-    ) -> "Plan":
+    ) -> "QuantizationPlan":
         traced = trace(fn, variables, args, kwargs)
         specs = check(traced.sites, rules, transform=transform).leaves
         compressed = {

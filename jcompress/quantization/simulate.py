@@ -6,7 +6,7 @@ from typing import Any
 
 from jcompress.errors import MismatchError
 from jcompress.quantization._inputs import empty_range
-from jcompress.quantization._plan import Plan, Ranges
+from jcompress.quantization._plan import QuantizationPlan, Ranges
 from jcompress.rules import Rules
 from jcompress.tensors.formats import Quantize
 from jcompress.tensors.ranges import Range
@@ -49,7 +49,9 @@ def fake_quant(
 
     @functools.wraps(fn)
     def simulated(variables: Any, *args: Any, **kwargs: Any) -> Any:
-        plan = Plan.of(fn, rules, variables, args, kwargs, transform="fake_quant")
+        plan = QuantizationPlan.of(
+            fn, rules, variables, args, kwargs, transform="fake_quant"
+        )
         if plan.averaged and ranges is None:
             raise MismatchError(
                 "fake_quant: the inputs of "
@@ -87,7 +89,9 @@ def calibrate(
 
     @functools.wraps(fn)
     def observed(variables: Any, ranges: Ranges, *args: Any, **kwargs: Any) -> Any:
-        plan = Plan.of(fn, rules, variables, args, kwargs, transform="calibrate")
+        plan = QuantizationPlan.of(
+            fn, rules, variables, args, kwargs, transform="calibrate"
+        )
         plan.require_averages("calibrate")
         outs, seen = plan.run(ranges, simulate=simulate)
         return plan.traced.rebuild(outs), plan.updated(ranges, seen)
@@ -114,7 +118,9 @@ def init_ranges(
     Raises:
         MismatchError: as `fake_quant`, and if no rule asks for a moving average.
     """
-    plan = Plan.of(fn, rules, variables, args, kwargs, transform="init_ranges")
+    plan = QuantizationPlan.of(
+        fn, rules, variables, args, kwargs, transform="init_ranges"
+    )
     plan.require_averages("init_ranges")
     return {
         path: tuple(

@@ -165,7 +165,7 @@ def smaller(variables: Any, before: Plan | None, plan: Plan) -> Any:
     """Cut what a later plan removes from what an earlier one left."""
     if before is None:
         return shrink(variables, plan)
-    masks: dict[str, dict[str, Any]] = {}
+    masks: dict[str, dict[int, Any]] = {}
     for path, axes in plan.masks.items():
         for axis, mask in axes.items():
             had = before.masks.get(path, {}).get(axis)

@@ -14,10 +14,11 @@ from jcompress.leaves import named_leaves, path_name
 from jcompress.report.table import aligned
 from jcompress.sites import PRODUCTS, WEIGHTS
 from jcompress.tensors import LowRank, is_compressed
-from jcompress.tracing.jaxprs import Body, Kind, aval_shape, bodies, kind_of
+from jcompress.tracing.jaxprs import Body, aval_shape
 from jcompress.tracing.trace import Traced, abstract, is_array, trace
 from jcompress.tracing.uses import product_role
-from jcompress.tracing.values import Location
+from jcompress.tracing.values import Location, Place
+from jcompress.tracing.walk import Domain, Inside, walk
 
 BETWEEN_DATA = "(between data)"
 """The name of the row of products in no named scope that involve no parameter."""
@@ -172,8 +173,8 @@ def sizes(fn: Callable[..., Any], variables: Any, *args: Any, **kwargs: Any) -> 
     counted = {site.location for site in traced.sites if site.operation in PRODUCTS} | {
         site.location for site in traced.sites if site.macs
     }
-    count = _Count(counted)
-    count.run(traced.body, (), 1)
+    count = _Multiplications(counted)
+    count.run(traced.body)
     for scope, macs in count.macs.items():
         rows.append(
             Row(
@@ -236,7 +237,7 @@ def _row(
 def _bytes(leaf: Any) -> int:
     if is_compressed(leaf):
         return leaf.stored_bytes
-    return int(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize)
+    return int(math.prod(leaf.shape) * leaf.dtype.itemsize)
 
 
 def _nonzero(leaf: Any) -> int | None:
@@ -282,15 +283,21 @@ def _factored_macs(
         return [out for out in outs if is_array(out)]
 
     closed = jax.make_jaxpr(program)([flat[i] for i in where])
-    every, plain = _Count(set()), _Count(set())
-    every.run(Body.of(closed), (), 1)
-    plain.run(traced.body, (), 1)
+    every, plain = _Multiplications(set()), _Multiplications(set())
+    every.run(Body.of(closed))
+    plain.run(traced.body)
     own = sum(site.total_macs for site in traced.sites.of(name))
     return sum(every.macs.values()) - (sum(plain.macs.values()) - own)
 
 
-class _Count:
-    """Counts the multiplications of a program, but for those in places given."""
+class _Multiplications(Domain[None]):
+    """Counts the multiplications of a program, but for those in places given.
+
+    Attributes:
+        macs: the multiplications, by named scope.
+        operations: the operations that make them.
+        once: whether some stand in a `while` loop, whose body counts once.
+    """
 
     def __init__(self, without: set[Location]) -> None:
         self._without = without
@@ -298,35 +305,24 @@ class _Count:
         self.operations: dict[str, dict[str, None]] = {}
         self.once = False
 
-    def run(self, body: Body, at: Location, runs: int, scope: str = "") -> None:
-        for index, eqn in enumerate(body.jaxpr.eqns):
-            here = (*at, index)
-            name = "/".join(
-                part for part in (scope, str(eqn.source_info.name_stack)) if part
-            )
-            match kind_of(eqn):
-                case Kind.LEAF:
-                    self._leaf(eqn, here, runs, name)
-                    continue
-                case Kind.SCAN:
-                    times = runs * eqn.params["length"]
-                case Kind.SHARD_MAP:
-                    mesh = eqn.params["mesh"]
-                    axes = eqn.params.get("newly_manual_axes", mesh.axis_names)
-                    times = runs * math.prod(mesh.shape[axis] for axis in axes)
-                case _:
-                    times = runs
-            before = dict(self.macs)
-            for number, inner in enumerate(bodies(eqn)):
-                self.run(inner, (*here, number), times, name)
-            if kind_of(eqn) is Kind.WHILE and self.macs != before:
-                self.once = True
+    def run(self, body: Body) -> None:
+        """Count a whole program."""
+        walk(body, [None] * len(body.jaxpr.invars), self)
 
-    def _leaf(self, eqn: Any, here: Location, runs: int, scope: str) -> None:
+    def constant(self, value: Any, aval: Any) -> None:
+        """Nothing has to be known of values."""
+
+    def equation(
+        self, eqn: Any, ins: list[None], place: Place, inside: Inside[None] | None
+    ) -> list[None]:
+        """Count one equation, as often as it runs."""
+        if inside is not None:
+            return inside(ins)
         role = product_role(eqn, 1) if len(eqn.invars) > 1 else None
-        if role is None or here in self._without:
-            return
-        macs = role.repeats * math.prod(aval_shape(eqn.invars[1])) * runs
-        self.macs[scope] = self.macs.get(scope, 0) + macs
-        operations = self.operations.setdefault(scope, {})
-        operations[role.operation.value] = None
+        if role is not None and place.location not in self._without:
+            scope = place.scope_of(eqn)
+            macs = role.repeats * math.prod(aval_shape(eqn.invars[1])) * place.runs
+            self.macs[scope] = self.macs.get(scope, 0) + macs
+            self.operations.setdefault(scope, {})[role.operation.value] = None
+            self.once |= place.in_while
+        return [None] * len(eqn.outvars)

@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-from jcompress.tensors import is_compressed
+from jcompress.rescaling.known import Call, Host, Known, Values, narrowed
 from jcompress.tracing.jaxprs import Body, Kind, aval_shape, bodies, is_literal, kind_of
 from jcompress.tracing.trace import Traced
-from jcompress.tracing.values import Location
+from jcompress.tracing.values import Location, Place
 from jcompress.tracing.views import View, follow
-
-Host = np.ndarray[Any, Any]
+from jcompress.tracing.walk import Domain, Inside, walk
 
 OUTPUT: Location = (-1,)
 """Where a leaf is used that the function returns."""
@@ -26,63 +26,8 @@ _VIEWS = frozenset(
 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Call:
-    """An equation all of whose inputs are known, in one place of the program."""
-
-    eqn: Any
-    inputs: "tuple[Known, ...]"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Known:
-    """A value that depends on leaves and constants only.
-
-    Attributes:
-        shape: its shape.
-        leaves: the numbers of the leaves that it is made from.
-        source: the equation that gives it, the value that it is a reshape of, or the
-            constant; None for a leaf.
-        result: which of the equation's results it is; of a leaf, the leaf's number.
-    """
-
-    shape: tuple[int, ...]
-    leaves: frozenset[int]
-    source: Any = None
-    result: int = 0
-
-
-class Values:
-    """Evaluates `Known` values for given leaves, each equation once."""
-
-    def __init__(self, leaves: Sequence[Any]) -> None:
-        self._leaves = leaves
-        self._made: dict[_Call, list[Any]] = {}
-
-    def __call__(self, known: Known) -> Any:
-        """The number that a known value has."""
-        source = known.source
-        if isinstance(source, Known):
-            return np.asarray(self(source)).reshape(known.shape)
-        if isinstance(source, _Call):
-            if source not in self._made:
-                self._made[source] = self._call(source)
-            return self._made[source][known.result]
-        if source is not None:
-            return source
-        leaf = self._leaves[known.result]
-        return leaf.dense() if is_compressed(leaf) else leaf
-
-    def _call(self, call: _Call) -> list[Any]:
-        primitive = call.eqn.primitive
-        ins = [self(value) for value in call.inputs]
-        with call.eqn.ctx.manager:
-            out = primitive.bind(*ins, **primitive.get_bind_params(call.eqn.params))
-        return list(out) if primitive.multiple_results else [out]
-
-
 @dataclasses.dataclass(frozen=True)
-class Step:
+class AffineStep:
     """One equation that scales or shifts the result of a product.
 
     Attributes:
@@ -133,7 +78,7 @@ class Chain:
     weight: Known
     channels: tuple[tuple[int, int], ...]
     sizes: tuple[int, ...]
-    steps: list[Step] = dataclasses.field(default_factory=list)
+    steps: list[AffineStep] = dataclasses.field(default_factory=list)
 
     @property
     def places(self) -> set[Location]:
@@ -178,80 +123,108 @@ class Affine:
 
 def find_chains(traced: Traced) -> Affine:
     """Find each product's result for as long as it is only scaled and shifted."""
-    walk = _Walk(traced)
-    known: list[Any] = [
+    chains = _Chains(traced)
+    known: list[_Value] = [
         Known(tuple(leaf.shape), frozenset({number}), result=number)
         for number, (_, leaf) in enumerate(traced.sites.leaves)
     ]
-    inputs = [*known, *(_Data("an input of the function") for _ in traced.data)]
-    for out in walk.run(traced.body, inputs, ()):
+    data = (_Data("an input of the function") for _ in traced.data)
+    for out in walk(traced.body, [*known, *data], chains):
         if isinstance(out, Known):
-            walk.use(out, OUTPUT)
-    used = {leaf: frozenset(places) for leaf, places in walk.used.items()}
-    return Affine(tuple(walk.chains), used, walk.broken)
+            chains.use(out, OUTPUT)
+    used = {leaf: frozenset(places) for leaf, places in chains.used.items()}
+    return Affine(tuple(chains.found), used, chains.broken)
 
 
-class _Walk:
+_Value = Known | _Data
+
+
+def _shared(body: Body) -> frozenset[Any]:
+    """The values with several readers, in a program and in those that it holds."""
+    uses = collections.Counter(
+        atom
+        for atoms in (*(e.invars for e in body.jaxpr.eqns), body.jaxpr.outvars)
+        for atom in atoms
+        if not is_literal(atom)
+    )
+    shared = frozenset(atom for atom, times in uses.items() if times > 1)
+    held = (b for e in body.jaxpr.eqns if kind_of(e) in _ENTERED for b in bodies(e))
+    return shared.union(*map(_shared, held))
+
+
+_ENTERED = frozenset({Kind.CALL, Kind.INLINE, Kind.REMAT})
+"""What runs once, as if it stood in the program around it."""
+
+
+class _Chains(Domain[_Value]):
+    """Follows the results of products for as long as they are scaled and shifted.
+
+    Attributes:
+        found: the chains.
+        used: where each leaf meets data.
+        broken: why a leaf that scales data is in no chain.
+    """
+
     def __init__(self, traced: Traced) -> None:
         self._traced = traced
-        self.chains: list[Chain] = []
+        self._shared = _shared(traced.body)
+        self.found: list[Chain] = []
         self.used: dict[int, set[Location]] = collections.defaultdict(set)
         self.broken: dict[int, str] = {}
 
     def use(self, value: Known, where: Location) -> None:
+        """Leaves meet data, or are returned."""
         for leaf in value.leaves:
             self.used[leaf].add(where)
 
-    def run(self, body: Body, inputs: list[Any], at: Location) -> list[Any]:
-        env: dict[Any, Any] = dict(zip(body.jaxpr.invars, inputs, strict=True))
-        for var, const in zip(body.jaxpr.constvars, body.consts, strict=True):
-            env[var] = Known(aval_shape(var), frozenset(), const)
-        uses = collections.Counter(
-            atom
-            for atoms in (*(e.invars for e in body.jaxpr.eqns), body.jaxpr.outvars)
-            for atom in atoms
-            if not is_literal(atom)
-        )
+    def constant(self, value: Any, aval: Any) -> _Value:
+        """A value that depends on no leaf."""
+        if not isinstance(value, jax.Array):
+            value = np.asarray(value, aval.dtype)
+        return Known(tuple(aval.shape), frozenset(), value)
 
-        def read(atom: Any) -> Any:
-            if is_literal(atom):
-                constant = np.asarray(atom.val, atom.aval.dtype)
-                return Known((), frozenset(), constant)
-            value = env[atom]
-            if isinstance(value, _Data) and value.chain and uses[atom] > 1:
-                name = self._name(value.chain)
-                return _Data(f"the result of {name}, which is used elsewhere too")
-            return value
-
-        for index, eqn in enumerate(body.jaxpr.eqns):
-            outs = self._equation(eqn, [read(v) for v in eqn.invars], (*at, index))
-            env.update(zip(eqn.outvars, outs, strict=True))
-        return [read(atom) for atom in body.jaxpr.outvars]
-
-    def _name(self, chain: Chain) -> str:
-        return " and ".join(self._traced.names[leaf] for leaf in chain.weight.leaves)
-
-    def _equation(self, eqn: Any, ins: list[Any], here: Location) -> list[Any]:
-        if all(isinstance(value, Known) for value in ins):
-            leaves = frozenset[int]().union(*(value.leaves for value in ins))
-            call = _Call(eqn, tuple(ins))
+    def equation(
+        self, eqn: Any, ins: list[_Value], place: Place, inside: Inside[_Value] | None
+    ) -> list[_Value]:
+        """What becomes of products and of leaves in an equation."""
+        ins = self._read(eqn.invars, ins)
+        known = [value for value in ins if isinstance(value, Known)]
+        if len(known) == len(ins):
+            leaves = frozenset[int]().union(*(value.leaves for value in known))
+            call = Call(eqn, tuple(known))
             return [
                 Known(aval_shape(var), leaves, call, number)
                 for number, var in enumerate(eqn.outvars)
             ]
-        kind = kind_of(eqn)
-        if kind in (Kind.CALL, Kind.INLINE, Kind.REMAT):
+        if inside is not None and kind_of(eqn) in _ENTERED:
             (body,) = bodies(eqn)
-            return self.run(body, ins, (*here, 0))
-        for value in ins:
-            if isinstance(value, Known):
-                self.use(value, here)
-        if kind is Kind.LEAF:
+            return self._read(body.jaxpr.outvars, inside(ins))
+        for value in known:
+            self.use(value, place.location)
+        if inside is None:
             for attempt in (self._product, self._viewed, self._step):
-                out = attempt(eqn, ins, here)
+                out = attempt(eqn, ins, place.location)
                 if out is not None:
                     return [out]
         return [_Data(eqn.primitive.name)] * len(eqn.outvars)
+
+    def _read(self, atoms: Sequence[Any], values: list[_Value]) -> list[_Value]:
+        """Values as one of their readers may take them: if others read them, too, the
+        chain ends there."""
+        return [
+            _Data(
+                f"the result of {self._name(value.chain)}, which is used elsewhere too"
+            )
+            if isinstance(value, _Data)
+            and value.chain
+            and not is_literal(atom)
+            and atom in self._shared
+            else value
+            for atom, value in zip(atoms, values, strict=True)
+        ]
+
+    def _name(self, chain: Chain) -> str:
+        return " and ".join(self._traced.names[leaf] for leaf in chain.weight.leaves)
 
     def _product(self, eqn: Any, ins: list[Any], here: Location) -> _Data | None:
         name = eqn.primitive.name
@@ -271,7 +244,7 @@ class _Walk:
         shape = aval_shape(eqn.outvars[0])
         sizes = tuple(shape[out] for out, _ in channels)
         chain = Chain(here, operand, weight, tuple(channels), sizes)
-        self.chains.append(chain)
+        self.found.append(chain)
         return _Data(name, chain, View.whole(0, shape))
 
     def _viewed(self, eqn: Any, ins: list[Any], here: Location) -> _Data | None:
@@ -307,7 +280,7 @@ class _Walk:
             if placed is not None:
                 narrow, places = placed
                 sign = (_SCALES if scales else _SHIFTS)[name]
-                step = Step(here, scales, sign, narrow, places, data)
+                step = AffineStep(here, scales, sign, narrow, places, data)
                 value.chain.steps.append(step)
                 return _Data(name, value.chain, value.view)
             broken = f"it is not by output channel of {self._name(value.chain)}"
@@ -347,22 +320,8 @@ def _placed(
         if len(found) != 1 or len(view.dims[found[0]]) != 1 or view.partial:
             return None
         places.append(found[0])
-    narrow = _narrow(by)
+    narrow = narrowed(by)
     others = [n for d, n in enumerate(narrow.shape) if d not in places]
     if len(narrow.shape) != len(view.dims) or math.prod(others) != 1:
         return None
     return narrow, tuple(places)
-
-
-def _narrow(known: Known) -> Known:
-    """The value before its entries were repeated along axes that it did not have."""
-    call = known.source
-    if not isinstance(call, _Call) or call.eqn.primitive.name != "broadcast_in_dim":
-        return known
-    (inner,) = call.inputs
-    shape = [1] * len(known.shape)
-    for axis, size in zip(
-        call.eqn.params["broadcast_dimensions"], inner.shape, strict=True
-    ):
-        shape[axis] = size
-    return Known(tuple(shape), known.leaves, inner)

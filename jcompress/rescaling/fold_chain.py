@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.rescaling.affine import Affine, Chain, Host, Step, Values
+from jcompress.rescaling.affine import Affine, AffineStep, Chain
+from jcompress.rescaling.known import Host, Values
 from jcompress.tensors import is_compressed
 from jcompress.tracing.trace import Traced
 
@@ -166,7 +167,7 @@ class Attempt:
                     return self._cut()
         return None
 
-    def _neutral(self, step: Step) -> dict[int, jax.Array]:
+    def _neutral(self, step: AffineStep) -> dict[int, jax.Array]:
         """Values of the leaves of a factor that make it 1."""
         ones = {leaf: self._like(leaf, 1.0) for leaf in sorted(step.by.leaves)}
         base = step.vector(self._with(ones))

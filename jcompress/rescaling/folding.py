@@ -11,10 +11,11 @@ import numpy as np
 
 from jcompress.errors import MismatchError
 from jcompress.leaves import path_name
-from jcompress.rescaling.affine import Host, Values, find_chains
+from jcompress.rescaling.affine import find_chains
 from jcompress.rescaling.fold_chain import Attempt, StaysError
 from jcompress.rescaling.fold_chain import Folded as Folded
 from jcompress.rescaling.fold_chain import Neutral as Neutral
+from jcompress.rescaling.known import Host, Values
 from jcompress.sites import Operation
 from jcompress.tensors import is_compressed
 from jcompress.tracing.handlers import Bind, Handler

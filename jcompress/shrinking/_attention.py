@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jcompress.errors import MismatchError
 from jcompress.shrinking._ids import Ids, Why
-from jcompress.shrinking._labels import Constant, Labels, Product
+from jcompress.shrinking._labels import Constant, Contraction, Labels
 from jcompress.sites import PRODUCTS
 from jcompress.tracing.trace import Traced
 from jcompress.tracing.values import Location
@@ -17,7 +17,7 @@ _EXPONENTS = (-0.5, -0.25)
 """All at once; or by halves, at the query and at the key."""
 
 
-class Known(NamedTuple):
+class WeightProducts(NamedTuple):
     """Which products have a weight among their factors, by location.
 
     Attributes:
@@ -30,7 +30,7 @@ class Known(NamedTuple):
     derived: frozenset[Location]
 
     @classmethod
-    def of(cls, traced: Traced) -> "Known":
+    def of(cls, traced: Traced) -> "WeightProducts":
         """Read it off the table of sites."""
         sites = [s for s in traced.sites if s.operation in PRODUCTS]
         direct = frozenset(s.location for s in sites if not s.derived)
@@ -44,12 +44,12 @@ class Attention:
         sealed: the functions with gradient rules of their own.
     """
 
-    def __init__(self, known: Known) -> None:
+    def __init__(self, known: WeightProducts) -> None:
         self.sealed: list[Location] = []
         self._known = known
-        self._products: dict[Location, Product] = {}
-        self._scores: dict[Location, Product] = {}
-        self._met: list[tuple[Constant, tuple[Product, ...]]] = []
+        self._products: dict[Location, Contraction] = {}
+        self._scores: dict[Location, Contraction] = {}
+        self._met: list[tuple[Constant, tuple[Contraction, ...]]] = []
 
     def follow(
         self, eqn: Any, ins: list[Labels], outs: list[Labels], here: Location, why: Why
@@ -71,22 +71,22 @@ class Attention:
 
     def _product(
         self, eqn: Any, ins: list[Labels], here: Location, why: Why
-    ) -> Product:
+    ) -> Contraction:
         if here in self._known.weights or eqn.primitive.name != "dot_general":
             # All are one: of them only counts by what they are multiplied since.
-            return Product((), why, (), ())
+            return Contraction((), why, (), ())
         sides = tuple(
             frozenset(c for product in value.past for c in product.after)
             for value in ins[:2]
         )
         (axes, _), _ = eqn.params["dimension_numbers"]
         contracted = tuple(ins[0].ids[axis] for axis in axes)
-        self._products[here] = Product(here, why, contracted, sides)
+        self._products[here] = Contraction(here, why, contracted, sides)
         return self._products[here]
 
     def _multiplied(
-        self, eqn: Any, ins: list[Labels], here: Location, past: tuple[Product, ...]
-    ) -> tuple[Product, ...]:
+        self, eqn: Any, ins: list[Labels], here: Location, past: tuple[Contraction, ...]
+    ) -> tuple[Contraction, ...]:
         divides = eqn.primitive.name == "div"
         for operand in (1,) if divides else (0, 1):
             number = ins[operand].number
@@ -114,7 +114,7 @@ class Attention:
                 more than once, or stands where it cannot be changed.
         """
         found: dict[Location, tuple[int, float]] = {}
-        unscaled: list[Product] = []
+        unscaled: list[Contraction] = []
         rescaled = 0
         for product in self._products.values():
             before, after = sizes(product.contracted)
@@ -149,7 +149,7 @@ class Attention:
             )
         return found
 
-    def _check(self, constant: Constant, scores: Product) -> None:
+    def _check(self, constant: Constant, scores: Contraction) -> None:
         for place in self.sealed:
             if constant.at[: len(place)] == place:
                 raise MismatchError(
@@ -171,8 +171,8 @@ class Attention:
 _ASKED = "shrunk: rescale_attention"
 
 
-def _merged(products: Iterable[Product]) -> tuple[Product, ...]:
-    found: dict[Location, Product] = {}
+def _merged(products: Iterable[Contraction]) -> tuple[Contraction, ...]:
+    found: dict[Location, Contraction] = {}
     for product in products:
         known = found.get(product.at)
         if known is not None and known is not product:
@@ -181,7 +181,7 @@ def _merged(products: Iterable[Product]) -> tuple[Product, ...]:
     return tuple(found.values())
 
 
-def _powers(scores: Product, size: int) -> list[tuple[Constant, float]]:
+def _powers(scores: Contraction, size: int) -> list[tuple[Constant, float]]:
     """Its constants that are powers of a size; what scales both sides comes twice."""
     return [
         (constant, power)
@@ -192,7 +192,7 @@ def _powers(scores: Product, size: int) -> list[tuple[Constant, float]]:
     ]
 
 
-def _not_found(scores: Product, before: int, after: int, total: float) -> str:
+def _not_found(scores: Contraction, before: int, after: int, total: float) -> str:
     constants = {c for side in (*scores.sides, scores.after) for c in side}
     seen = ", ".join(f"{c.factor:.6g}" for c in sorted(constants)) or "none"
     what = "no" if total == 0 else "not one"

@@ -49,22 +49,30 @@ def _scatter(
     numbers = eqn.params["dimension_numbers"]
     operand, indices, updates = (value.ids for value in ins)
     c.ties.fix(indices[-1], why)
-    gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+    batch = numbers.operand_batching_dims
+    for axis, other in zip(batch, numbers.scatter_indices_batching_dims, strict=True):
+        c.ties.tie(operand[axis], indices[other], why)
+    gone = set(numbers.inserted_window_dims)
     window = iter(numbers.update_window_dims)
+    made = list(operand)
     for axis, ids in enumerate(operand):
+        if axis in batch:
+            made[axis] = c.ties.lasting(ids)
+            continue
         if axis in gone:
             c.ties.fix(ids, why)
             continue
         given = updates[next(window)]
         if len(given) == len(ids):
             c.ties.tie(ids, given, why)
+            made[axis] = c.zero_in_both(ids, given)
         else:
             c.ties.fix(ids, why)
             c.ties.fix(given, why)
     rows = [a for a in range(len(updates)) if a not in numbers.update_window_dims]
     for axis, ids in zip(rows, indices[:-1], strict=True):
         c.ties.tie(updates[axis], ids, why)
-    return [Labels(operand)]
+    return [Labels(tuple(made))]
 
 
 def _dynamic_slice(
@@ -81,13 +89,16 @@ def _dynamic_slice(
 def _dynamic_update_slice(
     c: "Coupling", eqn: Any, ins: list[Labels], why: Why, here: Location
 ) -> list[Labels]:
+    made = []
     for ids, given in zip(ins[0].ids, ins[1].ids, strict=True):
         if len(ids) == len(given):
             c.ties.tie(ids, given, why)
+            made.append(c.zero_in_both(ids, given))
         else:
             c.ties.fix(ids, why)
             c.ties.fix(given, why)
-    return [Labels(ins[0].ids)]
+            made.append(ids)
+    return [Labels(tuple(made))]
 
 
 _SCATTERS = (

@@ -110,6 +110,7 @@ def _concatenate(
         for number, one in enumerate(other.ids):
             if number != axis:
                 c.ties.tie(ids[number], one, why)
+                ids[number] = c.zero_in_both(ids[number], one)
     ids[axis] = np.concatenate([value.ids[axis] for value in ins])
     return [Labels(tuple(ids))]
 
@@ -117,9 +118,9 @@ def _concatenate(
 def _stack(
     c: "Coupling", eqn: Any, ins: list[Labels], why: Why, here: Location
 ) -> list[Labels]:
-    ids = list(ins[0].ids)
     for other in ins[1:]:
         c.alike(ins[0], other, why)
+    ids = list(map(c.zero_in_both, *(value.ids for value in ins)))
     ids.insert(eqn.params["axis"], fixed_ids(len(ins)))
     return [Labels(tuple(ids))]
 
@@ -144,8 +145,11 @@ def _pad(
     c: "Coupling", eqn: Any, ins: list[Labels], why: Why, here: Location
 ) -> list[Labels]:
     made = []
+    before = ins[0].ids
+    if ins[1].number != 0:
+        before = tuple(map(c.ties.lasting, before))
     for ids, (low, high, interior) in zip(
-        ins[0].ids, eqn.params["padding_config"], strict=True
+        before, eqn.params["padding_config"], strict=True
     ):
         if (low, high, interior) == (0, 0, 0):
             made.append(ids)

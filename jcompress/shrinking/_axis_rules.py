@@ -9,8 +9,9 @@ from jcompress.shrinking._axis_maps import MAPS
 from jcompress.shrinking._axis_moves import MOVES
 from jcompress.shrinking._axis_sums import SUMS
 from jcompress.shrinking._ids import Why
-from jcompress.shrinking._labels import Labels, fixed_ids
+from jcompress.shrinking._labels import Labels
 from jcompress.shrinking._rule import Rule, unknown
+from jcompress.shrinking._zeros import zeros_through
 from jcompress.tracing.jaxprs import aval_shape
 from jcompress.tracing.uses import ELEMENTWISE
 from jcompress.tracing.values import Location
@@ -34,10 +35,10 @@ def _elementwise(
     ids = []
     for axis, size in enumerate(shape):
         # An axis of one position is repeated to meet the others.
-        here_ids = [v.ids[axis] for v in full if len(v.ids[axis]) == size]
-        for other in here_ids[1:]:
-            c.ties.tie(here_ids[0], other, why)
-        ids.append(here_ids[0] if here_ids else fixed_ids(size))
+        there = [v for v in full if len(v.ids[axis]) == size]
+        for other in there[1:]:
+            c.ties.tie(there[0].ids[axis], other.ids[axis], why)
+        ids.append(zeros_through(c, eqn, ins, axis))
     number = _number(eqn.primitive.name, [value.number for value in ins])
     if eqn.primitive.name in ("div", "mul") and len(ins) == 2:
         _note_count(c, eqn.primitive.name, ins, here)
@@ -70,14 +71,14 @@ def _number(name: str, given: Sequence[float | None]) -> float | None:
 
 def _note_count(c: "Coupling", name: str, ins: list[Labels], here: Location) -> None:
     for operand in (1,) if name == "div" else (0, 1):
-        number, summed = ins[operand].number, ins[1 - operand].summed
-        if summed is None or number is None or number == 0:
+        number, total = ins[operand].number, ins[1 - operand].total
+        if total is None or number is None or number == 0:
             continue
-        terms = math.prod(map(len, summed))
+        terms = math.prod(map(len, total.over))
         divisor = number if name == "div" else 1 / number
         # A variance may be divided by one less than the number of its terms.
         if any(math.isclose(divisor, n, rel_tol=1e-6) for n in (terms, terms - 1)):
-            c.count(here, operand, name == "mul", summed)
+            c.count(here, operand, name == "mul", total)
 
 
 def _convert(
@@ -100,7 +101,7 @@ def _random_bits(
     keys = ins[0].ids
     c.fix(ins[0], why)
     shape = aval_shape(eqn.outvars[0])
-    return [Labels((*keys, *c.fresh(shape[len(keys) :])))]
+    return [Labels((*keys, *map(c.ties.lasting, c.fresh(shape[len(keys) :]))))]
 
 
 POINTWISE = ELEMENTWISE | {

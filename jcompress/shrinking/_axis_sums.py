@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jcompress.shrinking._ids import Ids, Why
-from jcompress.shrinking._labels import Labels, fixed_ids
+from jcompress.shrinking._labels import Labels, Total, fixed_ids
 from jcompress.shrinking._rule import Rule, unknown
 from jcompress.tracing.jaxprs import aval_shape
 from jcompress.tracing.values import Location
@@ -20,11 +20,18 @@ def _reduce(
     axes = set(eqn.params["axes"])
     ids = ins[0].ids
     over = tuple(ids[axis] for axis in sorted(axes))
-    for one in over:
-        c.ties.reduce(one, why)
     kept = tuple(one for axis, one in enumerate(ids) if axis not in axes)
-    summed = over if eqn.primitive.name == "reduce_sum" else None
-    return [Labels(kept, summed=summed)] * len(eqn.outvars)
+    if eqn.primitive.name != "reduce_sum":
+        for one in over:
+            c.ties.reduce(one, why)
+        return [Labels(kept)] * len(eqn.outvars)
+    for one in over:
+        # To a sum, what is zero where units are removed adds nothing, as in a product.
+        c.ties.reduce(one[c.ties.lasts(one)], why)
+    before = ins[0].total
+    if before is not None:
+        over = before.over + over
+    return [Labels(kept, total=Total(over, why))]
 
 
 def _arg_reduce(
@@ -47,28 +54,65 @@ def _along(
         c.alike(ins[0], value, why)
     ids = list(ins[0].ids)
     ids[axis] = fixed_ids(len(ids[axis]))
+    if eqn.primitive.name == "cumlogsumexp":
+        ids = [c.ties.lasting(one) for one in ids]
     return [Labels(tuple(ids))] * len(eqn.outvars)
+
+
+def _generic_reduce(
+    c: "Coupling", eqn: Any, ins: list[Labels], why: Why, here: Location
+) -> list[Labels]:
+    """A reduction by a function of the user's, of one array or several."""
+    axes = set(eqn.params["dimensions"])
+    arrays = ins[: len(eqn.outvars)]
+    for value in arrays:
+        c.alike(arrays[0], value, why)
+    for axis in axes:
+        c.ties.reduce(arrays[0].ids[axis], why)
+    kept = [ids for axis, ids in enumerate(arrays[0].ids) if axis not in axes]
+    return [Labels(tuple(map(c.ties.lasting, kept)))] * len(arrays)
 
 
 def _window(
     c: "Coupling", eqn: Any, ins: list[Labels], why: Why, here: Location
 ) -> list[Labels]:
-    p = eqn.params
     shape = aval_shape(eqn.outvars[0])
+    arrays = ins[: len(eqn.outvars)]
+    for value in arrays:
+        c.alike(arrays[0], value, why)
     ids = []
-    for axis, one in enumerate(ins[0].ids):
-        same = (
-            p["window_dimensions"][axis] == 1
-            and p["window_strides"][axis] == 1
-            and tuple(p["padding"][axis]) == (0, 0)
-            and p["base_dilation"][axis] == 1
-        )
-        if not same:
+    for axis, one in enumerate(arrays[0].ids):
+        slides = _slides(eqn, axis)
+        if slides:
             c.ties.fix(one, why)
-        ids.append(one if same else fixed_ids(shape[axis]))
-    for value in ins[1:]:
-        c.fix(value, why)
-    return [Labels(tuple(ids))]
+        ids.append(fixed_ids(shape[axis]) if slides else one)
+    if eqn.primitive.name == "reduce_window":
+        ids = list(map(c.ties.lasting, ids))
+    return [Labels(tuple(ids))] * len(arrays)
+
+
+def _window_gradient(
+    c: "Coupling", eqn: Any, ins: list[Labels], why: Why, here: Location
+) -> list[Labels]:
+    source, operand = ins[0].ids, ins[1].ids
+    for axis, (a, b) in enumerate(zip(source, operand, strict=True)):
+        if _slides(eqn, axis):
+            c.ties.fix(a, why)
+            c.ties.fix(b, why)
+        else:
+            c.ties.tie(b, a, why)
+    return [Labels(tuple(map(c.ties.lasting, operand)))]
+
+
+def _slides(eqn: Any, axis: int) -> bool:
+    """Whether a window takes more than one position, or not each, of an axis."""
+    p = eqn.params
+    return not (
+        p["window_dimensions"][axis] == 1
+        and p["window_strides"][axis] == 1
+        and tuple(p["padding"][axis]) == (0, 0)
+        and p.get("base_dilation", {axis: 1})[axis] == 1
+    )
 
 
 def _dot(
@@ -81,7 +125,8 @@ def _dot(
             c.ties.tie(left[a], right[b], why)
     gone_left = {*contract[0], *batch[0]}
     gone_right = {*contract[1], *batch[1]}
-    ids = [left[axis] for axis in batch[0]]
+    pairs = zip(*batch, strict=True)
+    ids = [c.zero_in_either(left[a], right[b]) for a, b in pairs]
     ids += [one for axis, one in enumerate(left) if axis not in gone_left]
     ids += [one for axis, one in enumerate(right) if axis not in gone_right]
     return [Labels(tuple(ids))]
@@ -147,7 +192,10 @@ SUMS: dict[str, Rule] = {
     **{f"reduce_{name}": _reduce for name in _REDUCTIONS},
     **dict.fromkeys(_RUNNING, _along),
     **dict.fromkeys(("argmax", "argmin"), _arg_reduce),
+    "reduce": _generic_reduce,
     **{f"reduce_window_{name}": _window for name in ("sum", "max", "min")},
+    "reduce_window": _window,
+    "select_and_scatter_add": _window_gradient,
     "dot_general": _dot,
     "ragged_dot_general": _ragged_dot,
     "conv_general_dilated": _conv,

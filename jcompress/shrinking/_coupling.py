@@ -11,30 +11,20 @@ from jcompress.shrinking._axis_rules import POINTWISE, RULES
 from jcompress.shrinking._ids import FIXED, Ids, Ties, Why
 from jcompress.shrinking._labels import (
     Labels,
+    Total,
     fixed_ids,
     fixed_labels,
-    literal_labels,
     number_of,
 )
 from jcompress.shrinking._rule import unknown
-from jcompress.tracing.jaxprs import (
-    Body,
-    Kind,
-    bodies,
-    is_literal,
-    kind_of,
-    scan_counts,
-    split,
-)
-from jcompress.tracing.values import Location
+from jcompress.shrinking._symbolic import concrete, size_of
+from jcompress.tracing.jaxprs import CUSTOM_GRADIENTS, Kind, kind_of, scan_counts
+from jcompress.tracing.values import Location, Place
 from jcompress.tracing.views import SAME
+from jcompress.tracing.walk import Domain, Inside
 
 Choices = dict[tuple[Location, int], int]
 """Which of several axes keeps its ids at a reshape that mixes axes."""
-
-
-CUSTOM_GRADIENTS = frozenset({"custom_jvp_call", "custom_vjp_call"})
-"""Operations with a gradient rule of their own, which is shrunk as well."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +36,7 @@ class Ambiguity:
     chosen: Ids
 
 
-class Coupling:
+class Coupling(Domain[Labels]):
     """One pass through a program.
 
     Attributes:
@@ -54,7 +44,7 @@ class Coupling:
         equations: for each equation the labels of its inputs and results.
         taken: which inputs of which equations are constants, each with the ids of the
             part that the equation takes.
-        returned: the same for the results of programs within the program, by the
+        returns: the same for the results of programs within the program, by the
             location of the program.
         counts: the equations that divide a sum by the number of its terms: which input
             is that number, whether it is its reciprocal, and the ids of the summed
@@ -75,7 +65,7 @@ class Coupling:
             Location, tuple[tuple[Labels, ...], tuple[Labels, ...]]
         ] = {}
         self.taken: dict[Location, dict[int, Labels]] = {}
-        self.returned: dict[Location, dict[int, Labels]] = {}
+        self.returns: dict[Location, dict[int, Labels]] = {}
         self.counts: dict[Location, tuple[int, bool, tuple[Ids, ...]]] = {}
         self.ambiguities: list[Ambiguity] = []
         self._choices = choices
@@ -87,7 +77,7 @@ class Coupling:
 
     def copies(self, shape: Sequence[int]) -> tuple[Ids, ...]:
         """Ids for axes along which a value is repeated."""
-        made = self.fresh(shape)
+        made = tuple(map(self.ties.lasting, self.fresh(shape)))
         self._copies.update(int(ids[0]) for ids in made if len(ids))
         return made
 
@@ -114,44 +104,52 @@ class Coupling:
                 found[at.key] = now + 1
         return found
 
-    def run(
-        self, body: Body, inputs: Sequence[Labels], at: Location = (), scope: str = ""
+    def constant(self, value: Any, aval: Any) -> Labels:
+        """What depends on no leaf and no argument; one number may matter."""
+        ids = tuple(map(fixed_ids, np.shape(value)))
+        return Labels(ids, number=number_of(value), constant=True)
+
+    def equation(
+        self, eqn: Any, ins: list[Labels], place: Place, inside: Inside[Labels] | None
     ) -> list[Labels]:
-        """Move the ids of the inputs through a program; gives those of the results."""
-        consts = [
-            Labels(
-                tuple(map(fixed_ids, np.shape(c))), number=number_of(c), constant=True
-            )
-            for c in body.consts
-        ]
-        known: dict[Any, Labels] = dict(zip(body.jaxpr.constvars, consts, strict=True))
-        known.update(zip(body.jaxpr.invars, inputs, strict=True))
-
-        def of(atom: Any) -> Labels:
-            return literal_labels(atom) if is_literal(atom) else known[atom]
-
-        for index, eqn in enumerate(body.jaxpr.eqns):
-            ins = [of(atom) for atom in eqn.invars]
-            constant = all(value.constant for value in ins) and not eqn.effects
-            if not constant:
-                ins = self._parts(eqn, ins, (*at, index))
-            inside = _joined(scope, str(eqn.source_info.name_stack))
-            if constant:
-                outs = self._constant(eqn, ins, (*at, index), inside)
+        """Move the ids of the inputs of an equation to its results."""
+        here = place.location
+        eqn = concrete(eqn)
+        made_of = [frozenset() if v.constant else v.arguments for v in ins]
+        data = frozenset[str]().union(*(names for names in made_of if names))
+        why = Why(eqn.primitive.name, place.scope_of(eqn), " and ".join(sorted(data)))
+        if all(value.constant for value in ins) and not eqn.effects:
+            outs = self._constant(eqn, ins, why, here)
+        else:
+            ins = self._parts(eqn, ins, here)
+            if inside is not None and _entered(eqn):
+                if kind_of(eqn) is Kind.SEALED and self.attention is not None:
+                    self.attention.sealed.append(here)
+                outs = inside(ins)
             else:
-                outs = self._equation(eqn, ins, (*at, index), inside)
-            self.equations[*at, index] = (tuple(ins), tuple(outs))
-            known.update(zip(eqn.outvars, outs, strict=True))
-        return [of(atom) for atom in body.jaxpr.outvars]
+                outs = self._rule(eqn, ins, why, here)
+            if None not in made_of:
+                outs = [dataclasses.replace(out, arguments=data) for out in outs]
+        self.equations[here] = (tuple(ins), tuple(outs))
+        return outs
+
+    def _rule(
+        self, eqn: Any, ins: list[Labels], why: Why, here: Location
+    ) -> list[Labels]:
+        outs = RULES.get(eqn.primitive.name, unknown)(self, eqn, ins, why, here)
+        if self.attention is None:
+            return outs
+        return self.attention.follow(eqn, ins, outs, here, why)
 
     def _constant(
-        self, eqn: Any, ins: list[Labels], here: Location, scope: str
+        self, eqn: Any, ins: list[Labels], why: Why, here: Location
     ) -> list[Labels]:
         """What depends on constants only is one, of which the number may be known."""
         numbers: list[float | None] = [None] * len(eqn.outvars)
         if eqn.primitive.name in POINTWISE or eqn.primitive.name in SAME:
-            outs = self._equation(eqn, ins, here, scope)
-            numbers = [value.number for value in outs]
+            numbers = [v.number for v in self._rule(eqn, ins, why, here)]
+        elif eqn.primitive.name == "broadcast_in_dim" and ins[0].number == 0:
+            numbers = [0.0]
         return [
             dataclasses.replace(fixed_labels(var), number=number, constant=True)
             for var, number in zip(eqn.outvars, numbers, strict=True)
@@ -181,102 +179,70 @@ class Coupling:
         return [parts.get(number, value) for number, value in enumerate(ins)]
 
     def _part(self, value: Labels) -> Labels:
-        return dataclasses.replace(value, ids=self.fresh(value.shape), constant=False)
+        ids = self.fresh(value.shape)
+        if value.number != 0:
+            ids = tuple(map(self.ties.lasting, ids))
+        return dataclasses.replace(value, ids=ids, constant=False)
 
-    def _results(
-        self, body: Body, inputs: Sequence[Labels], at: Location, scope: str
-    ) -> list[Labels]:
-        """As `run`, for a program whose results meet others: of the next step, say."""
-        outs = self.run(body, inputs, at, scope)
+    def returned(self, outs: list[Labels], place: Place) -> list[Labels]:
+        """The results with ids of their own for the parts of constants."""
         parts = {
             number: self._part(value)
             for number, value in enumerate(outs)
             if value.constant and value.ids
         }
         if parts:
-            self.returned[at] = parts
+            self.returns[place.location] = parts
         return [parts.get(number, value) for number, value in enumerate(outs)]
 
-    def _equation(
-        self, eqn: Any, ins: list[Labels], here: Location, scope: str
-    ) -> list[Labels]:
-        why = Why(eqn.primitive.name, scope)
-        match kind_of(eqn):
-            case Kind.LEAF:
-                rule = RULES.get(eqn.primitive.name, unknown)
-                outs = rule(self, eqn, ins, why, here)
-                if self.attention is None:
-                    return outs
-                return self.attention.follow(eqn, ins, outs, here, why)
-            case Kind.SEALED if eqn.primitive.name not in CUSTOM_GRADIENTS:
-                return unknown(self, eqn, ins, why, here)
-            case Kind.SCAN:
-                return self._scan(eqn, ins, why, here, scope)
-            case Kind.WHILE:
-                return self._while(eqn, ins, why, here, scope)
-            case Kind.COND:
-                return self._cond(eqn, ins, why, here, scope)
-            case Kind.SHARD_MAP:
-                return self._shard_map(eqn, ins, why, here)
-            case Kind.SEALED if self.attention is not None:
-                self.attention.sealed.append(here)
-        (body,) = bodies(eqn)
-        return self.run(body, ins, (*here, 0), scope)
+    def carried(self, value: Labels) -> Labels:
+        """The ids alone: a number is another one in the next step, a zero none."""
+        return Labels(tuple(map(self.ties.lasting, value.ids)))
 
-    def _scan(
-        self, eqn: Any, ins: list[Labels], why: Why, here: Location, scope: str
-    ) -> list[Labels]:
-        (body,) = bodies(eqn)
-        n_consts, n_carry = scan_counts(eqn)
-        consts, carry, xs = split(ins, n_consts, n_carry)
-        steps = xs[0].ids[0] if xs else fixed_ids(eqn.params["length"])
+    def slices(self, eqn: Any, xs: list[Labels], place: Place) -> list[Labels]:
+        """The ids of the axes behind the first, along which all go together."""
+        why = Why(eqn.primitive.name, place.scope)
         for x in xs:
-            self.ties.tie(steps, x.ids[0], why)
-        # Without some of its steps a loop computes something else.
-        self.ties.reduce(steps, why)
-        slices = [Labels(x.ids[1:], past=x.past) for x in xs]
-        carry = [Labels(value.ids) for value in carry]
-        outs = self._results(body, [*consts, *carry, *slices], (*here, 0), scope)
-        for before, after in zip(carry, outs[:n_carry], strict=True):
-            self.alike(before, after, why)
-        stacked = (Labels((steps, *y.ids), past=y.past) for y in outs[n_carry:])
-        return [*carry, *stacked]
+            self.ties.tie(xs[0].ids[0], x.ids[0], why)
+            # Without some of its steps a loop computes something else.
+            self.ties.reduce(x.ids[0], why)
+        return [Labels(x.ids[1:], past=x.past) for x in xs]
 
-    def _while(
-        self, eqn: Any, ins: list[Labels], why: Why, here: Location, scope: str
+    def stacked(
+        self, eqn: Any, xs: list[Labels], ys: list[Labels], place: Place
     ) -> list[Labels]:
-        cond, body = bodies(eqn)
-        n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-        cond_consts, body_consts, carry = split(ins, n_cond, n_body)
-        carry = [Labels(value.ids) for value in carry]
-        self.run(cond, [*cond_consts, *carry], (*here, 0), scope)
-        outs = self._results(body, [*body_consts, *carry], (*here, 1), scope)
-        for before, after in zip(carry, outs, strict=True):
-            self.alike(before, after, why)
-        return carry
+        """The ids with those of the steps before them."""
+        steps = xs[0].ids[0] if xs else fixed_ids(size_of(eqn.params["length"]))
+        return [Labels((steps, *y.ids), past=y.past) for y in ys]
 
-    def _cond(
-        self, eqn: Any, ins: list[Labels], why: Why, here: Location, scope: str
-    ) -> list[Labels]:
-        results = [
-            self._results(branch, ins[1:], (*here, number), scope)
-            for number, branch in enumerate(bodies(eqn))
-        ]
-        for other in results[1:]:
-            for a, b in zip(results[0], other, strict=True):
-                self.alike(a, b, why)
-        return [Labels(value.ids, past=value.past) for value in results[0]]
+    def join(self, eqn: Any, a: Labels, b: Labels, place: Place) -> Labels:
+        """One value, position by position."""
+        self.alike(a, b, Why(eqn.primitive.name, place.scope))
+        ids = tuple(map(self.zero_in_both, a.ids, b.ids))
+        same = all(new is old for new, old in zip(ids, a.ids, strict=True))
+        return a if same else dataclasses.replace(a, ids=ids)
 
-    def _shard_map(
-        self, eqn: Any, ins: list[Labels], why: Why, here: Location
-    ) -> list[Labels]:
-        # Ids of a whole axis are not those of one device's part of it.
-        return unknown(self, eqn, ins, why, here)
+    def chosen(self, index: Labels, outs: list[Labels]) -> list[Labels]:
+        """The ids alone: a number may be another one in another branch."""
+        return [Labels(value.ids, past=value.past) for value in outs]
 
     def alike(self, a: Labels, b: Labels, why: Why) -> None:
         """Two values of one shape are one and the same, position by position."""
         for left, right in zip(a.ids, b.ids, strict=True):
             self.ties.tie(left, right, why)
+
+    def zero_in_both(self, a: Ids, *others: Ids) -> Ids:
+        """Ids of an axis that values have, zero where all of them are."""
+        for b in others:
+            last = self.ties.lasts(b) & ~self.ties.lasts(a) & (a != FIXED)
+            if last.any():
+                a = np.where(last, b, a)
+        return a
+
+    def zero_in_either(self, a: Ids, b: Ids) -> Ids:
+        """Ids of an axis that two values have, zero where one of them is."""
+        last = self.ties.lasts(a)
+        return np.where(last, b, a) if last.any() else a
 
     def fix(self, labels: Labels, why: Why) -> None:
         """No position of a value can be removed."""
@@ -288,12 +254,20 @@ class Coupling:
         here: Location,
         operand: int,
         reciprocal: bool,
-        summed: tuple[Ids, ...],
+        total: Total,
     ) -> None:
         """An equation divides a sum by the number of its terms."""
-        if any((ids != FIXED).any() for ids in summed):
-            self.counts[here] = (operand, reciprocal, summed)
+        if any((ids != FIXED).any() for ids in total.over):
+            self.counts[here] = (operand, reciprocal, total.over)
+        for ids in total.over:
+            # However small its terms are, there are fewer.
+            self.ties.reduce(ids, total.why)
 
 
-def _joined(outer: str, inner: str) -> str:
-    return "/".join(part for part in (outer, inner) if part)
+def _entered(eqn: Any) -> bool:
+    """Whether the ids go on in the programs that an equation holds."""
+    kind = kind_of(eqn)
+    if kind is Kind.SEALED:
+        return eqn.primitive.name in CUSTOM_GRADIENTS
+    # Ids of a whole axis are not those of one device's part of it.
+    return kind is not Kind.SHARD_MAP

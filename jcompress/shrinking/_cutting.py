@@ -12,8 +12,8 @@ from jcompress.leaves import path_name
 from jcompress.shrinking._sized import Keeps, cut
 from jcompress.tensors import is_compressed
 
-Masks = Mapping[str, Mapping[str, Any]]
-"""By the name of an array and by axis (a number, as text) which positions are kept."""
+Masks = Mapping[str, Mapping[int, Any]]
+"""By the name of an array and by axis which positions are kept."""
 
 
 def axis_name(path: str, axis: int, kind: str = "leaf") -> str:
@@ -30,8 +30,7 @@ def keeps_of(masks: Masks, name: str, rank: int) -> Keeps:
     """For each axis of an array which positions are kept."""
     axes = masks.get(name, {})
     return tuple(
-        np.asarray(axes[str(axis)], bool) if str(axis) in axes else None
-        for axis in range(rank)
+        np.asarray(axes[axis], bool) if axis in axes else None for axis in range(rank)
     )
 
 
@@ -90,22 +89,22 @@ def changed_leaves(
 
 
 def _fits(
-    name: str, leaf: Any, axes: Mapping[str, Any], *, after: bool, of: str, hint: str
+    name: str, leaf: Any, axes: Mapping[int, Any], *, after: bool, of: str, hint: str
 ) -> None:
     for axis, mask in axes.items():
         wanted = int(np.sum(mask)) if after else len(mask)
         shape = list(np.shape(leaf))
-        size = shape[int(axis)] if int(axis) < len(shape) else None
+        size = shape[axis] if axis < len(shape) else None
         if size != wanted:
             kind = "shrunk" if after else "dense"
             raise MismatchError(
-                f"{axis_name(name, int(axis))}: the plan speaks of {wanted} positions "
+                f"{axis_name(name, axis)}: the plan speaks of {wanted} positions "
                 f"of the {kind} {of}, and this array has the shape {shape}{hint}"
             )
 
 
 def smaller(
-    name: str, leaf: Any, keeps: Keeps, axes: Mapping[str, Any], of: str = "tree"
+    name: str, leaf: Any, keeps: Keeps, axes: Mapping[int, Any], of: str = "tree"
 ) -> Any:
     """A leaf without what is not kept."""
     _fits(name, leaf, axes, after=False, of=of, hint="")
@@ -116,7 +115,7 @@ def smaller(
     return cut(leaf, keeps)
 
 
-def zeroed(name: str, leaf: Any, keeps: Keeps, axes: Mapping[str, Any]) -> Any:
+def zeroed(name: str, leaf: Any, keeps: Keeps, axes: Mapping[int, Any]) -> Any:
     """A leaf with zeros at what is not kept."""
     _fits(name, leaf, axes, after=False, of="tree", hint="")
     for axis, keep in enumerate(keeps):
@@ -131,7 +130,7 @@ def whole(
     name: str,
     leaf: Any,
     keeps: Keeps,
-    axes: Mapping[str, Any],
+    axes: Mapping[int, Any],
     of: str = "tree",
     hint: str = "",
 ) -> Any:

@@ -16,7 +16,7 @@ UNUSED = "no use in this function"
 """Why an axis of a leaf that the function leaves alone does not shrink."""
 
 
-class Kind(enum.Enum):
+class Owner(enum.Enum):
     """Whose axis it is."""
 
     LEAF = "leaf"
@@ -27,7 +27,7 @@ class Kind(enum.Enum):
 class Axis(NamedTuple):
     """An axis of a leaf, of an argument or of a result."""
 
-    kind: Kind
+    owner: Owner
     path: str
     axis: int
     ids: Ids
@@ -35,7 +35,7 @@ class Axis(NamedTuple):
     @property
     def name(self) -> str:
         """As lists and errors write it."""
-        return axis_name(self.path, self.axis, self.kind.value)
+        return axis_name(self.path, self.axis, self.owner.value)
 
 
 class Part(NamedTuple):
@@ -55,9 +55,9 @@ class Grouped(NamedTuple):
     reduced: str | None
 
 
-def axes_of(kind: Kind, path: str, labels: Labels) -> list[Axis]:
+def axes_of(owner: Owner, path: str, labels: Labels) -> list[Axis]:
     """All axes of a value."""
-    return [Axis(kind, path, axis, ids) for axis, ids in enumerate(labels.ids)]
+    return [Axis(owner, path, axis, ids) for axis, ids in enumerate(labels.ids)]
 
 
 def grouped(
@@ -89,7 +89,7 @@ def grouped(
     names: dict[str, int] = {}
     table = []
     for one, members in by_signature.items():
-        if members[0].kind is not Kind.LEAF:
+        if members[0].owner is not Owner.LEAF:
             continue
         if not any(sites.of(axis.path) for axis in members):
             why_fixed |= {axis.name: UNUSED for axis in members}
@@ -144,7 +144,7 @@ def _numbered(
 
 
 def _name(sites: Sites, members: Sequence[Axis]) -> str:
-    leaves = [axis for axis in members if axis.kind is Kind.LEAF]
+    leaves = [axis for axis in members if axis.owner is Owner.LEAF]
     for leaf in leaves:
         for site in sites.of(leaf.path):
             makes = site.operation in PRODUCTS and leaf.axis in site.output_axes

@@ -15,10 +15,24 @@ FIXED = 0
 
 
 class Why(NamedTuple):
-    """What ties or fixes positions: an operation, and where it stands."""
+    """What ties or fixes positions: an operation, and where it stands.
+
+    Attributes:
+        operation: the operation.
+        scope: the named scope around it.
+        data: the arguments of the function that meet something else there.
+    """
 
     operation: str
     scope: str = ""
+    data: str = ""
+
+    @property
+    def meeting(self) -> "Why":
+        """Why positions are fixed that meet others here which are."""
+        if not self.data:
+            return self
+        return Why(f"{self.data}, by {self.operation}", self.scope)
 
     def __str__(self) -> str:
         return f"{self.operation} in {self.scope}" if self.scope else self.operation
@@ -27,11 +41,17 @@ class Why(NamedTuple):
 class Ties:
     """Collects what operations say of ids.
 
-    Positions whose ids are tied are removed together or not at all.
+    Positions whose ids are tied are removed together or not at all. In a model whose
+    removed units are set to zero, a value is zero at what it has of them, until an
+    operation makes something else of zero; from there on its ids are `lasting`: other
+    numbers that stand for the same positions.
     """
 
     def __init__(self) -> None:
         self._next = FIXED + 1
+        self._first = np.zeros(64, np.int64)  # by id the one that it stands for
+        self._lasting = np.full(64, -1, np.int64)  # by id the lasting one, if there is
+        self._lasting[FIXED] = FIXED
         self._pairs: list[tuple[Ids, Ids, Why]] = []
         self._fixed: list[tuple[Ids, Why]] = []
         self._reduced: list[tuple[Ids, Why]] = []
@@ -40,32 +60,56 @@ class Ties:
     def fresh(self, size: int) -> Ids:
         """Ids that nothing else has."""
         start, self._next = self._next, self._next + size
-        return np.arange(start, self._next, dtype=np.int64)
+        if self._next > len(self._first):
+            more = max(len(self._first), size)
+            self._first = np.append(self._first, np.zeros(more, np.int64))
+            self._lasting = np.append(self._lasting, np.full(more, -1, np.int64))
+        made = np.arange(start, self._next, dtype=np.int64)
+        self._first[start : self._next] = made
+        return made
+
+    def lasting(self, ids: Ids) -> Ids:
+        """The same positions, of a value that need not be zero at removed ones."""
+        found = self._lasting[ids]
+        new = np.unique(ids[found < 0])
+        if len(new):
+            made = self.fresh(len(new))
+            self._first[made] = new
+            self._lasting[new] = self._lasting[made] = made
+            found = self._lasting[ids]
+        return found
+
+    def lasts(self, ids: Ids) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """At which positions a value need not be zero where they are removed."""
+        last: np.ndarray[Any, np.dtype[np.bool_]] = np.equal(self._lasting[ids], ids)
+        last[ids == FIXED] = False
+        return last
 
     def tie(self, a: Ids, b: Ids, why: Why) -> None:
         """Positions of equal number in `a` and `b` are one and the same."""
         if a is b:
             return
+        a, b = self._first[a], self._first[b]
         apart = a != b
         if not apart.any():
             return
         a, b = a[apart], b[apart]
         held = (a == FIXED) | (b == FIXED)
         if held.any():
-            self.fix(np.maximum(a, b)[held], why)
+            self.fix(np.maximum(a, b)[held], why.meeting)
             a, b = a[~held], b[~held]
         if len(a):
             self._pairs.append((a, b, why))
 
     def fix(self, ids: Ids, why: Why) -> None:
         """These positions cannot be removed."""
-        ids = ids[ids != FIXED]
+        ids = self._first[ids[ids != FIXED]]
         if len(ids):
             self._fixed.append((ids, why))
 
     def reduce(self, ids: Ids, why: Why) -> None:
         """A reduction runs over these positions: their number changes its result."""
-        ids = ids[ids != FIXED]
+        ids = self._first[ids[ids != FIXED]]
         if len(ids):
             self._reduced.append((ids, why))
 
@@ -77,9 +121,8 @@ class Ties:
             b = np.concatenate([p[1] for p in self._pairs] or none)
             size = self._next
             graph = coo_array((np.ones(len(a), np.int8), (a, b)), (size, size))
-            self._components = connected_components(graph, directed=False)[1].astype(
-                np.int64
-            )
+            found = connected_components(graph, directed=False)[1].astype(np.int64)
+            self._components = found[self._first[:size]]
         return self._components
 
     def fixed(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -123,6 +166,7 @@ class Ties:
     def operations(self, ids: Ids) -> list[Why]:
         """The operations that tie exactly these ids to others, in order."""
         spoken, pair_of = self._spoken
+        ids = self._first[ids]
         starts = np.searchsorted(spoken, ids, "left")
         counts = np.searchsorted(spoken, ids, "right") - starts
         before = np.cumsum(counts) - counts

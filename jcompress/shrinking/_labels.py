@@ -35,7 +35,14 @@ class Constant(NamedTuple):
         return math.isclose(self.factor, number, rel_tol=self.rounding)
 
 
-class Product(NamedTuple):
+class Total(NamedTuple):
+    """A sum: the ids of the axes that it runs over, and the operation."""
+
+    over: tuple[Ids, ...]
+    why: Why
+
+
+class Contraction(NamedTuple):
     """A contraction, and the constants that it is multiplied by.
 
     Attributes:
@@ -60,21 +67,23 @@ class Labels:
 
     Attributes:
         ids: for each axis one id a position.
-        summed: the ids of the axes that the value is a sum over; None if it is none.
+        total: what the value is a sum of; None if it is none.
         number: the value itself, if it is one number that the program holds.
         past: the products that the value was made of by other operations, if they are
             followed.
         constant: whether it depends on no leaf and no argument. Such a value is
             computed whole; what meets it takes the part that it needs.
+        arguments: the names of the arguments that it was made of, if of nothing else.
     """
 
     ids: tuple[Ids, ...]
-    summed: tuple[Ids, ...] | None = None
+    total: Total | None = None
     number: float | None = None
-    past: tuple[Product, ...] = ()
+    past: tuple[Contraction, ...] = ()
     constant: bool = False
+    arguments: frozenset[str] | None = None
 
-    def with_past(self, past: tuple[Product, ...]) -> "Labels":
+    def with_past(self, past: tuple[Contraction, ...]) -> "Labels":
         """The same, made of these products."""
         return dataclasses.replace(self, past=past)
 
@@ -92,14 +101,6 @@ def fixed_ids(size: int) -> Ids:
 def fixed_labels(atom: Any) -> Labels:
     """A value none of whose positions can be removed."""
     return Labels(tuple(map(fixed_ids, aval_shape(atom))))
-
-
-def literal_labels(atom: Any) -> Labels:
-    """A constant that is written into the program."""
-    number = None
-    if np.ndim(atom.val) == 0 and _is_number(atom.aval.dtype):
-        number = float(atom.val)
-    return dataclasses.replace(fixed_labels(atom), number=number, constant=True)
 
 
 def number_of(const: Any) -> float | None:

@@ -9,16 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.shrinking._attention import Attention, Known
+from jcompress.shrinking._attention import Attention, WeightProducts
 from jcompress.shrinking._coupling import Choices, Coupling
 from jcompress.shrinking._ids import FIXED, Ids, Why
 from jcompress.shrinking._labels import Labels
 from jcompress.shrinking._sized import SIZED, Equation, Keep, Keeps, cut
 from jcompress.shrinking._sized_gradients import GRADIENTS
+from jcompress.shrinking._symbolic import size_of
 from jcompress.tracing.interpreter import Program, Resizing, bind
 from jcompress.tracing.jaxprs import Body
 from jcompress.tracing.trace import Traced
 from jcompress.tracing.values import Location
+from jcompress.tracing.walk import walk
 
 _PASSES = 8
 _SIZED = {**SIZED, **GRADIENTS}
@@ -52,7 +54,7 @@ def passes(coupled: Callable[[Choices], Coupling]) -> Coupling:
 
 
 def resizing(
-    body: Body, keeps: Sequence[Keeps], known: Known | None = None
+    body: Body, keeps: Sequence[Keeps], known: WeightProducts | None = None
 ) -> tuple[Resizing, list[Keeps]]:
     """How a program runs on inputs from which positions were removed.
 
@@ -79,14 +81,14 @@ def resizing(
         ):
             ids = []
             for axis, keep in enumerate(axes):
-                size = var.aval.shape[axis]
+                size = size_of(var.aval.shape[axis])
                 ids.append(np.full(size, FIXED, np.int64))
                 if keep is not None:
                     (gone,) = one.ties.fresh(1)
                     removed[int(gone)] = number, axis
                     ids[-1][~keep] = gone
             inputs.append(Labels(tuple(ids)))
-        outs[:] = one.run(body, inputs)
+        outs[:] = walk(body, inputs, one)
         return one
 
     removed: dict[int, tuple[int, int]] = {}
@@ -117,7 +119,7 @@ def resizing(
     change = Resizing(
         equations=equations,
         inputs=_parts(coupling.taken, keep_of),
-        results=_parts(coupling.returned, keep_of),
+        results=_parts(coupling.returns, keep_of),
     )
     return change, [keep_of(v) for v in outs]
 
@@ -226,7 +228,7 @@ def evaluate(
         keeps: for each of both and each of its axes which positions are kept.
         rescale_attention: divide it by the root of the size that is left.
     """
-    known = Known.of(traced) if rescale_attention else None
+    known = WeightProducts.of(traced) if rescale_attention else None
     change, _ = resizing(traced.body, keeps, known)
     results, _ = Program(traced=traced, handlers={}, resizing=change)(leaves, data)
     return results

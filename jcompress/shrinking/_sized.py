@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.shrinking._axis_maps import linear_solve_bodies, linear_solve_inputs
 from jcompress.tracing.interpreter import Program, Resizing
 from jcompress.tracing.jaxprs import Body
 from jcompress.tracing.values import Location
@@ -136,6 +137,34 @@ def _conv(at: Equation) -> Change:
     return {"feature_group_count": int(keep.reshape(groups, -1)[:, 0].sum())}
 
 
+def _linear_solve(at: Equation) -> Change:
+    consts, right = linear_solve_inputs(at.eqn, at.ins)
+
+    def run(name: str) -> Callable[..., Any] | None:
+        if name not in programs:
+            return None
+        number = list(programs).index(name)
+
+        def call(*given: Any) -> Any:
+            # A solver is also handed the matrix as a function, which it has itself.
+            outs, _ = at.program.run(
+                programs[name], [*consts[name], *given[-1]], (*at.here, number), {}
+            )
+            return outs
+
+        return call
+
+    programs = linear_solve_bodies(at.eqn)
+    matvec, solve = run("matvec"), run("solve")
+    assert matvec is not None
+    assert solve is not None
+    return list(
+        jax.lax.custom_linear_solve(
+            matvec, right, solve, transpose_solve=run("transpose_solve")
+        )
+    )
+
+
 def _random_bits(at: Equation) -> Change:
     return {"shape": at.shape[at.ins[0].ndim :]}
 
@@ -150,5 +179,6 @@ SIZED: dict[str, Callable[[Equation], Change]] = {
     "dynamic_slice": _gather,
     "conv_general_dilated": _conv,
     "random_bits": _random_bits,
+    "custom_linear_solve": _linear_solve,
 }
 """What becomes of the operations that have sizes, by the name of the primitive."""

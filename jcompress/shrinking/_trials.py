@@ -77,7 +77,7 @@ class Log:
             os.fsync(file.fileno())
 
 
-class Start(NamedTuple):
+class Basis(NamedTuple):
     """What candidates begin with: a plan, its tree and the scores of its units."""
 
     plan: Plan | None
@@ -127,7 +127,7 @@ class Task:
         return self.count(plan) / self.count(None)
 
     def shrunk(
-        self, start: Start, sizes: Mapping[str, int], step: int
+        self, start: Basis, sizes: Mapping[str, int], step: int
     ) -> tuple[Plan, Any]:
         """Go to smaller sizes and recover."""
         plan, variables = start.plan, start.variables
@@ -140,7 +140,7 @@ class Task:
         both = cut if plan is None else plan.then(cut)
         return both, self.recover(both, shrink(variables, cut), step)
 
-    def start(self, plan: Plan | None, variables: Any) -> Start:
+    def start(self, plan: Plan | None, variables: Any) -> Basis:
         """Score the units that are left."""
         now = self.fn if plan is None else shrunk(self.fn, plan)
         groups = self._now(plan, variables)
@@ -148,14 +148,14 @@ class Task:
         for name in self.widths:
             if name in scores:
                 check_scores(groups[name], scores[name], "search_widths")
-        return Start(plan, variables, scores)
+        return Basis(plan, variables, scores)
 
     def _now(self, plan: Plan | None, variables: Any) -> Groups:
         if plan is None:
             return self.groups
         return find_groups(shrunk(self.fn, plan), variables, *self.args)
 
-    def tried(self, step: int, sizes: dict[str, int], start: Start) -> Trial:
+    def tried(self, step: int, sizes: dict[str, int], start: Basis) -> Trial:
         """Evaluate a candidate, unless the log knows it."""
         known = self.log.metric(step, sizes)
         if known is not None:
@@ -165,6 +165,6 @@ class Task:
         self.log.add(Candidate(step, sizes, self.cost(sizes), metric))
         return Trial(step, metric, sizes, (plan, tree))
 
-    def made(self, trial: Trial, start: Start) -> tuple[Plan, Any]:
+    def made(self, trial: Trial, start: Basis) -> tuple[Plan, Any]:
         """The plan and tree of a candidate; made again if only the log knew it."""
         return trial.made or self.shrunk(start, trial.sizes, trial.step)

@@ -11,6 +11,9 @@ from jcompress.leaves import path_name
 from jcompress.shrinking._cutting import axis_name
 from jcompress.tracing.trace import is_array
 
+Path = int | str | tuple[int | str, ...]
+"""The key of an array among arguments or results; a tuple if it has several."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ShrinkableAxes:
@@ -25,15 +28,15 @@ class ShrinkableAxes:
     Attributes:
         fn: the function, `fn(variables, *args, **kwargs)`.
         inputs: for arguments behind the tree the axes that may shrink. A positional
-            argument is named by its place, `"0"` for the first behind the tree, a
-            keyword argument by its keyword; an array in it by the keys behind that
-            name, `"0/image"`.
-        outputs: the same of results: `"logits"`, `"0"` of a tuple, and `""` if there is
-            but one. Axes may be counted from the end.
+            argument is named by its place, 0 for the first behind the tree, a keyword
+            argument by its keyword; an array in it by the path to it, as a tuple:
+            `(0, "image")`.
+        outputs: the same of results: `"logits"` of a dict, 0 of a tuple, and the empty
+            path `()` if there is but one. Axes may be counted from the end.
 
     Raises:
         TypeError: `inputs` or `outputs` does not give a sequence of axes for each name.
-        ValueError: no axis is named.
+        ValueError: no axis is named, or an array twice.
 
     Example:
         >>> import jax.numpy as jnp
@@ -43,7 +46,7 @@ class ShrinkableAxes:
         >>> params = {"w": jnp.ones((3, 4))}
         >>> fixed = find_groups(embed, params, jnp.ones((2, 3)))
         >>> loose = find_groups(
-        ...     ShrinkableAxes(embed, outputs={"": [-1]}), params, jnp.ones((2, 3))
+        ...     ShrinkableAxes(embed, outputs={(): [-1]}), params, jnp.ones((2, 3))
         ... )
         >>> len(fixed), [group.name for group in loose]
         (0, ['w:1'])
@@ -51,8 +54,8 @@ class ShrinkableAxes:
 
     fn: Callable[..., Any]
     _: dataclasses.KW_ONLY
-    inputs: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
-    outputs: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    inputs: Mapping[Path, Sequence[int]] = dataclasses.field(default_factory=dict)
+    outputs: Mapping[Path, Sequence[int]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for kind in ("inputs", "outputs"):
@@ -63,15 +66,17 @@ class ShrinkableAxes:
             )
             if not named:
                 raise TypeError(
-                    f"ShrinkableAxes: {kind} gives axes by name, as in {{'0': [-1]}}, "
-                    f"not "
-                    f"{given!r}"
+                    f"ShrinkableAxes: {kind} gives axes by place, keyword or path, as "
+                    f"in {{0: [-1]}}, not {given!r}"
+                )
+            if len({_tuple(path) for path in given}) < len(given):
+                raise ValueError(
+                    f"ShrinkableAxes: {kind} names an array twice: {given}"
                 )
         if not any([*self.inputs.values(), *self.outputs.values()]):
             raise ValueError(
-                "ShrinkableAxes: name an axis, as in ShrinkableAxes(fn, outputs={'': "
-                "[-1]}); without one "
-                "use the function as it is"
+                "ShrinkableAxes: name an axis, as in ShrinkableAxes(fn, outputs={(): "
+                "[-1]}); without one use the function as it is"
             )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -82,6 +87,7 @@ class ShrinkableAxes:
 class Named(NamedTuple):
     """The leaves of a function's arguments behind the tree, with their names."""
 
+    paths: list[tuple[int | str, ...]]
     names: list[str]
     leaves: list[Any]
     structure: Any
@@ -92,8 +98,10 @@ class Named(NamedTuple):
         flat, structure = jax.tree_util.tree_flatten_with_path(
             (tuple(args), dict(kwargs))
         )
+        paths = [path[1:] for path, _ in flat]
+        leaves = [x for _, x in flat]
         return cls(
-            [path_name(path[1:]) for path, _ in flat], [x for _, x in flat], structure
+            list(map(key_path, paths)), list(map(path_name, paths)), leaves, structure
         )
 
     @property
@@ -101,6 +109,12 @@ class Named(NamedTuple):
         """Those that are traced."""
         pairs = zip(self.names, self.leaves, strict=True)
         return [(name, leaf) for name, leaf in pairs if is_array(leaf)]
+
+    @property
+    def array_paths(self) -> list[tuple[int | str, ...]]:
+        """The paths to those that are traced."""
+        pairs = zip(self.paths, self.leaves, strict=True)
+        return [path for path, leaf in pairs if is_array(leaf)]
 
     def rebuild(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments, with other leaves."""
@@ -110,31 +124,51 @@ class Named(NamedTuple):
 
 def free_axes(
     kind: str,
-    wanted: Mapping[str, Sequence[int]],
+    wanted: Mapping[Path, Sequence[int]],
+    paths: Sequence[tuple[int | str, ...]],
     shapes: Sequence[tuple[str, tuple[int, ...]]],
 ) -> list[frozenset[int]]:
-    """For each array of these names and shapes the axes that may shrink.
+    """For each array of these paths, names and shapes the axes that may shrink.
 
     Raises:
         MismatchError: there is no such array or axis, or it has a single position.
     """
-    names = [name for name, _ in shapes]
-    for name, axes in wanted.items():
-        if name not in names:
+    found = dict(zip(paths, shapes, strict=True))
+    for path, axes in wanted.items():
+        if _tuple(path) not in found:
+            known = ", ".join(_written(path) for path in paths) or "none"
             raise MismatchError(
-                f"ShrinkableAxes: the function has no {kind} {name!r} that is an "
-                f"array; it has "
-                f"{', '.join(map(repr, names)) or 'none'}"
+                f"ShrinkableAxes: the function has no {kind} {path!r} that is an "
+                f"array; it has {known}"
             )
-        shape = dict(shapes)[name]
+        name, shape = found[_tuple(path)]
         for axis in axes:
             if not -len(shape) <= axis < len(shape) or shape[axis] < 2:
                 raise MismatchError(
                     f"ShrinkableAxes: {axis_name(name, axis, kind)} cannot shrink: "
-                    f"its shape is "
-                    f"{list(shape)}"
+                    f"its shape is {list(shape)}"
                 )
+    by_path = {_tuple(path): axes for path, axes in wanted.items()}
     return [
-        frozenset(axis % len(shape) for axis in wanted.get(name, ()))
-        for name, shape in shapes
+        frozenset(axis % len(shape) for axis in by_path.get(path, ()))
+        for path, (_, shape) in found.items()
     ]
+
+
+def key_path(path: tuple[Any, ...]) -> tuple[int | str, ...]:
+    """The keys that lead to a leaf: places in sequences, keys of dicts, attributes."""
+
+    def one(key: Any) -> int | str:
+        found = (getattr(key, name, None) for name in ("key", "idx", "name"))
+        return next((x for x in found if x is not None), str(key))
+
+    return tuple(map(one, path))
+
+
+def _tuple(path: Path) -> tuple[int | str, ...]:
+    return path if isinstance(path, tuple) else (path,)
+
+
+def _written(path: tuple[int | str, ...]) -> str:
+    """As one would write it: the only key without the tuple."""
+    return repr(path[0] if len(path) == 1 else path)

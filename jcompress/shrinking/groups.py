@@ -10,15 +10,18 @@ import numpy as np
 from jcompress.errors import MismatchError
 from jcompress.leaves import path_name
 from jcompress.shrinking._coupling import Choices, Coupling
-from jcompress.shrinking._grouping import Axis, Grouped, Kind, axes_of, grouped
+from jcompress.shrinking._cutting import array_name
+from jcompress.shrinking._grouping import Axis, Grouped, Owner, axes_of, grouped
 from jcompress.shrinking._ids import Why
 from jcompress.shrinking._labels import Labels, fixed_ids
 from jcompress.shrinking._resizing import passes
-from jcompress.shrinking.free import Named, ShrinkableAxes, free_axes
+from jcompress.shrinking._symbolic import sizes_of
+from jcompress.shrinking.free import Named, ShrinkableAxes, free_axes, key_path
 from jcompress.shrinking.plan import Plan, axis_name
 from jcompress.sites import Sites
 from jcompress.tracing.jaxprs import aval_shape
 from jcompress.tracing.trace import Traced, trace
+from jcompress.tracing.walk import walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,9 @@ class Group:
         members: the axes.
         reduced: the operation that reduces over the units, where there is one (a
             normalisation over the width of a residual stream): such a group changes
-            the function when it shrinks, so that it is only shrunk when named.
+            the function when it shrinks, so that it is only shrunk when named. A sum
+            to which removed units add zero is none, as a product is none: masked and
+            shrunk are the same. Divided by the number of its terms it is.
         inputs: the axes of arguments behind the tree, those that `ShrinkableAxes` lets
             shrink.
         outputs: the axes of results, likewise.
@@ -87,7 +92,9 @@ class Groups:
     Attributes:
         table: the groups, in the order of their first leaves.
         fixed: for each axis of a leaf that cannot shrink, as `leaf:axis`, the operation
-            that fixes it; and likewise for the axes that `ShrinkableAxes` names.
+            that fixes it, and the argument of the function if it is tied to one there,
+            `argument 1, by add in block0`; and likewise for the axes that
+            `ShrinkableAxes` names.
         sites: the sites of the function.
     """
 
@@ -149,14 +156,13 @@ class Groups:
 
         def masks(
             members: Callable[[Group], tuple[Member, ...]],
-        ) -> dict[str, dict[str, Any]]:
-            made: dict[str, dict[str, Any]] = {}
+        ) -> dict[str, dict[int, Any]]:
+            made: dict[str, dict[int, Any]] = {}
             for name, lost in gone.items():
                 for member in members(self[name]):
                     axes = made.setdefault(member.path, {})
                     keep = ~lost[member.units]
-                    axis = str(member.axis)
-                    axes[axis] = axes[axis] & keep if axis in axes else keep
+                    axes[member.axis] = axes.get(member.axis, True) & keep
             return made
 
         return Plan(
@@ -229,11 +235,14 @@ def find_groups(
     """
     traced = trace(fn, variables, args, kwargs)
     leaves = [(name, tuple(leaf.shape)) for name, leaf in traced.sites.leaves]
-    given = [(name, np.shape(x)) for name, x in Named.of(args, kwargs).arrays]
-    results = _results(traced)
+    arguments = Named.of(args, kwargs)
+    given = [(name, sizes_of(np.shape(x))) for name, x in arguments.arrays]
+    results, result_paths = _results(traced)
     free = fn if isinstance(fn, ShrinkableAxes) else None
-    inputs = free_axes("argument", free.inputs if free else {}, given)
-    outputs = free_axes("result", free.outputs if free else {}, results)
+    inputs = free_axes(
+        "argument", free.inputs if free else {}, arguments.array_paths, given
+    )
+    outputs = free_axes("result", free.outputs if free else {}, result_paths, results)
     axes: list[Axis] = []
 
     def coupled(choices: Choices) -> Coupling:
@@ -242,25 +251,28 @@ def find_groups(
         data = [
             Labels(
                 tuple(
-                    one.ties.fresh(size) if axis in loose else fixed_ids(size)
+                    one.ties.lasting(one.ties.fresh(size))
+                    if axis in loose
+                    else fixed_ids(size)
                     for axis, size in enumerate(shape)
-                )
+                ),
+                arguments=frozenset({array_name(name, "argument")}),
             )
-            for (_, shape), loose in zip(given, inputs, strict=True)
+            for (name, shape), loose in zip(given, inputs, strict=True)
         ]
-        outs = one.run(traced.body, [*labels, *data])
+        outs = walk(traced.body, [*labels, *data], one)
         named = dict(zip((name for name, _ in leaves), labels, strict=True))
         axes[:] = [
             axis
             for name, leaf in named.items()
-            for axis in axes_of(Kind.LEAF, name, leaf)
+            for axis in axes_of(Owner.LEAF, name, leaf)
         ]
-        for kind, names, values, loose_axes in (
-            (Kind.INPUT, given, data, inputs),
-            (Kind.OUTPUT, results, outs, outputs),
+        for owner, names, values, loose_axes in (
+            (Owner.INPUT, given, data, inputs),
+            (Owner.OUTPUT, results, outs, outputs),
         ):
             for (name, _), value, loose in zip(names, values, loose_axes, strict=True):
-                every = axes_of(kind, name, value)
+                every = axes_of(owner, name, value)
                 axes.extend(axis for axis in every if axis.axis in loose)
         for (name, _), out, loose in zip(results, outs, outputs, strict=True):
             why = Why(f"the function's result {name}".rstrip())
@@ -280,20 +292,20 @@ def find_groups(
 
 def _group(found: Grouped) -> Group:
     members = {
-        kind: tuple(
+        owner: tuple(
             Member(axis.path, axis.axis, units, ties)
             for axis, units, ties in found.parts
-            if axis.kind is kind
+            if axis.owner is owner
         )
-        for kind in Kind
+        for owner in Owner
     }
     return Group(
         found.name,
         found.size,
-        members[Kind.LEAF],
+        members[Owner.LEAF],
         found.reduced,
-        members[Kind.INPUT],
-        members[Kind.OUTPUT],
+        members[Owner.INPUT],
+        members[Owner.OUTPUT],
     )
 
 
@@ -302,12 +314,18 @@ class _Result:
         self.number = number
 
 
-def _results(traced: Traced) -> list[tuple[str, tuple[int, ...]]]:
-    shapes = [aval_shape(atom) for atom in traced.body.jaxpr.outvars]
+def _results(
+    traced: Traced,
+) -> tuple[list[tuple[str, tuple[int, ...]]], list[tuple[int | str, ...]]]:
+    shapes = [sizes_of(aval_shape(atom)) for atom in traced.body.jaxpr.outvars]
     tree = traced.rebuild([_Result(number) for number in range(len(shapes))])
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    names = {x.number: path_name(path) for path, x in flat if isinstance(x, _Result)}
-    return [(names[number], shape) for number, shape in enumerate(shapes)]
+    path_of = {x.number: path for path, x in flat if isinstance(x, _Result)}
+    paths = [path_of[number] for number in range(len(shapes))]
+    named = [
+        (path_name(path), shape) for path, shape in zip(paths, shapes, strict=True)
+    ]
+    return named, list(map(key_path, paths))
 
 
 def _of_leaf(name: str, out: Labels, leaves: Mapping[str, Labels]) -> Labels | None:

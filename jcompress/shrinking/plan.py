@@ -36,9 +36,10 @@ class Plan:
 
     Attributes:
         kept: by group int32, the numbers of the units that are kept, ascending.
-        masks: by leaf and axis (a number, as text) bool [size of the axis]: True keeps.
-            Axes that do not shrink are not listed.
-        inputs: the same of the arguments behind the tree, named as in `ShrinkableAxes`.
+        masks: by leaf and axis bool [size of the axis]: True keeps. Axes that do not
+            shrink are not listed.
+        inputs: the same of the arguments behind the tree, by the keys that lead to the
+            array, joined by slashes as in the name of a leaf: `0/image`.
         outputs: the same of the results of the function that the plan was made for.
     """
 
@@ -51,7 +52,7 @@ class Plan:
     def widths(self) -> dict[str, int]:
         """The new size of every axis that shrinks, as `leaf:axis`."""
         return {
-            axis_name(path, int(axis)): int(np.sum(mask))
+            axis_name(path, axis): int(np.sum(mask))
             for path, axes in self.masks.items()
             for axis, mask in axes.items()
         }
@@ -95,10 +96,10 @@ class Plan:
 
 
 def _masks(tree: Any) -> Masks:
-    masks: dict[str, dict[str, Any]] = {}
+    masks: dict[str, dict[int, Any]] = {}
     for name, leaf in named_leaves(tree):
         path, _, axis = name.rpartition("/")
-        masks.setdefault(path, {})[axis] = np.asarray(leaf)
+        masks.setdefault(path, {})[int(axis)] = np.asarray(leaf)
     return masks
 
 
@@ -113,7 +114,7 @@ def _both(first: Masks, second: Masks) -> Masks:
                 continue
             if int(np.sum(before)) != len(mask):
                 raise MismatchError(
-                    f"{axis_name(path, int(axis))}: the first plan leaves "
+                    f"{axis_name(path, axis)}: the first plan leaves "
                     f"{int(np.sum(before))} positions, the second is for {len(mask)}"
                 )
             both = np.array(before)

@@ -15,6 +15,6 @@ from jcompress.statistics.kinds import Sums as Sums
 from jcompress.statistics.observing import Observed as Observed
 from jcompress.statistics.observing import observe as observe
 from jcompress.statistics.tapping import Input as Input
+from jcompress.statistics.tapping import NamedScope as NamedScope
 from jcompress.statistics.tapping import Output as Output
-from jcompress.statistics.tapping import Scope as Scope
 from jcompress.statistics.tapping import tap as tap

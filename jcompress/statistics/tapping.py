@@ -65,7 +65,7 @@ class Output:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scope:
+class NamedScope:
     """What a scope returns: of a module, or of `with jax.named_scope(...)`.
 
     Modules of Linen, Haiku and Equinox open scopes, those of NNX do not: their values
@@ -80,7 +80,7 @@ class Scope:
 
 
 def tap(
-    fn: Callable[Arguments, Result], places: Sequence[Input | Output | Scope]
+    fn: Callable[Arguments, Result], places: Sequence[Input | Output | NamedScope]
 ) -> Callable[Arguments, tuple[Result, Values]]:
     """Make a function also return values from inside of it, such as hidden features.
 
@@ -106,13 +106,13 @@ def tap(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jcompress.statistics import Input, Scope, tap
+        >>> from jcompress.statistics import Input, NamedScope, tap
         >>> def model(params, x):
         ...     with jax.named_scope("hidden"):
         ...         x = jnp.tanh(x @ params["a"])
         ...     return x @ params["b"]
         >>> params = {"a": jnp.zeros((2, 3)), "b": jnp.ones((3, 1))}
-        >>> tapped = tap(model, [Scope("hidden"), Input("*")])
+        >>> tapped = tap(model, [NamedScope("hidden"), Input("*")])
         >>> _, (scopes, inputs) = tapped(params, jnp.ones((1, 2)))
         >>> scopes["hidden"], inputs["a"]
         (Array([[0., 0., 0.]], dtype=float32), Array([[1., 1.]], dtype=float32))
@@ -138,24 +138,24 @@ def tap(
 
 
 def _check(places: Any) -> None:
-    if isinstance(places, Input | Output | Scope):
+    if isinstance(places, Input | Output | NamedScope):
         raise TypeError(f"tap: places are a list of places; write [{places!r}]")
     if not places:
         raise MismatchError("tap: there are no places, so there is nothing to return")
     for place in places:
-        if not isinstance(place, Input | Output | Scope):
+        if not isinstance(place, Input | Output | NamedScope):
             raise TypeError(
-                f"tap: a place is Input(leaf), Output(leaf) or Scope(name), not "
+                f"tap: a place is Input(leaf), Output(leaf) or NamedScope(name), not "
                 f"{place!r}"
             )
 
 
 def _found(
-    place: Input | Output | Scope, traced: Traced, every: Sequence[Room]
+    place: Input | Output | NamedScope, traced: Traced, every: Sequence[Room]
 ) -> dict[str, Watch]:
     """What a place matches, by name."""
-    pattern = place.name if isinstance(place, Scope) else place.leaf
-    if isinstance(place, Scope):
+    pattern = place.name if isinstance(place, NamedScope) else place.leaf
+    if isinstance(place, NamedScope):
         candidates = list(_scopes(every))
     else:
         candidates = list(_uses(place, traced, every))
@@ -180,7 +180,7 @@ def _found(
     if hidden:
         raise MismatchError(f"tap: {place!r}: {hidden}, so it cannot be handed out")
     names = list(dict.fromkeys(name for name, _, _ in candidates))
-    what = "scopes" if isinstance(place, Scope) else "leaves with such values"
+    what = "scopes" if isinstance(place, NamedScope) else "leaves with such values"
     hint = ""
     if any(matches_name(f"**/{pattern}", name) for name in names):
         hint = f"; '**/{pattern}' finds what is below another"

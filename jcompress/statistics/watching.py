@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jcompress.tracing.handlers import Statistic
+from jcompress.tracing.handlers import Joining
 from jcompress.tracing.interpreter import Program
 from jcompress.tracing.jaxprs import Body, split
 from jcompress.tracing.trace import Traced
@@ -57,7 +57,7 @@ class _Watching(Program):
 def watch(
     traced: Traced,
     watches: Sequence[Watch],
-    statistic: Statistic,
+    statistic: Joining,
     leaves: Sequence[Any],
     data: Sequence[Any],
 ) -> tuple[list[Any], list[Any]]:

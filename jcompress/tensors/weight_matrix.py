@@ -104,10 +104,16 @@ def dequantize_matrix(
         The matrix [*S, N, K].
     """
     groups = scales.shape[-1]
-    grouped = values.reshape(*values.shape[:-1], groups, values.shape[-1] // groups)
-    zero = None if zeros is None else zeros[..., None]
-    dense = dequantize_values(grouped, scales[..., None], zero)
-    return round_to(within_range(dense, dtype), dtype).reshape(values.shape)
+    if groups == 1:
+        dense = dequantize_values(values, scales, zeros)
+        return round_to(within_range(dense, dtype), dtype)
+    grouped = jax.lax.reshape(
+        values, (*values.shape[:-1], groups, values.shape[-1] // groups)
+    )
+    last = scales.ndim
+    zero = None if zeros is None else jax.lax.expand_dims(zeros, (last,))
+    dense = dequantize_values(grouped, jax.lax.expand_dims(scales, (last,)), zero)
+    return jax.lax.reshape(round_to(within_range(dense, dtype), dtype), values.shape)
 
 
 def fake_quantize_weight(leaf: jax.Array, axes: Axes, spec: Weights) -> jax.Array:

@@ -8,16 +8,7 @@ from typing import Any
 
 import jax
 
-from jcompress.tracing.jaxprs import (
-    Body,
-    Kind,
-    aval_shape,
-    bodies,
-    is_literal,
-    kind_of,
-    scan_counts,
-    split,
-)
+from jcompress.tracing.jaxprs import aval_shape, bodies
 from jcompress.tracing.site import Operation, Site
 from jcompress.tracing.uses import (
     Role,
@@ -29,13 +20,19 @@ from jcompress.tracing.uses import (
 )
 from jcompress.tracing.values import CONST, DATA, Location, Place, Use, Value
 from jcompress.tracing.views import SAME, View, follow
+from jcompress.tracing.walk import Domain, Inside
 
 
-class Flow:
-    """The sites of a traced function, found by following its leaves."""
+class Flow(Domain[Value]):
+    """Notes each equation at which a leaf meets data, on a walk through a function.
+
+    Attributes:
+        uses: these equations, by location.
+    """
 
     def __init__(self, leaves: Sequence[tuple[str, jax.ShapeDtypeStruct]]) -> None:
         self._leaves = leaves
+        self._apart: dict[Location, tuple[int, frozenset[int]]] = {}
         self.uses: dict[Location, Use] = {}
 
     @property
@@ -44,40 +41,95 @@ class Flow:
         ordered = sorted(self.uses.items(), key=lambda item: item[0])
         return tuple(site for _, use in ordered for site in use.sites)
 
-    def run(
-        self, body: Body, inputs: list[Value], place: Place | None = None
-    ) -> list[Value]:
-        """Follow the leaves through a program; gives the values of its results."""
-        place = place or Place()
-        known: dict[Any, Value] = dict.fromkeys(body.jaxpr.constvars, CONST)
-        known.update(zip(body.jaxpr.invars, inputs, strict=True))
-        for index, eqn in enumerate(body.jaxpr.eqns):
-            ins = [CONST if is_literal(v) else known[v] for v in eqn.invars]
-            if not any(value.sources for value in ins):
-                made = DATA if any(value.data for value in ins) else CONST
-                outs = [made] * len(eqn.outvars)
-            else:
-                outs = self._equation(eqn, ins, place.inside(index))
-            known.update(zip(eqn.outvars, outs, strict=True))
-        return [CONST if is_literal(v) else known[v] for v in body.jaxpr.outvars]
+    def constant(self, value: Any, aval: Any) -> Value:
+        """No leaf and no data."""
+        return CONST
 
-    def _equation(self, eqn: Any, ins: list[Value], place: Place) -> list[Value]:
-        match kind_of(eqn):
-            case Kind.LEAF:
-                return self._primitive(eqn, ins, place)
-            case Kind.SCAN:
-                return self._scan(eqn, ins, place)
-            case Kind.WHILE:
-                return self._while(eqn, ins, place)
-            case Kind.COND:
-                return self._cond(eqn, ins, place)
-            case Kind.SHARD_MAP:
-                return self._shard_map(eqn, ins, place)
-            case Kind.SEALED:
-                (body,) = bodies(eqn)
-                return self.run(body, ins, place.inside(0, in_custom_gradient=True))
+    def equation(
+        self, eqn: Any, ins: list[Value], place: Place, inside: Inside[Value] | None
+    ) -> list[Value]:
+        """What an equation makes of leaves and data."""
+        if not any(value.sources for value in ins):
+            made = DATA if any(value.data for value in ins) else CONST
+            return [made] * len(eqn.outvars)
+        return self._primitive(eqn, ins, place) if inside is None else inside(ins)
+
+    def slices(self, eqn: Any, xs: list[Value], place: Place) -> list[Value]:
+        """One entry of each leaf."""
+        length = eqn.params["length"]
+        leaves = frozenset(view.leaf for x in xs for view in x.views)
+        self._apart[place.location] = length, leaves
+        return [
+            dataclasses.replace(
+                x, views=tuple(view.take(0, length) for view in x.views)
+            )
+            for x in xs
+        ]
+
+    def stacked(
+        self, eqn: Any, xs: list[Value], ys: list[Value], place: Place
+    ) -> list[Value]:
+        """The leaves again of which each step hands out its entry."""
+        taken = {view.leaf: view for x in xs for view in x.views}
+        length = eqn.params["length"]
+        return [
+            dataclasses.replace(
+                y,
+                views=tuple(
+                    view.restacked(taken.get(view.leaf), length) for view in y.views
+                ),
+            )
+            for y in ys
+        ]
+
+    def shards(self, eqn: Any, ins: list[Value]) -> list[Value]:
+        """The part of each leaf that a device has."""
         (body,) = bodies(eqn)
-        return self.run(body, ins, place.inside(0))
+        return [
+            dataclasses.replace(
+                value, views=tuple(v.local(aval_shape(var)) for v in value.views)
+            )
+            for value, var in zip(ins, body.jaxpr.invars, strict=True)
+        ]
+
+    def gathered(self, eqn: Any, outs: list[Value]) -> list[Value]:
+        """Leaves in an arrangement that is not followed."""
+        return [dataclasses.replace(value, views=()) for value in outs]
+
+    def join(self, eqn: Any, a: Value, b: Value, place: Place) -> Value:
+        """What both show; a leaf on one side and data on the other have met."""
+        if a == b:
+            return a
+        lost = a.sources | b.sources
+        if a.data or b.data:
+            if lost:
+                before = self.uses.get(place.location)
+                opaque = Value(False, (), lost)
+                self._note(eqn, [opaque], [Role(Operation.OPAQUE)], place)
+                if before is not None:
+                    now = self.uses[place.location]
+                    every = tuple(dict.fromkeys(before.sites + now.sites))
+                    now = dataclasses.replace(now, sites=every)
+                    self.uses[place.location] = now
+            return a if a == DATA else DATA
+        both = Value(False, tuple(v for v in a.views if v in b.views), lost)
+        return a if a == both else both
+
+    def chosen(self, index: Value, outs: list[Value]) -> list[Value]:
+        """Which branch ran may depend on data, and then what it returns does, too."""
+        if not index.data:
+            return outs
+        # Not if every branch returns the same view of a leaf.
+        return [v if v.views or v.sources else DATA for v in outs]
+
+    def forget(self, place: Place) -> None:
+        """Drop what was noted inside of a loop."""
+        at = place.location
+        self.uses = {
+            where: use
+            for where, use in self.uses.items()
+            if where == at or where[: len(at)] != at
+        }
 
     def _primitive(self, eqn: Any, ins: list[Value], place: Place) -> list[Value]:
         if eqn.primitive.name in SAME and len(ins) == len(eqn.outvars):
@@ -159,8 +211,6 @@ class Flow:
     def _note(
         self, eqn: Any, ins: list[Value], roles: list[Role | None], place: Place
     ) -> None:
-        if not place.recording:
-            return
         sites: list[Site] = []
         for operand, (value, role) in enumerate(zip(ins, roles, strict=True)):
             if role is None:
@@ -190,15 +240,15 @@ class Flow:
         weights = [role for role in roles if role and role.data is not None]
         data = weights[0].data if len(weights) == 1 else None
         leaves = {view.leaf for value in ins for view in value.views}
+        around = (place.location[:end] for end in range(len(place.location)))
+        scans = ((at, *self._apart[at]) for at in around if at in self._apart)
         self.uses[place.location] = Use(
             eqn=eqn,
             sites=tuple(sites),
             views=tuple(value.views for value in ins),
             data=data,
             stacked=tuple(
-                (where, length)
-                for where, length, stacked in place.stacks
-                if stacked & leaves
+                (at, length) for at, length, apart in scans if apart & leaves
             ),
         )
 
@@ -231,120 +281,12 @@ class Flow:
             data_shape=data,
             out_shape=aval_shape(eqn.outvars[0]),
             macs=macs,
-            runs=None if place.runs is None else math.ceil(place.runs * view.share),
+            runs=None if place.in_while else math.ceil(place.runs * view.share),
             derived=any(v.derived for v in views),
             in_custom_gradient=place.in_custom_gradient,
             location=place.location,
             operand=operand,
         )
-
-    def _scan(self, eqn: Any, ins: list[Value], place: Place) -> list[Value]:
-        (body,) = bodies(eqn)
-        n_consts, n_carry = scan_counts(eqn)
-        consts, carry, xs = split(ins, n_consts, n_carry)
-        length = eqn.params["length"]
-        slices = [
-            dataclasses.replace(
-                x, views=tuple(view.take(0, length) for view in x.views)
-            )
-            for x in xs
-        ]
-        stacked = frozenset(view.leaf for x in xs for view in x.views)
-        inner = place.inside(
-            0,
-            runs=None if place.runs is None else place.runs * length,
-            stacks=(*place.stacks, (place.location, length, stacked)),
-        )
-        silent = dataclasses.replace(inner, recording=False)
-        carry = self._fixed_point(
-            eqn,
-            lambda now: self.run(body, [*consts, *now, *slices], silent)[:n_carry],
-            carry,
-            place,
-        )
-        outs = self.run(body, [*consts, *carry, *slices], inner)[n_carry:]
-        taken = {view.leaf: view for x in xs for view in x.views}
-        ys = [
-            dataclasses.replace(
-                out,
-                views=tuple(
-                    view.restacked(taken.get(view.leaf), length) for view in out.views
-                ),
-            )
-            for out in outs
-        ]
-        return [*carry, *ys]
-
-    def _while(self, eqn: Any, ins: list[Value], place: Place) -> list[Value]:
-        cond, body = bodies(eqn)
-        n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-        cond_consts, body_consts, carry = split(ins, n_cond, n_body)
-        inner = place.inside(1, runs=None)
-        silent = dataclasses.replace(inner, recording=False)
-        carry = self._fixed_point(
-            eqn, lambda now: self.run(body, [*body_consts, *now], silent), carry, place
-        )
-        self.run(cond, [*cond_consts, *carry], place.inside(0, runs=None))
-        self.run(body, [*body_consts, *carry], inner)
-        return carry
-
-    def _cond(self, eqn: Any, ins: list[Value], place: Place) -> list[Value]:
-        chosen, *operands = ins
-        results = [
-            self.run(branch, operands, place.inside(number))
-            for number, branch in enumerate(bodies(eqn))
-        ]
-        joined = results[0]
-        for other in results[1:]:
-            joined = [
-                self._join(eqn, a, b, place) for a, b in zip(joined, other, strict=True)
-            ]
-        if chosen.data:
-            # Which branch ran depends on data, so what it returns does too, unless
-            # every branch returns the same view of a leaf.
-            joined = [v if v.views or v.sources else DATA for v in joined]
-        return joined
-
-    def _shard_map(self, eqn: Any, ins: list[Value], place: Place) -> list[Value]:
-        (body,) = bodies(eqn)
-        local = [
-            dataclasses.replace(
-                value, views=tuple(v.local(aval_shape(var)) for v in value.views)
-            )
-            for value, var in zip(ins, body.jaxpr.invars, strict=True)
-        ]
-        # Every device along the axes that the map takes apart runs the program.
-        mesh = eqn.params["mesh"]
-        axes = eqn.params.get("newly_manual_axes", mesh.axis_names)
-        runs = place.runs
-        if runs is not None:
-            runs *= math.prod(mesh.shape[axis] for axis in axes)
-        outs = self.run(body, local, place.inside(0, runs=runs))
-        return [dataclasses.replace(value, views=()) for value in outs]
-
-    def _fixed_point(
-        self, eqn: Any, step: Any, carry: list[Value], place: Place
-    ) -> list[Value]:
-        while any(not value.data for value in carry):
-            after = [
-                self._join(eqn, a, b, place)
-                for a, b in zip(carry, step(carry), strict=True)
-            ]
-            if after == carry:
-                break
-            carry = after
-        return carry
-
-    def _join(self, eqn: Any, a: Value, b: Value, place: Place) -> Value:
-        if a == b:
-            return a
-        lost = a.sources | b.sources
-        if a.data or b.data:
-            if lost:
-                opaque = Value(False, (), lost)
-                self._note(eqn, [opaque], [Role(Operation.OPAQUE)], place)
-            return DATA
-        return Value(False, tuple(v for v in a.views if v in b.views), lost)
 
 
 def _shared_out(size: int, repeats: int, views: list[View]) -> list[int]:

@@ -28,7 +28,7 @@ class Handler(Protocol):
         ...
 
 
-class Statistic(Protocol):
+class Joining(Protocol):
     """How statistics of several executions of one site become one."""
 
     def empty(self, like: Any) -> Any:

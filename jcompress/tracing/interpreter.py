@@ -10,7 +10,7 @@ import jax
 
 from jcompress.tensors import CompressedTensor
 from jcompress.tracing.deferred import Deferred
-from jcompress.tracing.handlers import Bind, Handler, Statistic
+from jcompress.tracing.handlers import Bind, Handler, Joining
 from jcompress.tracing.jaxprs import Body, Kind, is_literal, kind_of
 from jcompress.tracing.nested import NESTED
 from jcompress.tracing.passing import passed
@@ -39,7 +39,7 @@ class Program:
 
     traced: Traced
     handlers: Mapping[Location, Handler]
-    statistic: Statistic | None = None
+    statistic: Joining | None = None
     made_dense: Callable[[str, Any, Location], None] | None = None
     resizing: "Resizing | None" = None
     bypass: Mapping[Any, Any] = dataclasses.field(default_factory=dict)

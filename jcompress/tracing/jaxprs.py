@@ -42,6 +42,9 @@ _KINDS = {
     "shard_map": Kind.SHARD_MAP,
 }
 
+CUSTOM_GRADIENTS = frozenset({"custom_jvp_call", "custom_vjp_call"})
+"""Those of the sealed operations whose gradient rules are functions, too."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Body:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -140,7 +141,14 @@ class Sites:
 
     def of(self, path: str) -> tuple[Site, ...]:
         """The sites of one leaf."""
-        return tuple(site for site in self.table if site.path == path)
+        return self._by_path.get(path, ())
+
+    @functools.cached_property
+    def _by_path(self) -> dict[str, tuple[Site, ...]]:
+        found: dict[str, list[Site]] = {}
+        for site in self.table:
+            found.setdefault(site.path, []).append(site)
+        return {path: tuple(sites) for path, sites in found.items()}
 
     def products(self, path: str) -> tuple[Site, ...]:
         """The products and convolutions of one leaf."""

@@ -15,6 +15,7 @@ from jcompress.tracing.jaxprs import Body
 from jcompress.tracing.site import Sites
 from jcompress.tracing.values import DATA, Use, Value
 from jcompress.tracing.views import View
+from jcompress.tracing.walk import walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +142,7 @@ def trace(
         for i, (_, struct) in enumerate(described)
     ]
     body = Body.of(closed)
-    flow.run(body, [*inputs, *([DATA] * len(data))])
+    walk(body, [*inputs, *([DATA] * len(data))], flow)
     return Traced(
         body=body,
         sites=Sites(flow.table, described),

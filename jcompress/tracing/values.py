@@ -55,14 +55,39 @@ class Use:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a program stands: its location, how often it runs, what encloses it."""
+    """Where an equation or a program stands, how often it runs, what encloses it.
+
+    Attributes:
+        location: the numbers of the equations and programs that lead there.
+        runs: how often one call of the function runs it, on all devices together; the
+            body of a `while` loop counts once.
+        in_while: whether it stands in such a body, so that it may run more often.
+        in_custom_gradient: whether it stands in a function with a gradient rule of its
+            own.
+        scope: the named scope of the program around it.
+    """
 
     location: Location = ()
-    runs: int | None = 1
+    runs: int = 1
+    in_while: bool = False
     in_custom_gradient: bool = False
-    recording: bool = True
-    stacks: tuple[tuple[Location, int, frozenset[int]], ...] = ()
+    scope: str = ""
 
     def inside(self, index: int, **changes: Any) -> "Place":
-        """The place inside equation `index`."""
-        return dataclasses.replace(self, location=(*self.location, index), **changes)
+        """Equation `index` of this program, or program `index` of this equation."""
+        location = (*self.location, index)
+        if changes:
+            return dataclasses.replace(self, location=location, **changes)
+        return Place(
+            location, self.runs, self.in_while, self.in_custom_gradient, self.scope
+        )
+
+    def within(self, eqn: Any) -> "Place":
+        """The same, in the named scope of the equation that stands here."""
+        return dataclasses.replace(self, scope=self.scope_of(eqn))
+
+    def scope_of(self, eqn: Any) -> str:
+        """The named scope of the equation that stands here."""
+        return "/".join(
+            part for part in (self.scope, str(eqn.source_info.name_stack)) if part
+        )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.kernels._dispatch import Form, Implementation
-from jcompress.kernels._operation import Arrays, Operation
+from jcompress.kernels._operation import Arrays, KernelOperation
 from jcompress.kernels.block_sparse_matmul import cpu, gpu, tpu
 from jcompress.kernels.block_sparse_matmul.reference import reference
 from jcompress.kernels.block_sparse_matmul.xla import transposed, xla
@@ -93,7 +93,7 @@ def _backward(saved: Arrays, cotangent: jax.Array, *, outputs: int) -> Arrays:
     return (gradient, None, None, None, None)
 
 
-_OPERATION = Operation(
+_OPERATION = KernelOperation(
     name=_NAME, forms=FORMS, roles=_roles, backward=_backward, save=_save
 )
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jcompress.kernels._dispatch import Form, Implementation
 from jcompress.kernels._float8 import float8_rows, is_float, result_dtype
 from jcompress.kernels._integers import row_scale
-from jcompress.kernels._operation import Arrays, Operation
+from jcompress.kernels._operation import Arrays, KernelOperation
 from jcompress.kernels._rows import by_row, check_outputs, check_row_scale, said
 from jcompress.kernels.float8_matmul.reference import reference
 from jcompress.kernels.float8_matmul.xla import xla
@@ -129,7 +129,7 @@ def _over_parts(
     return product.astype(result_dtype(x))
 
 
-_OPERATION = Operation(
+_OPERATION = KernelOperation(
     name=_NAME,
     forms=FORMS,
     roles=_roles,

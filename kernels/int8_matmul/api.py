@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jcompress.kernels._dispatch import Form, Implementation
 from jcompress.kernels._integers import quantize_rows, result_dtype, row_scale
-from jcompress.kernels._operation import Arrays, Operation
+from jcompress.kernels._operation import Arrays, KernelOperation
 from jcompress.kernels._rows import by_row, check_outputs, check_row_scale, said
 from jcompress.kernels.int8_matmul import cpu, gpu, tpu
 from jcompress.kernels.int8_matmul.reference import reference
@@ -152,7 +152,7 @@ def _over_parts(
     return product.astype(result_dtype(x))
 
 
-_OPERATION = Operation(
+_OPERATION = KernelOperation(
     name=_NAME,
     forms=FORMS,
     roles=_roles,

@@ -21,7 +21,7 @@ from jcompress.kernels._gpu import (
     instruction,
     step_inputs,
 )
-from jcompress.kernels._gpu_tiles import Shape, choose_tiles, table_key
+from jcompress.kernels._gpu_tiles import ProductSize, choose_tiles, table_key
 from jcompress.kernels._integers import quantize_rows, result_dtype
 
 
@@ -59,7 +59,7 @@ def gpu(
     q, scale, _ = quantize_rows(x, x_scale, None, x_bits)
     assert scale is not None
     if tiles is None:
-        shape = Shape(
+        shape = ProductSize(
             rows=q.shape[0], outputs=values.shape[0], inputs=q.shape[1],
             groups=1, x_bits=8, bits=8,
         )  # fmt: skip

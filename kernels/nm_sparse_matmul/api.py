@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.kernels._dispatch import Form, Implementation
-from jcompress.kernels._operation import Arrays, Operation
+from jcompress.kernels._operation import Arrays, KernelOperation
 from jcompress.kernels.nm_sparse_matmul import cpu, tpu
 from jcompress.kernels.nm_sparse_matmul.reference import dense_weight, reference
 from jcompress.kernels.nm_sparse_matmul.xla import xla
@@ -106,7 +106,7 @@ def _over_parts(
     return total.astype(x.dtype)
 
 
-_OPERATION = Operation(
+_OPERATION = KernelOperation(
     name=_NAME,
     forms=FORMS,
     roles=_roles,

@@ -44,7 +44,7 @@ _WORD = 32
 """Inputs whose bits are a word of the mask."""
 
 
-class _Pattern(NamedTuple):
+class _Lanes(NamedTuple):
     """How places take weights from words of two.
 
     Attributes:
@@ -60,10 +60,10 @@ class _Pattern(NamedTuple):
 
 
 _PATTERNS = {
-    (2, 4): _Pattern(4, 1),
-    (1, 4): _Pattern(8, 1, single=True),
-    (2, 8): _Pattern(8, 1),
-    (4, 8): _Pattern(8, 2),
+    (2, 4): _Lanes(4, 1),
+    (1, 4): _Lanes(8, 1, single=True),
+    (2, 8): _Lanes(8, 1),
+    (4, 8): _Lanes(8, 2),
 }
 
 
@@ -200,7 +200,7 @@ def _kernel(
     values_ref: Any,
     mask_ref: Any,
     *rest: Any,
-    how: _Pattern,
+    how: _Lanes,
     scaled: bool,
 ) -> None:
     *scales_ref, out_ref, ordered_ref, words_ref, bits_ref, total_ref = rest
@@ -242,7 +242,7 @@ def _kernel(
     out_ref[...] = total.astype(out_ref.dtype)
 
 
-def _order(x_ref: Any, ordered_ref: Any, how: _Pattern) -> None:
+def _order(x_ref: Any, ordered_ref: Any, how: _Lanes) -> None:
     """Write the activations of each pair of places together, chunk by chunk."""
     span = _CHUNK * how.places
     source = jax.lax.broadcasted_iota(jnp.int32, (span, span), 0)
@@ -258,7 +258,7 @@ def _order(x_ref: Any, ordered_ref: Any, how: _Pattern) -> None:
 
 
 def _placed_chunk(
-    words_ref: Any, bits_ref: Any, index: jax.Array, how: _Pattern
+    words_ref: Any, bits_ref: Any, index: jax.Array, how: _Lanes
 ) -> jax.Array:
     """The weights of a product's inputs as words of two, pair by pair of places."""
     tiles = []
@@ -286,7 +286,7 @@ def _placed_chunk(
 
 
 def _placed(
-    words: list[jax.Array], rows: list[jax.Array], how: _Pattern
+    words: list[jax.Array], rows: list[jax.Array], how: _Lanes
 ) -> list[jax.Array]:
     """The weights of eight groups as words of two, int32 [8, block], by pair.
 
@@ -344,7 +344,7 @@ def _two_of_four(word: jax.Array, bits: jax.Array) -> list[jax.Array]:
 
 
 def _from_front(
-    words: list[jax.Array], before: list[Pair], pair: Pair, how: _Pattern
+    words: list[jax.Array], before: list[Pair], pair: Pair, how: _Lanes
 ) -> jax.Array:
     """A pair of places, whose weights follow those of `before`."""
     word = words[0]
@@ -362,7 +362,7 @@ def _from_front(
 
 
 def _from_back(
-    words: list[jax.Array], behind: list[Pair], pair: Pair, how: _Pattern
+    words: list[jax.Array], behind: list[Pair], pair: Pair, how: _Lanes
 ) -> jax.Array:
     """A pair of places, whose weights precede those of `behind`."""
     word = words[-1]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.kernels._dispatch import Form, Implementation
-from jcompress.kernels._operation import Arrays, Operation
+from jcompress.kernels._operation import Arrays, KernelOperation
 from jcompress.kernels.quantized_conv import cpu
 from jcompress.kernels.quantized_conv.reference import reference
 from jcompress.kernels.quantized_conv.window import Window
@@ -170,7 +170,7 @@ def _backward(
     return (gradient, *(None,) * 5)
 
 
-_OPERATION = Operation(
+_OPERATION = KernelOperation(
     name=_NAME, forms=FORMS, roles=_roles, backward=_backward, save=_save
 )
 

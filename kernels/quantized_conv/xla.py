@@ -77,9 +77,9 @@ def dense_kernels(
         made = []
         for one in stored(arrays):
             integers = unpack_bits(one.values, one.inputs, one.bits)
-            dense = jax.vmap(dequantize_matrix, in_axes=(0, 0, 0, None))
-            matrix = dense(integers, one.scales, one.zeros, jnp.float32)
-            made.append(jnp.swapaxes(matrix, 1, 2).reshape(one.shape))
+            scales, zeros = one.scales, one.zeros
+            matrix = dequantize_matrix(integers, scales, zeros, jnp.float32)
+            made.append(jax.lax.reshape(matrix, one.shape, (0, 2, 1)))
         return made
 
     def compiled(arrays: Any) -> list[jax.Array]:

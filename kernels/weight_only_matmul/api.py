@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jcompress.kernels._dispatch import Form, Implementation
 from jcompress.kernels._integers import quantize_rows, row_scale
-from jcompress.kernels._operation import Arrays, Operation
+from jcompress.kernels._operation import Arrays, KernelOperation
 from jcompress.kernels._rows import said
 from jcompress.kernels.weight_only_matmul import cpu, gpu, tpu
 from jcompress.kernels.weight_only_matmul.reference import dense_weight, reference
@@ -137,7 +137,7 @@ def _over_parts(
     return (total * scale).astype(x.dtype)
 
 
-_OPERATION = Operation(
+_OPERATION = KernelOperation(
     name=_NAME,
     forms=FORMS,
     roles=_roles,

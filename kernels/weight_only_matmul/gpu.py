@@ -31,7 +31,7 @@ from jcompress.kernels._gpu import (
     prefers_kernels,
     step_inputs,
 )
-from jcompress.kernels._gpu_tiles import Shape, choose_tiles, table_key
+from jcompress.kernels._gpu_tiles import ProductSize, choose_tiles, table_key
 from jcompress.kernels._integers import DIGIT, quantize_rows, split_digits
 from jcompress.tensors.packing import FLOAT8
 
@@ -179,7 +179,7 @@ def by_conversion(
 def _tiles_for(
     x: jax.Array, weight: jax.Array, scales: jax.Array, bits: int, kind: str, how: str
 ) -> Tiles:
-    shape = Shape(
+    shape = ProductSize(
         rows=x.shape[0],
         outputs=weight.shape[0],
         inputs=x.shape[1],

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Shape(NamedTuple):
+class WeightShape(NamedTuple):
     """A weight matrix of a known model.
 
     Attributes:
@@ -16,12 +16,12 @@ class Shape(NamedTuple):
 
 
 SHAPES = {
-    "bert_base_up": Shape(outputs=3072, inputs=768),
-    "vit_base_down": Shape(outputs=768, inputs=3072),
-    "llama_1b_query": Shape(outputs=2048, inputs=2048),
-    "llama_8b_query": Shape(outputs=4096, inputs=4096),
-    "llama_8b_key": Shape(outputs=1024, inputs=4096),
-    "square_1024": Shape(outputs=1024, inputs=1024),
+    "bert_base_up": WeightShape(outputs=3072, inputs=768),
+    "vit_base_down": WeightShape(outputs=768, inputs=3072),
+    "llama_1b_query": WeightShape(outputs=2048, inputs=2048),
+    "llama_8b_query": WeightShape(outputs=4096, inputs=4096),
+    "llama_8b_key": WeightShape(outputs=1024, inputs=4096),
+    "square_1024": WeightShape(outputs=1024, inputs=1024),
 }
 """Weights by name."""
 

@@ -332,7 +332,7 @@ def test_layers_with_caches_among_the_arguments(by: Importance) -> None:
         return jax.lax.scan(step, x, (p["w"], cache))
 
     params, cache = {"w": WEIGHTS}, WEIGHTS[:, 0]
-    free = ShrinkableAxes(model, inputs={"1": [0]}, outputs={"1": [0]})
+    free = ShrinkableAxes(model, inputs={1: [0]}, outputs={1: [0]})
     groups = find_groups(free, params, X, cache)
     (group,) = groups
     arguments = (params, X, cache)

@@ -115,7 +115,7 @@ def test_by_conversion(how: str, case: str) -> None:
     ]
     weight = quantized(outputs, inputs, bits, size, symmetric)
     x = normal(2, (rows, inputs), dtype)
-    shape = _gpu_tiles.Shape(
+    shape = _gpu_tiles.ProductSize(
         rows=rows,
         outputs=outputs,
         inputs=inputs,
@@ -317,7 +317,7 @@ def test_tiles_cover_the_product_and_fit(name: str, how: str) -> None:
     layer = SHAPES[name]
     for rows in ROWS:
         for size, x_bits, bits in ((128, 16, 4), (layer.inputs, 8, 8), (32, 8, 4)):
-            shape = _gpu_tiles.Shape(
+            shape = _gpu_tiles.ProductSize(
                 rows=rows,
                 outputs=layer.outputs,
                 inputs=layer.inputs,
@@ -338,7 +338,7 @@ def test_a_table_goes_before_the_rule_where_it_suits(
 ) -> None:
     monkeypatch.setenv(_tiles.VARIABLE, str(tmp_path))
     kind, operation = "NVIDIA H100 80GB HBM3", "weight_only_matmul"
-    shape = _gpu_tiles.Shape(
+    shape = _gpu_tiles.ProductSize(
         rows=512, outputs=128, inputs=256, groups=2, x_bits=16, bits=4
     )
     narrow = dataclasses.replace(shape, outputs=64)

@@ -290,3 +290,10 @@ X4 = zeros(1, 28, 28, 1)
 def test_no_array() -> None:
     with pytest.raises(ValueError, match="no array"):
         sizes(mlp, {}, X)
+
+
+def test_a_key_among_the_leaves_has_its_bytes() -> None:
+    params = {"key": jax.random.key(0), "w": jnp.ones((3, 4))}
+    found = sizes(lambda p, x: x @ p["w"], params, jnp.ones((2, 3)))
+    assert found.bytes == 8 + 4 * 12
+    assert found.macs == 24

@@ -295,7 +295,7 @@ def test_work_grows_with_the_program_and_not_its_square(
 
     def counted(depth: int) -> collections.Counter[str]:
         counter: collections.Counter[str] = collections.Counter()
-        for cls, name in ((Coupling, "_equation"), (Ties, "tie"), (Ties, "fresh")):
+        for cls, name in ((Coupling, "equation"), (Ties, "tie"), (Ties, "fresh")):
             method = getattr(cls, name)
 
             def count(self: Any, *args: Any, _of: Any = method, **more: Any) -> Any:

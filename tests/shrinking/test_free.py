@@ -40,7 +40,7 @@ def mlp(tree: Any, x: jax.Array) -> jax.Array:
     return jnp.tanh(x @ tree["a"]) @ tree["b"] + tree["bias"][None]
 
 
-BOTH = ShrinkableAxes(mlp, inputs={"0": [-1]}, outputs={"": [1]})
+BOTH = ShrinkableAxes(mlp, inputs={0: [-1]}, outputs={(): [1]})
 
 
 def filled(shapes: Any) -> Any:
@@ -71,9 +71,9 @@ def test_features_and_classes_shrink() -> None:
 
 
 def test_only_what_is_named_shrinks() -> None:
-    groups = find_groups(ShrinkableAxes(mlp, outputs={"": [-1]}), TREE, X)
+    groups = find_groups(ShrinkableAxes(mlp, outputs={(): [-1]}), TREE, X)
     assert [g.name for g in groups] == ["a:1", "b:1"]
-    assert groups.fixed["a:0"] == "dot_general"
+    assert groups.fixed["a:0"] == "argument 0, by dot_general"
     assert [g.name for g in find_groups(mlp, TREE, X)] == ["a:1"]
 
 
@@ -81,14 +81,14 @@ def test_axes_that_something_else_fixes() -> None:
     def fn(tree: Any, x: jax.Array) -> jax.Array:
         return jnp.cumsum(mlp(tree, x), axis=1)
 
-    groups = find_groups(ShrinkableAxes(fn, outputs={"": [1]}), TREE, X)
+    groups = find_groups(ShrinkableAxes(fn, outputs={(): [1]}), TREE, X)
     assert groups.fixed["b:1"] == "cumsum"
     assert "result:1" in groups.fixed
 
 
 def test_units_that_no_leaf_has_are_left_out() -> None:
     """Of the batch any size will do, so that no plan is needed."""
-    free = ShrinkableAxes(mlp, inputs={"0": [0, 1]}, outputs={"": [0]})
+    free = ShrinkableAxes(mlp, inputs={0: [0, 1]}, outputs={(): [0]})
     assert [g.name for g in find_groups(free, TREE, X)] == ["a:0", "a:1"]
 
 
@@ -100,13 +100,13 @@ def nested(tree: Any, data: Any, *, mask: jax.Array) -> Any:
 def test_arrays_in_trees_and_keywords() -> None:
     """The mask has the features, too, so that it must be allowed to lose some."""
     mask = jnp.asarray([[1, 0, 1, 1, 1]], jnp.float32)
-    free = ShrinkableAxes(nested, inputs={"0/x": [1]}, outputs={"out": [-1]})
+    free = ShrinkableAxes(nested, inputs={(0, "x"): [1]}, outputs={"out": [-1]})
     args, keywords = ({"x": X, "name": "a"},), {"mask": mask}
     groups = find_groups(free, TREE, *args, **keywords)
     assert "a:0" in groups.fixed
     free = ShrinkableAxes(
         nested,
-        inputs={"0/x": [1], "mask": [1]},
+        inputs={(0, "x"): [1], "mask": [1]},
         outputs={"out": [-1], "mask": [1]},
     )
     groups = find_groups(free, TREE, *args, **keywords)
@@ -129,8 +129,8 @@ def test_two_plans_are_one() -> None:
     (cut,), _ = cut_inputs(first, X)
     second = find_groups(once, small, cut).keep({"a:0": [1, 2], "b:1": [2]})
     whole = first.then(second)
-    assert whole.inputs["0"]["1"].tolist() == [False, True, False, False, True]
-    assert whole.outputs[""]["1"].tolist() == [False, False, False, True]
+    assert whole.inputs["0"][1].tolist() == [False, True, False, False, True]
+    assert whole.outputs[""][1].tolist() == [False, False, False, True]
     (least,), _ = cut_inputs(whole, X)
     np.testing.assert_array_equal(least, cut_inputs(second, cut)[0][0])
     smaller = shrink(small, second)
@@ -184,10 +184,11 @@ def test_function_that_fixes_an_argument_that_the_plan_cuts(plan: Plan) -> None:
 @pytest.mark.parametrize(
     ("free", "words"),
     [
-        ({"inputs": {"x": [1]}}, "no argument 'x' that is an array; it has '0'"),
-        ({"outputs": {"0": [1]}}, "no result '0' that is an array; it has ''"),
-        ({"outputs": {"": [2]}}, "result:2 cannot shrink: its shape is [3, 4]"),
-        ({"inputs": {"0": [-3]}}, "argument 0:-3 cannot shrink: its shape is [3, 5]"),
+        ({"inputs": {"x": [1]}}, "no argument 'x' that is an array; it has 0"),
+        ({"outputs": {0: [1]}}, "no result 0 that is an array; it has ()"),
+        ({"inputs": {"0": [1]}}, "no argument '0' that is an array; it has 0"),
+        ({"outputs": {(): [2]}}, "result:2 cannot shrink: its shape is [3, 4]"),
+        ({"inputs": {0: [-3]}}, "argument 0:-3 cannot shrink: its shape is [3, 5]"),
     ],
 )
 def test_axes_that_are_not_there(free: Any, words: str) -> None:
@@ -196,13 +197,15 @@ def test_axes_that_are_not_there(free: Any, words: str) -> None:
 
 
 def test_free_of_nothing_or_in_another_form_is_refused() -> None:
-    for wrong in ([(1,)], {"0": 1}, {"0": "1"}):
+    for wrong in ([(1,)], {0: 1}, {0: "1"}):
         with pytest.raises(
-            TypeError, match="ShrinkableAxes: inputs gives axes by name"
+            TypeError, match="ShrinkableAxes: inputs gives axes by place"
         ):
             ShrinkableAxes(mlp, inputs=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="inputs names an array twice"):
+        ShrinkableAxes(mlp, inputs={0: [0], (0,): [1]})
     with pytest.raises(ValueError, match="ShrinkableAxes: name an axis"):
-        ShrinkableAxes(mlp, outputs={"": []})
+        ShrinkableAxes(mlp, outputs={(): []})
 
 
 class Net(nn.Module):
@@ -222,7 +225,7 @@ class Net(nn.Module):
 def test_image_channels_and_features_of_a_cnn() -> None:
     model, x = Net(4, 6), normal(2, 6, 6, 3)
     variables = filled(jax.eval_shape(model.init, jax.random.key(0), x))
-    free = ShrinkableAxes(model.apply, inputs={"0": [-1]}, outputs={"": [-1]})
+    free = ShrinkableAxes(model.apply, inputs={0: [-1]}, outputs={(): [-1]})
     groups = find_groups(free, variables, x)
     kernels = ("Conv_0/kernel:2", "Conv_0/kernel:3", "Conv_1/kernel:3")
     names = [f"params/{name}" for name in (*kernels, "Dense_0/kernel:1")]
@@ -261,7 +264,7 @@ def test_the_stream_of_an_encoder_is_its_result() -> None:
     variables = filled(jax.eval_shape(model.init, jax.random.key(0), ids))
     stream = "params/Dense_1/kernel:1"
     assert stream in find_groups(model.apply, variables, ids).fixed
-    free = ShrinkableAxes(model.apply, outputs={"": [-1]})
+    free = ShrinkableAxes(model.apply, outputs={(): [-1]})
     groups = find_groups(free, variables, ids)
     assert groups[stream].size == 12
     assert groups[stream].reduced

@@ -332,7 +332,6 @@ NORMALISED: dict[str, Op] = {
     "variance with ddof": lambda x: standardised(x, 1),
     "mean of both axes": lambda x: x / (2 + jnp.mean(jnp.abs(x))),
     "softmax": lambda x: jax.nn.softmax(x, axis=1),
-    "norm": lambda x: x / jnp.linalg.norm(x, axis=1, keepdims=True),
     "most": lambda x: x / jnp.max(jnp.abs(x), axis=1, keepdims=True),
 }
 
@@ -441,9 +440,34 @@ def test_prints_itself() -> None:
         "a:1: 6 units; reduced over by reduce_sum: opt-in",
         "  a:1 (6): dot_general",
         "  b:0 (6): dot_general",
-        "fixed a:0: dot_general",
+        "fixed a:0: argument 0, by dot_general",
         "fixed b:1: the function's result",
     ]
+
+
+def test_an_argument_on_the_residual_stream_is_named() -> None:
+    def fn(tree: Any, x: jax.Array, *, more: Any) -> jax.Array:
+        with jax.named_scope("block"):
+            h = x @ tree["a"] + jnp.tanh(2 * more["shift"])
+        return jax.nn.relu(h) @ tree["b"]
+
+    tree = {"a": normal(3, 6), "b": normal(6, 2)}
+    fixed = find_groups(fn, tree, X, more={"shift": normal(4, 6)}).fixed
+    assert fixed == {
+        "a:0": "argument 0, by dot_general in block",
+        "a:1": "argument more/shift, by add in block",
+        "b:0": "argument more/shift, by add in block",
+        "b:1": "the function's result",
+    }
+    fixed = find_groups(
+        lambda tree, x, y: (x * y) * tree["a"], {"a": normal(4, 3)}, X, normal(4, 3)
+    ).fixed
+    assert fixed["a:1"] == "argument 0 and argument 1, by mul"
+
+
+def test_an_operation_that_fixes_is_named_and_not_the_argument_beside_it() -> None:
+    fn, tree = between(lambda x: jnp.cumsum(x, axis=1) + X[:, :1])
+    assert find_groups(fn, tree, X).fixed["a:1"] == "cumsum"
 
 
 @pytest.fixture(scope="module")
@@ -465,7 +489,7 @@ def model() -> tuple[Callable[..., jax.Array], dict[str, jax.Array], Groups]:
         ({"a:1": [0.5]}, r"a:1: the units to keep are a list of integers"),
         ({"a:1": 3}, r"a:1: the units to keep are a list of integers"),
         ({"a:1": [True] * 6}, r"a:1: the units to keep are a list of integers"),
-        ({"a:0": [0]}, r"a:0 cannot shrink: dot_general fixes it"),
+        ({"a:0": [0]}, r"a:0 cannot shrink: argument 0, by dot_general fixes"),
         ({"b:1": [0]}, r"b:1 cannot shrink: the function's result fixes it"),
         ({"b:0": [0]}, r"b:0 belongs to the group 'a:1'; use that name"),
         ({"c:0": [0]}, r"there is no group 'c:0'; the groups are a:1"),

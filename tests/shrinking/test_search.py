@@ -165,12 +165,12 @@ def test_a_resumed_search_keeps_what_shrank_of_the_results(tmp_path: Any) -> Non
     """A search of several steps, each of which cuts the results of the one before."""
     given = {
         "search": Greedy(step=0.8),
-        "fn": ShrinkableAxes(model, outputs={"": [1]}),
+        "fn": ShrinkableAxes(model, outputs={(): [1]}),
         "params": PARAMS | {"c": jax.random.normal(jax.random.key(2), (8, 10))},
     }
     whole = Calls()
     want = run(tmp_path / "whole", whole, **given)
-    assert not want.plan.outputs[""]["1"].all()
+    assert not want.plan.outputs[""][1].all()
     # Stopped where the plan of the steps before is all that is left of them.
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", Calls(whole.count - 1), **given)

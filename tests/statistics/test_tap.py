@@ -15,7 +15,7 @@ from jcompress.errors import MismatchError
 from jcompress.execution import compressed
 from jcompress.quantization import Quantize, fake_quant, quantize
 from jcompress.sites import find_sites
-from jcompress.statistics import Input, Output, Scope, tap, tapping
+from jcompress.statistics import Input, NamedScope, Output, tap, tapping
 
 rng = np.random.default_rng(0)
 
@@ -68,7 +68,7 @@ def by_hand(p: Any, x: jax.Array) -> Any:
     )
 
 
-PLACES = [Scope("first"), Input("a"), Scope("stack**"), Output("?")]
+PLACES = [NamedScope("first"), Input("a"), NamedScope("stack**"), Output("?")]
 
 
 def loss(values: Any) -> jax.Array:
@@ -123,7 +123,7 @@ def test_modules_of_flax() -> None:
     variables = net.init(jax.random.key(0), X)
     _, kept = net.apply(variables, X, capture_intermediates=True)
     kept = kept["intermediates"]
-    tapped = tap(net.apply, [Scope("Encoder/layer_*"), Scope("**/Dense_1")])
+    tapped = tap(net.apply, [NamedScope("Encoder/layer_*"), NamedScope("**/Dense_1")])
     _, (blocks, dense) = tapped(variables, X)
     names = ["layer_0", "layer_1"]
     close(blocks, {f"Encoder/{n}": kept[n]["__call__"][0] for n in names})
@@ -131,10 +131,10 @@ def test_modules_of_flax() -> None:
     close(dense, wanted)
     with pytest.raises(
         MismatchError,
-        match=r"Scope\(name='layer_0'\) matches nothing; the scopes are Encoder, "
+        match=r"NamedScope\(name='layer_0'\) matches nothing; the scopes are Encoder, "
         r"Encoder/head, Encoder/layer_0, .*; '\*\*/layer_0' finds",
     ):
-        tap(net.apply, [Scope("layer_0")])(variables, X)
+        tap(net.apply, [NamedScope("layer_0")])(variables, X)
 
 
 def test_features_of_compressed_models() -> None:
@@ -158,7 +158,7 @@ def branches(p: Any, x: jax.Array) -> Any:
 
 
 def test_branches_and_batches() -> None:
-    tapped = jax.jit(jax.vmap(tap(branches, [Scope("yes")]), in_axes=(None, 0)))
+    tapped = jax.jit(jax.vmap(tap(branches, [NamedScope("yes")]), in_axes=(None, 0)))
     x = jnp.stack([jnp.abs(X), -jnp.abs(X)])
     _, (values,) = tapped(P, x)
     wanted = jnp.sin(jnp.abs(X) @ P["a"])
@@ -203,8 +203,8 @@ def test_devices() -> None:
 
 
 WRONG: dict[str, tuple[Any, Any, str]] = {
-    "while": (looped, Scope("step"), "'step' is in a while loop"),
-    "no scopes": (lambda p, x: x @ p["a"], Scope("*"), "the scopes are none"),
+    "while": (looped, NamedScope("step"), "'step' is in a while loop"),
+    "no scopes": (lambda p, x: x @ p["a"], NamedScope("*"), "the scopes are none"),
     "no leaf": (model, Output("w"), "leaves with such values are a, s, b, c"),
     "a bias": (model, Input("c"), "leaves with such values are a, s, b$"),
 }
@@ -220,8 +220,8 @@ def test_errors(name: str) -> None:
 
 @pytest.mark.once
 def test_places() -> None:
-    with pytest.raises(TypeError, match=r"write \[Scope\(name='a'\)\]"):
-        tap(model, Scope("a"))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"write \[NamedScope\(name='a'\)\]"):
+        tap(model, NamedScope("a"))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="not 'a'"):
         tap(model, ["a"])  # type: ignore[list-item]
     with pytest.raises(MismatchError, match="there are no places"):
