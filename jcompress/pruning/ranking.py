@@ -59,7 +59,9 @@ _SMALL_ROW = 16
 class _Scores:
     """The group scores of leaves, made when they are asked for and not kept."""
 
-    def __init__(self, plan: PruningPlan, arrays: Mapping[str, Any], by_magnitude: bool):
+    def __init__(
+        self, plan: PruningPlan, arrays: Mapping[str, Any], by_magnitude: bool
+    ):
         self.plan, self.arrays, self.by_magnitude = plan, arrays, by_magnitude
 
         self.hosted = isinstance(next(iter(arrays.values())), np.ndarray)

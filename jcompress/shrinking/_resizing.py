@@ -13,7 +13,7 @@ from jcompress.shrinking._attention import Attention, WeightProducts
 from jcompress.shrinking._coupling import Choices, Coupling
 from jcompress.shrinking._ids import FIXED, Ids, Why
 from jcompress.shrinking._labels import Labels
-from jcompress.shrinking._sized import SIZED, Equation, Keep, Keeps, cut
+from jcompress.shrinking._sized import SIZED, Keep, Keeps, SizedEquation, cut
 from jcompress.shrinking._sized_gradients import GRADIENTS
 from jcompress.shrinking._symbolic import size_of
 from jcompress.tracing.interpreter import Program, Resizing, bind
@@ -208,7 +208,7 @@ def _resized(
     own = _SIZED.get(eqn.primitive.name)
     if own is None:
         return bind(eqn, ins)
-    change = own(Equation(program, eqn, ins, here, before, after, resizing))
+    change = own(SizedEquation(program, eqn, ins, here, before, after, resizing))
     return change if isinstance(change, list) else bind(eqn, ins, **change)
 
 

@@ -31,7 +31,7 @@ def cut(array: Any, keeps: Keeps) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Equation:
+class SizedEquation:
     """An equation that is evaluated at other sizes than those of the trace.
 
     Attributes:
@@ -63,15 +63,15 @@ Change = dict[str, Any] | list[Any]
 """Other static parameters of an equation, or its results."""
 
 
-def _broadcast(at: Equation) -> Change:
+def _broadcast(at: SizedEquation) -> Change:
     return {"shape": at.shape}
 
 
-def _reshape(at: Equation) -> Change:
+def _reshape(at: SizedEquation) -> Change:
     return {"new_sizes": at.shape}
 
 
-def _slice(at: Equation) -> Change:
+def _slice(at: SizedEquation) -> Change:
     p = at.eqn.params
     rank = len(at.before[0])
     strides = p["strides"] or (1,) * rank
@@ -96,7 +96,7 @@ def _slice(at: Equation) -> Change:
     return [jax.lax.slice(value, starts, limits, steps)]
 
 
-def _split(at: Equation) -> Change:
+def _split(at: SizedEquation) -> Change:
     axis = at.eqn.params["axis"]
     sizes = [
         size if keeps[axis] is None else int(keeps[axis].sum())
@@ -105,7 +105,7 @@ def _split(at: Equation) -> Change:
     return {"sizes": tuple(sizes)}
 
 
-def _pad(at: Equation) -> Change:
+def _pad(at: SizedEquation) -> Change:
     config = []
     for (low, high, interior), keep in zip(
         at.eqn.params["padding_config"], at.after[0], strict=True
@@ -116,7 +116,7 @@ def _pad(at: Equation) -> Change:
     return {"padding_config": tuple(config)}
 
 
-def _gather(at: Equation) -> Change:
+def _gather(at: SizedEquation) -> Change:
     numbers = at.eqn.params.get("dimension_numbers")
     # Of an axis that the indices have as well, one position is taken at a time.
     batch = () if numbers is None else numbers.operand_batching_dims
@@ -129,7 +129,7 @@ def _gather(at: Equation) -> Change:
     return {"slice_sizes": tuple(sizes)}
 
 
-def _conv(at: Equation) -> Change:
+def _conv(at: SizedEquation) -> Change:
     groups = at.eqn.params["feature_group_count"]
     keep = at.before[0][at.eqn.params["dimension_numbers"].lhs_spec[1]]
     if groups == 1 or keep is None:
@@ -137,7 +137,7 @@ def _conv(at: Equation) -> Change:
     return {"feature_group_count": int(keep.reshape(groups, -1)[:, 0].sum())}
 
 
-def _linear_solve(at: Equation) -> Change:
+def _linear_solve(at: SizedEquation) -> Change:
     consts, right = linear_solve_inputs(at.eqn, at.ins)
 
     def run(name: str) -> Callable[..., Any] | None:
@@ -165,11 +165,11 @@ def _linear_solve(at: Equation) -> Change:
     )
 
 
-def _random_bits(at: Equation) -> Change:
+def _random_bits(at: SizedEquation) -> Change:
     return {"shape": at.shape[at.ins[0].ndim :]}
 
 
-SIZED: dict[str, Callable[[Equation], Change]] = {
+SIZED: dict[str, Callable[[SizedEquation], Change]] = {
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
     "slice": _slice,

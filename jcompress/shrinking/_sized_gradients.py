@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jcompress.shrinking._sized import Change, Equation
+from jcompress.shrinking._sized import Change, SizedEquation
 from jcompress.tracing.interpreter import bind
 from jcompress.tracing.jaxprs import Body, bodies
 
 
-def _body(at: Equation) -> Callable[..., list[Any]]:
+def _body(at: SizedEquation) -> Callable[..., list[Any]]:
     (body,) = bodies(at.eqn)
 
     def run(*values: Any) -> list[Any]:
@@ -34,7 +34,7 @@ def _at(values: Sequence[Any], numbers: Sequence[int], new: Sequence[Any]) -> li
     return whole
 
 
-def _custom_jvp(at: Equation) -> Change:
+def _custom_jvp(at: SizedEquation) -> Change:
     """The function's own rule, traced at its own sizes and shrunk as well."""
     floats = _floats([var.aval for var in at.eqn.invars])
     call = jax.custom_jvp(_body(at))
@@ -57,7 +57,7 @@ def _custom_jvp(at: Equation) -> Change:
     return list(call(*at.ins))
 
 
-def _custom_vjp(at: Equation) -> Change:
+def _custom_vjp(at: SizedEquation) -> Change:
     floats = _floats([var.aval for var in at.eqn.invars])
     outs = _floats([var.aval for var in at.eqn.outvars])
     call = jax.custom_vjp(_body(at))
@@ -95,7 +95,7 @@ def _array(cotangent: Any) -> Any:
 
 
 def _again(
-    at: Equation, rule: Any, numbers: list[int], of_results: bool = False
+    at: SizedEquation, rule: Any, numbers: list[int], of_results: bool = False
 ) -> Callable[..., Any]:
     """A gradient rule, traced at the sizes of the trace, on the arrays there are."""
     atoms = at.eqn.outvars if of_results else at.eqn.invars
@@ -118,7 +118,7 @@ def _again(
     return run
 
 
-GRADIENTS: dict[str, Callable[[Equation], Change]] = {
+GRADIENTS: dict[str, Callable[[SizedEquation], Change]] = {
     "custom_jvp_call": _custom_jvp,
     "custom_vjp_call": _custom_vjp,
 }
