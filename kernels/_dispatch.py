@@ -153,10 +153,10 @@ def dispatch(
 ) -> jax.Array:
     """Compute an operation on stacked arguments.
 
-    A named implementation runs. None takes, on each platform, that platform's own form
-    if it neither refuses the shapes nor calls another better, and `XLA` else; which it
-    is falls when the program is lowered, so that every form is traced everywhere and
-    none may ask for a device.
+    A named implementation runs. None takes, on each platform, that platform's own
+    kernel, unless it refuses the shapes or knows another implementation to be faster
+    for them; then `XLA`. The choice is made when the program is lowered for a platform,
+    so every implementation is traced everywhere and none may ask for a device.
 
     Args:
         operation: its name, for the errors.

@@ -15,7 +15,7 @@ WARPGROUP_ROWS = 64
 TENSOR_ROWS = 128
 """Rows of the weight that `tcgen05` multiplies from tensor memory."""
 DECODE_ROWS = 16
-"""Up to so many rows the weight's bytes bound the time, not the multiplications."""
+"""The most rows for which the bytes of the weight bound the time."""
 TALLEST = 128
 """Rows of activations of one tile at most."""
 LONGEST_INTEGER_SUM = 2**16
@@ -71,7 +71,7 @@ class Generation(enum.Enum):
 
 NO_INSTRUCTION = "there are kernels from compute capability 8.0 on, with JAX 0.12; \
 before, for H100 and H200 only"
-"""Why there is none where `instruction` finds none."""
+"""The reason that is given where `instruction` finds nothing."""
 _NAMES = {
     Generation.OLDER: ("t4", "v100", "p100", "p40", "p4", "k80"),
     Generation.AMPERE: (

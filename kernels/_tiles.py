@@ -75,9 +75,9 @@ def tiles(operation: str, kind: str, key: str) -> Choices:
 
 
 def suits(operation: str, platform: str, key: str, rows: int) -> bool:
-    """Whether the tables leave so many rows to the platform's own form.
+    """Whether the platform's own kernel takes this number of rows, by the tables.
 
-    A symbolic number of rows is left to it unless the tables leave none.
+    It takes a symbolic number of rows unless the tables leave it none.
     """
     most = tiles(operation, device_kind(platform), key).get("rows")
     return most is None or at_most(rows, most, unknown=True)

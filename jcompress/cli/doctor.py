@@ -23,7 +23,7 @@ from jcompress.kernels import Implementation, _native
 PYTHONS = ((3, 11), (3, 13))
 """The oldest and the newest Python that the tests run on."""
 JAXES = ((0, 10, 2), (0, 12))
-"""The same of JAX."""
+"""The oldest and the newest JAX that the tests run on."""
 INSTRUCTIONS = (
     *("amx_int8", "avx512_vbmi", "avx512_vnni", "avx_vnni", "avx2", "neon", "generic"),
 )
@@ -58,7 +58,7 @@ class Check:
     failure: str
 
     def __str__(self) -> str:
-        """What is to be said of the implementation."""
+        """One line: whether the implementation refuses, fails or works."""
         name = self.implementation.value
         if self.refusal:
             return f"{name} refuses: {self.refusal}"
@@ -146,7 +146,7 @@ def examine() -> Findings:
 def support(
     version: str, oldest: Sequence[int], newest: Sequence[int]
 ) -> tuple[str, bool]:
-    """What is to be said of a version, and whether it is too old."""
+    """Whether a version is supported, in words, and whether it is too old."""
     span = f"{_dotted(oldest)} to {_dotted(newest)}"
     number = tuple(map(int, re.findall(r"\d+", version)[:3]))
     if number < tuple(oldest):
@@ -255,7 +255,7 @@ def _failure(
 ) -> str:
     try:
         found = _run(case, name, args)
-    # Whatever it is, it is said, and the other implementations are tried.
+    # An error of any kind is a finding; the other implementations are tried.
     except Exception as error:
         return f"fails: {' '.join(str(error).split())[:200]}"
     if found.shape != expected.shape or not np.isfinite(found).all():

@@ -23,9 +23,9 @@ from jcompress.kernels.weight_only_matmul.api import FORMS as _WEIGHT_ONLY
 from jcompress.tensors.packing import packed_size, stored_dtype
 
 MARGIN = 1.1
-"""So many times faster is what replaces another in a table."""
+"""How many times faster than the entry of a table its replacement must be."""
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-"""Rows of activations among which the last is looked for that suits the own form."""
+"""Numbers of rows that are tried: up to which does the platform's kernel beat XLA?"""
 _ROUNDS = 12
 _OUTPUTS, _INPUTS, _GROUP = 1024, 2048, 64
 _SET_BYTES = 128 << 20
@@ -167,7 +167,7 @@ def best_sizes(
     """Sizes of a kernel that are clearly faster than those it takes by itself.
 
     One parameter after the other, each from the best of those before. What does not
-    compile is said and left out.
+    compile is reported and left out.
     """
     best: dict[str, int | None] = {}
     if case.refused(form, rows):

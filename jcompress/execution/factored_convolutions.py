@@ -137,7 +137,7 @@ class FactoredConv:
         )
 
     def why(self, tensor: LowRank) -> str:
-        """What is said of a part of the leaf only."""
+        """Which part of the leaf is made dense, if one is."""
         pairs = zip(self.steps, tensor.factors, strict=True)
         dense = any(is_compressed(f) and not step.is_product for step, f in pairs)
         return WINDOW_DENSE if dense else ""

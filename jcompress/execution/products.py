@@ -1,4 +1,4 @@
-"""Which product suits a compressed leaf, and how that is told."""
+"""Which kernel multiplies with a compressed leaf, and how that is reported."""
 
 import dataclasses
 import enum

@@ -85,7 +85,7 @@ def inspect(
 ) -> tuple[Execution, ...]:
     """Tell how `compressed(fn)` runs every compressed leaf; nothing is computed.
 
-    It speaks of the platform that JAX uses by default here.
+    It reports what happens on the platform that JAX uses by default here.
 
     Args:
         fn: the function, written for dense leaves.

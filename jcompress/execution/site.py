@@ -39,7 +39,7 @@ class CompressedSite:
 
     Attributes:
         activation: how the leaf's input is quantized, even if the leaf arrives dense.
-        record: is told how the site ran.
+        record: gets an entry that says how the leaf ran.
         implementation: which one of each kernel runs; None for the fastest.
     """
 
@@ -299,10 +299,10 @@ class CompressedSite:
 
 
 def _on_cpu() -> bool:
-    """Whether programs run on a CPU unless they are told otherwise.
+    """Whether JAX runs programs on a CPU by default here.
 
-    Which form of a kernel runs is settled when a program is lowered for a platform;
-    what is recorded for `inspect` speaks of this one.
+    Which kernel runs is settled when a program is lowered for a platform; what
+    `inspect` reports is what happens on this one.
     """
     return jax.default_backend() == "cpu"
 

@@ -23,7 +23,7 @@ from jcompress.tracing.values import Location
 LARGEST = {Operation.DOT: 1 << 12, Operation.CONV: 1 << 17}
 """Numbers of the largest weight for which this is done."""
 WHY = "small: made dense with others in one step, in floats"
-"""What is said of them."""
+"""Why they are made dense."""
 
 
 def make_dense(
@@ -40,7 +40,7 @@ def make_dense(
     Args:
         traced: the function.
         tensors: its compressed leaves.
-        record: is told of each.
+        record: gets an entry for each.
         portable: whether only what XLA compiles may be used.
 
     Returns:
@@ -64,7 +64,7 @@ def make_dense(
 
 
 def _place(traced: Traced, name: str, tensor: CompressedTensor) -> Location | None:
-    """Where the one use of a small leaf is; None if it is none of these."""
+    """Where the one use of a small leaf is; None for any other leaf."""
     sites = traced.sites.of(name)
     if (
         not isinstance(tensor, QTensor)

@@ -15,11 +15,12 @@ class Svd:
     spent.
 
     Attributes:
-        rank: so many.
+        rank: how many singular values are kept.
         energy: the fewest whose squares hold this fraction of all, in (0, 1]; in each
             copy of a stack.
-        parameters: so many that the factors have this fraction of the leaves' numbers.
-        macs: so many that they take this fraction of their multiplications.
+        parameters: as many as leave the factors this fraction of the leaves'
+            parameters.
+        macs: as many as leave the factors this fraction of the leaves' multiplications.
 
     Raises:
         ValueError: not exactly one is given, or it is out of range.
@@ -43,14 +44,14 @@ class Spatial:
     """Split a convolution's kernel into one along each of its two window axes.
 
     A k x k convolution becomes a k x 1 and then a 1 x k one. How many channels lie
-    between them is told as for `Svd`, of the matrix of the first axis and the input
+    between them is chosen as by `Svd`, for the matrix of the first axis and the input
     channels by the second axis and the outputs.
 
     Attributes:
-        rank: so many.
+        rank: how many channels lie between the two.
         energy: the fewest that hold this fraction of the squared singular values.
-        parameters: so many that the factors have this fraction of the leaves' numbers;
-            the leaves of one rule share it.
+        parameters: as many as leave the factors this fraction of the leaves'
+            parameters; the leaves of one rule share it.
 
     Raises:
         ValueError: not exactly one is given, or it is out of range.
@@ -132,11 +133,11 @@ class Cp:
     without bound while they cancel.
 
     Attributes:
-        rank: so many terms.
+        rank: the number of terms.
         energy: the fewest found, by bisection, that lose at most the rest of the
             kernel's squared norm; in (0, 1], and of each copy of a stack.
-        parameters: so many that the factors of each leaf have at most this fraction
-            of its numbers; in (0, 1].
+        parameters: the most with which the factors of each leaf have at most this
+            fraction of its parameters; in (0, 1].
         sweeps: how often all factors are refined, at most.
         tolerance: a sweep that lowers the above by less than this fraction is the last.
         damping: what a term's squared norm costs; in (0, 1). The relative error that it

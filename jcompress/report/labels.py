@@ -23,7 +23,7 @@ LEAST_DIFFERENCE = 0.03
 
 
 def label_by_bytes(dense: int, compressed: int) -> Label:
-    """The label of everything that is said of a model but its speed.
+    """The label of every result of a model but its speed.
 
     A model that is not smaller on disk and in memory is a simulation, whatever the
     number of its zeros or the bits of its numbers.

@@ -32,7 +32,7 @@ class Cluster:
         start: where k-means begins.
         zero: whether one value is 0 and stays 0, so that a pruned leaf keeps the zeros
             that it has; weights near 0 become 0 too.
-        iterations: k-means ends after so many, if not before.
+        iterations: the most that k-means makes.
 
     Raises:
         TypeError: a field is of the wrong type.

@@ -54,7 +54,7 @@ def fit_table(
         entries: C.
         start: where to begin.
         zero: whether one entry is 0 and stays there.
-        iterations: at most so many.
+        iterations: the most that are made.
         draws: float64 [C], uniform in [0, 1), for `Start.PLUS_PLUS`.
 
     Returns:

@@ -98,7 +98,7 @@ def _fits(
         if size != wanted:
             kind = "shrunk" if after else "dense"
             raise MismatchError(
-                f"{axis_name(name, axis)}: the plan speaks of {wanted} positions "
+                f"{axis_name(name, axis)}: the plan is for {wanted} positions "
                 f"of the {kind} {of}, and this array has the shape {shape}{hint}"
             )
 

@@ -1,4 +1,4 @@
-"""What a rule of an operation is, and the one for operations not looked into."""
+"""What a rule of an operation is, and the one for operations without their own."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ Rule = Callable[["Coupling", Any, list[Labels], Why, Location], list[Labels]]
 def unknown(
     c: "Coupling", eqn: Any, ins: list[Labels], why: Why, here: Location
 ) -> list[Labels]:
-    """An operation that is not looked into: it fixes whatever it touches."""
+    """The rule of an operation that has none of its own: its axes cannot shrink."""
     for value in ins:
         c.fix(value, why)
     return [fixed_labels(var) for var in eqn.outvars]

@@ -62,8 +62,9 @@ class Group:
         reduced: the operation that reduces over the units, where there is one (a
             normalisation over the width of a residual stream): such a group changes
             the function when it shrinks, so that it is only shrunk when named. A sum
-            to which removed units add zero is none, as a product is none: masked and
-            shrunk are the same. Divided by the number of its terms it is.
+            to which removed units add zero does not count, nor does a product: there
+            masked and shrunk agree. A mean counts, since it divides by the number of
+            units.
         inputs: the axes of arguments behind the tree, those that `ShrinkableAxes` lets
             shrink.
         outputs: the axes of results, likewise.

@@ -104,7 +104,7 @@ def _masks(tree: Any) -> Masks:
 
 
 def _both(first: Masks, second: Masks) -> Masks:
-    """The masks of two plans, the second of which speaks of what the first left."""
+    """The masks of two plans, the second of which cuts what the first left."""
     masks = {path: dict(axes) for path, axes in first.items()}
     for path, axes in second.items():
         for axis, mask in axes.items():

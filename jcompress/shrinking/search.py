@@ -53,7 +53,7 @@ class Evolution:
     Attributes:
         population: candidates of a generation.
         generations: how many.
-        parents: so many of the best are bred from.
+        parents: how many of the best the next generation is bred from.
         spread: standard deviation of a mutation, as a factor of a size (log scale).
     """
 

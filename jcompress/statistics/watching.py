@@ -19,8 +19,8 @@ class Watch:
         place: where the program stands; () for the function itself.
         atoms: the values, as its equations name them.
         made: what is handed back of these values.
-        stacked: location and length of the enclosing scans whose steps are told apart
-            by a leading axis, outermost first; those of others become one.
+        stacked: location and length of the enclosing scans whose steps stay apart,
+            along a leading axis, outermost first; those of other scans become one.
     """
 
     place: Location

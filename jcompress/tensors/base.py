@@ -111,7 +111,7 @@ def _static(cls: type[CompressedTensor]) -> tuple[str, ...]:
 def _readers(
     cls: type[CompressedTensor],
 ) -> tuple[Callable[[Any], tuple[Any, ...]], Callable[[Any], tuple[Any, ...]]]:
-    """Functions that read all arrays, and all that is none, of a tensor."""
+    """Functions that read all arrays of a tensor, and all its other fields."""
     return _reader(cls.arrays), _reader(_static(cls))
 
 

@@ -13,9 +13,9 @@ from jcompress.tensors.matrix import MatrixTensor
 from jcompress.tensors.rounding import round_to
 
 SMALL = 16
-"""Up to so many values an index takes 4 bits."""
+"""The most values that an index of 4 bits can name."""
 MOST = 256
-"""So many values at most; an index takes 8 bits."""
+"""The most values of a table; an index takes 8 bits."""
 
 
 @jax.tree_util.register_pytree_with_keys_class

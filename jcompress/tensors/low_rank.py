@@ -246,7 +246,7 @@ def dense_factor(factor: Factor) -> jax.Array:
 
 
 def factor_axes(rank: int, stacks: int) -> Axes:
-    """The role of each axis of a factor of so many axes, stack axes leading."""
+    """The role of each axis of a factor, by its number of axes; stack axes lead."""
     return Axes(tuple(range(stacks)), (stacks,), tuple(range(stacks + 1, rank)))
 
 

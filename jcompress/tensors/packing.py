@@ -11,7 +11,7 @@ FLOAT8 = np.dtype(jnp.float8_e4m3fn)
 
 
 def is_packed(bits: int) -> bool:
-    """Whether integers of so many bits are stored as a stream (else one a byte)."""
+    """Whether integers of these bits are stored as a stream (else one a byte)."""
     return bits <= 4
 
 

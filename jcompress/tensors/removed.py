@@ -27,7 +27,7 @@ class RemovedArray(CompressedTensor):
     dtype: np.dtype[Any]
 
     def dense(self) -> jax.Array:
-        """There is none.
+        """An array that was removed has no dense form.
 
         Raises:
             MismatchError: always.

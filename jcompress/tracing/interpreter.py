@@ -29,9 +29,9 @@ class Program:
         traced: the traced function.
         handlers: what happens at which locations.
         statistic: how statistics join; needed if a handler hands any back.
-        made_dense: is told the name of each compressed leaf that had to be made dense
-            outside of a handler, the equation that asked for it (None where the
-            function returns it) and its location.
+        made_dense: called for each compressed leaf that had to be made dense outside
+            of a handler, with its name, the equation that uses it (None where the
+            function returns it) and that equation's location.
         resizing: what changes where arrays have other sizes than in the trace.
         bypass: values that others take the place of; what only led to them is left out.
         opened: the programs that hold such values.

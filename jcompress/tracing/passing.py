@@ -78,7 +78,7 @@ def _put(eqn: Any, index: int, value: Any) -> Any:
     if isinstance(target, jax.sharding.Sharding) and not isinstance(
         target, jax.sharding.SingleDeviceSharding
     ):
-        # It speaks of the axes of the dense array, which the stored ones lack.
+        # Its parameters count the axes of the dense array, which the stored ones lack.
         return dataclasses.replace(
             value, pending=(*value.pending, (eqn.primitive, params(1)))
         )

@@ -23,7 +23,7 @@ from jcompress.kernels._rows import at_most
 from jcompress.tensors.block_sparse import block_rows
 
 AT_ONCE_ROWS = 32
-"""Up to so many rows all blocks are multiplied at once on a CPU."""
+"""The most rows with which a CPU multiplies all blocks at once."""
 SMALL = 256
 """Blocks of fewer weights than this are the right operand of the batched product."""
 

@@ -22,7 +22,7 @@ from jcompress.kernels.weight_only_matmul.tpu_many_rows import many_rows
 from jcompress.tensors.packing import FLOAT8
 
 FEW = 32
-"""Up to so many rows the activations are written as digits."""
+"""The most rows of activations that are written as digits."""
 MOST_INPUTS = 8192
 """Of many rows, which stay in the core; of a few, eight times as many."""
 

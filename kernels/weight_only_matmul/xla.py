@@ -39,11 +39,11 @@ from jcompress.kernels.weight_only_matmul.xla_float8 import PARTS, by_parts
 from jcompress.tensors.packing import FLOAT8, unpack_bits
 
 SPLIT_ROWS = 96
-"""Up to so many rows of digits they are used on a CPU, with one group of scales."""
+"""The most rows of digits with which they pay on a CPU, with one group of scales."""
 SPLIT_ROWS_GROUPED = 48
 """The same with several groups, each of which is a product of its own."""
 SPLIT_GROUPS = 64
-"""Beyond so many groups the program of one product a group becomes too long."""
+"""With more groups, a program of one product a group becomes too long."""
 
 
 def xla(

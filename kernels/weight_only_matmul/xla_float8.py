@@ -13,9 +13,9 @@ from jcompress.kernels._rows import at_most
 from jcompress.tensors.rounding import round_to
 
 PARTS = {"bfloat16": 1, "float16": 2, "float32": 3}
-"""How many numbers of bfloat16 have a number of such a dtype as their sum."""
+"""How many numbers of bfloat16 add up to one of each dtype."""
 MOST_ROWS = 192
-"""Up to so many rows of parts they are used, if there are several."""
+"""The most rows of parts with which they pay, if there are several."""
 
 
 def by_parts(x: jax.Array, values: jax.Array, scales: jax.Array) -> jax.Array:

@@ -158,7 +158,7 @@ def plan() -> Plan:
 
 def test_arguments_that_were_not_cut(plan: Plan) -> None:
     small = shrink(TREE, plan)
-    words = "argument 0:1: the plan speaks of 3 positions of the shrunk function, "
+    words = "argument 0:1: the plan is for 3 positions of the shrunk function, "
     with pytest.raises(
         MismatchError, match=words + r".*\[3, 5\]; `cut_inputs` cuts it"
     ):

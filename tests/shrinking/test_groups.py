@@ -509,14 +509,14 @@ def test_plan_for_another_model(model: Any) -> None:
     with pytest.raises(MismatchError, match=r"has no leaf 'a'; it has first, second"):
         shrink(other, plan)
     wide = {"a": normal(3, 8), "b": normal(8, 2)}
-    words = r"a:1: the plan speaks of 6 positions of the dense tree, .*\[3, 8\]"
+    words = r"a:1: the plan is for 6 positions of the dense tree, .*\[3, 8\]"
     for transform in (shrink, zero_units):
         with pytest.raises(MismatchError, match=words):
             transform(wide, plan)
     with pytest.raises(MismatchError, match=r"a:1: .* 3 positions of the shrunk tree"):
         shrunk(fn, plan)(tree, X)
     flat = {"a": normal(3), "b": tree["b"]}
-    with pytest.raises(MismatchError, match=r"a:1: the plan speaks of 6 .*\[3\]"):
+    with pytest.raises(MismatchError, match=r"a:1: the plan is for 6 .*\[3\]"):
         shrink(flat, plan)
 
 
