@@ -29,35 +29,26 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("jcompress")
     group.addoption(
-        "--optimize",
-        action="store_true",
-        help="compile as users do; without it, only tests marked `bits` do",
-    )
-    group.addoption(
-        "--part",
-        default="1/1",
-        metavar="K/N",
-        help="run the K-th of N parts of the cases of each test, at least one case; "
-        "those of tests marked `once` or `slow` all run",
+        "--one-in",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run one in N of the cases of each test, at least one",
     )
 
 
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    part, parts = map(int, config.getoption("part").split("/"))
+    share = config.getoption("one_in")
     tests: dict[str, list[pytest.Item]] = {}
     for item in items:
         tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     chosen = set()
     for name, cases in tests.items():
-        if any(map(cases[0].get_closest_marker, ("once", "slow"))):
-            chosen.update(cases)
-            continue
         # Where each begins differs, so that not all take the same models.
-        first = zlib.crc32(name.encode()) + part
-        step = min(parts, len(cases))
-        chosen.update(cases[first % step :: step])
+        first = zlib.crc32(name.encode()) % min(share, len(cases))
+        chosen.update(cases[first::share])
     config.hook.pytest_deselected(items=[i for i in items if i not in chosen])
     items[:] = [item for item in items if item in chosen]
 
@@ -68,9 +59,7 @@ def compile_programs(request: pytest.FixtureRequest) -> Iterator[None]:
 
     And thousands of them would fill the memory; they are cached on disk.
     """
-    hasty = not request.config.getoption("optimize")
-    if request.node.get_closest_marker("bits"):
-        hasty = False
+    hasty = not request.node.get_closest_marker("bits")
     jax.config.update("jax_disable_most_optimizations", hasty)
     yield
     jax.clear_caches()

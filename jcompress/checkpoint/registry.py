@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from jcompress import tensors
-from jcompress.tensors import formats, number_formats, ranges
+from jcompress.tensors import formats, methods, number_formats, ranges
 
 _CLASSES: dict[str, type[Any]] = {
     # Leaves.
@@ -26,8 +26,12 @@ _CLASSES: dict[str, type[Any]] = {
     "Activation": formats.Activation,
     "Dynamic": formats.Dynamic,
     "Float8": number_formats.Float8,
+    "FullRange": methods.FullRange,
+    "Gptq": methods.Gptq,
     "Int": number_formats.Int,
+    "LeastError": methods.LeastError,
     "MovingAverage": formats.MovingAverage,
+    "Nearest": methods.Nearest,
     "PerChannel": formats.PerChannel,
     "PerGroup": formats.PerGroup,
     "PerRow": formats.PerRow,

@@ -1,7 +1,6 @@
 """`factorize`: store weights as products of thin factors."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +23,8 @@ from jcompress.low_rank.specs import Svd as Svd
 from jcompress.low_rank.specs import Tucker as Tucker
 from jcompress.low_rank.split import Host
 from jcompress.rules import Resolved, Rules
-from jcompress.sites import Operation, Sites, leaf_axes
+from jcompress.sites import Operation, Sites
+from jcompress.statistics.moments import moments_of
 from jcompress.tensors import LowRank, QTensor, is_compressed
 from jcompress.tensors.axes import Axes
 from jcompress.tensors.formats import Weights
@@ -209,33 +209,13 @@ def _weighting(
 ) -> dict[str, Host]:
     if moments is None:
         return {}
-    wanted = [
-        path
+    wanted = {
+        path: "Svd"
         for path, spec in resolved.leaves.items()
         if isinstance(spec, Svd) and sites.products(path)
-    ]
-    absent = [path for path in wanted if path not in moments]
-    if absent:
-        raise MismatchError(
-            f"factorize: moments has none of {absent[0]!r}, to which a rule gives Svd; "
-            "collect them with observe(fn, rules, SecondMoments()) and the same rules"
-        )
-    for path in wanted:
-        uses = sites.of(path)
-        axes = leaf_axes(uses)
-        stacks = [uses[0].shape[axis] for axis in axes.stack]
-        inputs = math.prod(uses[0].shape[axis] for axis in axes.input)
-        found = list(np.shape(moments[path]))
-        if found != [*stacks, inputs, inputs]:
-            raise MismatchError(
-                f"factorize: the moments of {path!r} are {found}, not "
-                f"{[*stacks, inputs, inputs]}"
-            )
-        if not np.isfinite(moments[path]).all():
-            raise ValueError(
-                f"factorize: the moments of {path!r} hold numbers that are not finite"
-            )
-    return {path: np.asarray(moments[path]) for path in wanted}
+    }
+    found = moments_of("factorize", moments, wanted, sites)
+    return {path: np.asarray(given) for path, given in found.items()}
 
 
 def _quantized(name: str, factor: Any, spec: Weights, leaf: LowRank) -> QTensor:

@@ -1,6 +1,5 @@
 """Quantization: formats, fake quantization, and trees of packed integers."""
 
-from jcompress.quantization._plan import Ranges as Ranges
 from jcompress.quantization.convert import check as check
 from jcompress.quantization.convert import quantize as quantize
 from jcompress.quantization.simulate import calibrate as calibrate
@@ -15,7 +14,8 @@ from jcompress.tensors.formats import PerRow as PerRow
 from jcompress.tensors.formats import PerTensor as PerTensor
 from jcompress.tensors.formats import Quantize as Quantize
 from jcompress.tensors.formats import Weights as Weights
+from jcompress.tensors.methods import Gptq as Gptq
+from jcompress.tensors.methods import LeastError as LeastError
+from jcompress.tensors.methods import Nearest as Nearest
 from jcompress.tensors.number_formats import Float8 as Float8
 from jcompress.tensors.number_formats import Int as Int
-from jcompress.tensors.ranges import Range as Range
-from jcompress.tensors.rounding import fake_quantize as fake_quantize

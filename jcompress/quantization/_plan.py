@@ -17,6 +17,7 @@ from jcompress.sites import PRODUCTS, Site, leaf_axes
 from jcompress.statistics import kinds
 from jcompress.tensors import is_compressed
 from jcompress.tensors.formats import Activation, MovingAverage, Quantize
+from jcompress.tensors.methods import Nearest
 from jcompress.tensors.ranges import Range
 from jcompress.tensors.weight_matrix import fake_quantize_weight
 from jcompress.tracing.handlers import Handler
@@ -83,6 +84,11 @@ class QuantizationPlan:
             if isinstance(activation.range, MovingAverage):
                 averaged.setdefault(site.path, []).append(site.location)
         for path, spec in specs.items():
+            if not isinstance(spec.rounding, Nearest):
+                raise MismatchError(
+                    f"{transform}: {path} has rounding={spec.rounding!r}, which "
+                    "chooses numbers once, from data; simulate with rounding=Nearest()"
+                )
             met = any(site.location in inputs for site in traced.sites.of(path))
             if spec.weights is None and not met:
                 raise MismatchError(

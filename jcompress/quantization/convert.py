@@ -1,5 +1,6 @@
 """`quantize`: replace the weights of a parameter tree by small stored numbers."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 
 from jcompress.conversion import convert_leaves, resolve_specs
 from jcompress.errors import MismatchError
+from jcompress.quantization.gptq import gptq_numbers
 from jcompress.rules import Resolved, Rules
 from jcompress.sites import PRODUCTS, Site, Sites, leaf_axes
+from jcompress.statistics.moments import moments_of
 from jcompress.tensors import QTensor
-from jcompress.tensors.axes import matrix_shape
+from jcompress.tensors.axes import Axes, matrix_shape, to_matrix
 from jcompress.tensors.formats import (
     Activation,
     MovingAverage,
@@ -20,8 +23,10 @@ from jcompress.tensors.formats import (
     Quantize,
     Weights,
 )
+from jcompress.tensors.methods import Gptq, LeastError, Nearest
+from jcompress.tensors.packing import pack_bits
 from jcompress.tensors.ranges import Range
-from jcompress.tensors.weight_matrix import divisors
+from jcompress.tensors.weight_matrix import divisors, weight_scales
 
 
 def _products(sites: Sequence[Site]) -> list[Site]:
@@ -77,12 +82,15 @@ def quantize(
     *,
     sites: Sites,
     ranges: Mapping[str, Sequence[Range]] | None = None,
+    moments: Mapping[str, jax.Array] | None = None,
 ) -> Any:
     """Store the weights of a parameter tree as packed integers or 8-bit floats.
 
     Each matched leaf becomes the `QTensor` whose `dense()` is, bit for bit, what
-    `fake_quant` computed for it; everything else is handed on as it is. Works under
-    `jit` too, where the check for numbers that are not finite is left out.
+    `fake_quant` computed for it; everything else is handed on as it is. (With
+    `range=LeastError()`, of two scales that make the same error up to its rounding the
+    one may take the other.) Works under `jit` too, where the check for numbers that
+    are not finite is left out.
 
     Args:
         params: the parameters, with dense leaves.
@@ -90,6 +98,10 @@ def quantize(
         sites: the sites of the function that will use the tree, with the same names.
         ranges: for the leaves with a moving-average activation, one range for each of
             their product sites in order, by the leaf's name.
+        moments: for each leaf with `rounding=Gptq()` the second moments of its inputs,
+            float32 [*S, K, K], up to a factor: what `jcompress.statistics.observe(fn,
+            rules, SecondMoments())` gives. Their diagonals tell `range=LeastError()`
+            what the error of each input's weights counts; leaves without count alike.
 
     Returns:
         A tree of the same structure but for the compressed leaves.
@@ -97,8 +109,8 @@ def quantize(
     Raises:
         TypeError: the rules are malformed.
         MismatchError: a rule cannot apply (see `check`), asks for activations only,
-            needs ranges that are not given, or meets a leaf that is already compressed,
-            absent from the tree or of another shape than at its sites.
+            needs ranges or moments that are not given, or meets a leaf that is already
+            compressed, absent from the tree or of another shape than at its sites.
         ValueError: a matched leaf holds a number that is not finite.
 
     Example:
@@ -113,14 +125,16 @@ def quantize(
         6
     """
     resolved = check(sites, rules)
+    specs = _storable(resolved)
+    known = _moments(specs, moments, sites)
 
     def convert(name: str, leaf: Any, spec: Quantize) -> QTensor:
-        return _convert(name, leaf, spec, sites.of(name), ranges or {})
+        return _convert(name, leaf, spec, sites.of(name), ranges or {}, known.get(name))
 
     return convert_leaves(
         "quantize",
         params,
-        _storable(resolved),
+        specs,
         convert,
         sites=sites,
         advice="convert the tree of dense weights, and quantize before to_sparse",
@@ -138,28 +152,86 @@ def _storable(resolved: Resolved[Quantize]) -> dict[str, Quantize]:
     return dict(resolved.leaves)
 
 
+def _moments(
+    specs: Mapping[str, Quantize],
+    moments: Mapping[str, jax.Array] | None,
+    sites: Sites,
+) -> dict[str, jax.Array]:
+    """The moments of the leaves whose scales or numbers they decide."""
+    wanted: dict[str, str] = {}
+    for path, spec in specs.items():
+        assert spec.weights is not None
+        searched = isinstance(spec.weights.range, LeastError)
+        if isinstance(spec.rounding, Gptq):
+            if not sites.products(path):
+                raise MismatchError(
+                    f"quantize: {path!r} is only looked up, so it has no inputs for "
+                    "Gptq to learn from; give it rounding=Nearest()"
+                )
+            wanted[path] = "Gptq"
+        elif searched and path in (moments or {}):
+            wanted[path] = "LeastError"
+    return moments_of("quantize", moments, wanted, sites)
+
+
 def _convert(
     path: str,
     leaf: Any,
     spec: Quantize,
     uses: Sequence[Site],
     ranges: Mapping[str, Sequence[Range]],
+    moments: jax.Array | None,
 ) -> QTensor:
     assert spec.weights is not None
     products = _products(uses)
     activation = spec.activation if products else None
-    tensor = QTensor.quantize(
-        leaf,
-        leaf_axes(uses),
-        spec.weights,
-        activation=activation,
-        input_ranges=_input_ranges(path, activation, len(products), ranges),
-    )
+    axes = leaf_axes(uses)
+    remembered: dict[str, Any] = {
+        "activation": activation,
+        "input_ranges": _input_ranges(path, activation, len(products), ranges),
+    }
+    if moments is None or isinstance(spec.rounding, Nearest):
+        importance = None
+        if moments is not None:
+            importance = jnp.diagonal(moments, axis1=-2, axis2=-1)
+        tensor = QTensor.quantize(
+            leaf, axes, spec.weights, importance=importance, **remembered
+        )
+    else:
+        packed = _by_gptq(
+            jnp.asarray(leaf), jnp.asarray(moments), axes, spec.weights, spec.rounding
+        )
+        values, scales, zeros = packed
+        tensor = QTensor(
+            values=values,
+            scales=scales,
+            zeros=zeros,
+            format=spec.weights.format,
+            shape=leaf.shape,
+            dtype=leaf.dtype,
+            stack_axes=axes.stack,
+            output_axes=axes.output,
+            input_axes=axes.input,
+            **remembered,
+        )
     # A number that is not finite makes the scale so that serves it.
     traced = isinstance(tensor.scales, jax.core.Tracer)
     if not traced and not np.isfinite(np.asarray(tensor.scales)).all():
         raise ValueError(_broken(path, leaf))
     return tensor
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _by_gptq(
+    leaf: jax.Array, moments: jax.Array, axes: Axes, weights: Weights, spec: Gptq
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """The stored arrays of a leaf."""
+    matrix = to_matrix(leaf, axes)
+    importance = jnp.diagonal(moments, axis1=-2, axis2=-1)
+    scales, zeros = weight_scales(matrix, weights, importance)
+    numbers = gptq_numbers(matrix, scales, zeros, moments, weights.format, spec)
+    stored = None if zeros is None else zeros.astype(jnp.int8)
+    return pack_bits(numbers, weights.format.bits), scales, stored
 
 
 def _broken(path: str, leaf: Any) -> str:

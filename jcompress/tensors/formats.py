@@ -5,6 +5,7 @@ import functools
 import math
 from typing import Any, TypeVar
 
+from jcompress.tensors.methods import FullRange, Nearest, Rounding, WeightRange
 from jcompress.tensors.number_formats import Int, NumberFormat
 
 Spec = TypeVar("Spec")
@@ -135,13 +136,15 @@ class Weights:
     Attributes:
         format: which numbers are stored: `Int(bits)` or `Float8()`.
         granularity: which weights share a scale.
+        range: how a scale is chosen.
 
     Raises:
-        TypeError: `format` or `granularity` is of another kind.
+        TypeError: `format`, `granularity` or `range` is of another kind.
     """
 
     format: NumberFormat = Int(8)
     granularity: PerTensor | PerChannel | PerGroup = PerChannel()
+    range: WeightRange = FullRange()
 
     def __post_init__(self) -> None:
         _check_format(self)
@@ -149,6 +152,10 @@ class Weights:
             raise TypeError(
                 "Weights: granularity is PerTensor(), PerChannel() or PerGroup(size), "
                 f"not {self.granularity!r}"
+            )
+        if not isinstance(self.range, WeightRange):
+            raise TypeError(
+                f"Weights: range is FullRange() or LeastError(...), not {self.range!r}"
             )
 
 
@@ -210,16 +217,23 @@ class Quantize:
     Attributes:
         weights: how the leaf is quantized; None keeps it.
         activation: how the inputs of its products are quantized; None keeps them.
+        rounding: how `quantize` chooses the numbers of the format; only `Nearest()`
+            can be simulated by `fake_quant`.
 
     Raises:
-        ValueError: both are None.
+        ValueError: weights and activation are both None.
         TypeError: one of them is of another kind.
     """
 
     weights: Weights | None = Weights()
     activation: Activation | None = None
+    rounding: Rounding = Nearest()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.rounding, Rounding):
+            raise TypeError(
+                f"Quantize: rounding is Nearest() or Gptq(...), not {self.rounding!r}"
+            )
         if not isinstance(self.weights, Weights | None):
             raise TypeError(
                 f"Quantize: weights is Weights(...) or None, not {self.weights!r}"

@@ -14,6 +14,7 @@ from jcompress.tensors.base import Rebuild
 from jcompress.tensors.formats import Activation, Weights
 from jcompress.tensors.host import pack_on_host
 from jcompress.tensors.matrix import MatrixTensor
+from jcompress.tensors.methods import FullRange
 from jcompress.tensors.number_formats import Float8, NumberFormat
 from jcompress.tensors.packing import (
     pack_bits,
@@ -37,10 +38,10 @@ def _is_small_on_cpu(leaf: Any) -> bool:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _packed(
-    leaf: jax.Array, axes: Axes, spec: Weights
+    leaf: jax.Array, axes: Axes, spec: Weights, importance: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """The stored arrays of a leaf, in one program where there would be a dozen."""
-    values, scales, zeros = quantize_matrix(to_matrix(leaf, axes), spec)
+    values, scales, zeros = quantize_matrix(to_matrix(leaf, axes), spec, importance)
     return pack_bits(values, spec.format.bits), scales, zeros
 
 
@@ -126,6 +127,7 @@ class QTensor(MatrixTensor):
         *,
         activation: Activation | None = None,
         input_ranges: tuple[Range, ...] = (),
+        importance: jax.Array | None = None,
     ) -> "QTensor":
         """Round a weight to the nearest numbers of a format.
 
@@ -138,18 +140,20 @@ class QTensor(MatrixTensor):
             spec: the format.
             activation: how the data that its products meet is quantized, if at all.
             input_ranges: see the attribute.
+            importance: float32 [*S, K], what each input counts for a range that makes
+                the least error; None for all alike.
 
         Raises:
             ValueError: the group size does not divide the number of inputs.
         """
         on_host = isinstance(leaf, np.ndarray) or _is_small_on_cpu(leaf)
-        if on_host:
+        if on_host and isinstance(spec.range, FullRange):
             # What is tied to no device stays so, and may go to a mesh.
             tied = not isinstance(leaf, np.ndarray) and leaf.committed
             where = leaf.sharding if tied else None
             made: Any = jax.device_put(pack_on_host(leaf, axes, spec), where)
         else:
-            made = _packed(leaf, axes, spec)
+            made = _packed(jnp.asarray(leaf), axes, spec, importance)
         values, scales, zeros = made
         return cls(
             values=values,

@@ -4,9 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jcompress.tensors.axes import Axes, from_matrix, to_matrix
 from jcompress.tensors.formats import PerChannel, PerGroup, PerTensor, Weights
+from jcompress.tensors.methods import LeastError
 from jcompress.tensors.ranges import Range, range_of, scale_and_zero
 from jcompress.tensors.rounding import (
     dequantize_values,
@@ -36,13 +38,15 @@ def divisors(number: int) -> list[int]:
 
 
 def weight_scales(
-    matrix: jax.Array, spec: Weights
+    matrix: jax.Array, spec: Weights, importance: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array | None]:
     """The scales, and the zero points if asymmetric, of a weight matrix.
 
     Args:
         matrix: floats [*S, N, K].
         spec: the format.
+        importance: float32 [*S, K], not negative: what the squared error of each
+            input's weights counts for `LeastError`; None for all alike.
 
     Returns:
         Scales, float32 [*S, N or 1, G], with 1 for `PerTensor`, and G = 1 but for
@@ -58,18 +62,66 @@ def weight_scales(
             span = range_of(grouped, (-3, -2, -1))
         case PerChannel() | PerGroup():
             span = range_of(grouped, -1)
-    span = Range(span.low[..., 0], span.high[..., 0])
-    return scale_and_zero(span, spec.format)
+    if isinstance(spec.range, LeastError):
+        span = _least_error(grouped, span, spec, spec.range, importance)
+    return scale_and_zero(Range(span.low[..., 0], span.high[..., 0]), spec.format)
+
+
+def _least_error(
+    grouped: jax.Array,
+    span: Range,
+    spec: Weights,
+    search: LeastError,
+    importance: jax.Array | None,
+) -> Range:
+    """Of ranges of several sizes, that with the least squared error for each scale."""
+    wide = grouped.astype(jnp.float32)
+    weight = None
+    if importance is not None:
+        *_, groups, size = grouped.shape
+        # Its own size must neither overflow nor vanish in the sums.
+        most = jnp.max(importance, axis=-1, keepdims=True, initial=0)
+        share = importance / jnp.where(most > 0, most, np.float32(1))
+        weight = share.reshape(*importance.shape[:-1], 1, groups, size)
+    over = tuple(
+        axis - wide.ndim
+        for axis, (kept, size) in enumerate(
+            zip(span.low.shape, wide.shape, strict=True)
+        )
+        if kept != size or axis == wide.ndim - 1
+    )
+
+    def shrunk(fraction: jax.Array) -> Range:
+        return Range(span.low * fraction, span.high * fraction)
+
+    def better(
+        best: tuple[jax.Array, jax.Array], fraction: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        scale, zero = scale_and_zero(shrunk(fraction), spec.format)
+        numbers = quantize_values(wide, scale, zero, spec.format)
+        errors = jnp.square(dequantize_values(numbers, scale, zero) - wide)
+        if weight is not None:
+            errors = errors * weight
+        error = jnp.sum(errors, axis=over, keepdims=True)
+        least, chosen = best
+        chosen = jnp.where(error < least, fraction, chosen)
+        return (jnp.minimum(error, least), chosen), None
+
+    fractions = jnp.linspace(1, search.least, search.steps, dtype=jnp.float32)
+    start = (jnp.full(span.low.shape, jnp.inf), jnp.ones(span.low.shape))
+    (_, chosen), _ = jax.lax.scan(better, start, fractions)
+    return shrunk(chosen)
 
 
 def quantize_matrix(
-    matrix: jax.Array, spec: Weights
+    matrix: jax.Array, spec: Weights, importance: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Round a weight matrix to the nearest numbers of a format.
 
     Args:
         matrix: floats [*S, N, K].
         spec: the format.
+        importance: as of `weight_scales`.
 
     Returns:
         Values, int8 or float8_e4m3fn [*S, N, K]; scales, float32 [*S, N or 1, G]; zero
@@ -78,7 +130,7 @@ def quantize_matrix(
     Raises:
         ValueError: the group size does not divide K.
     """
-    scales, zeros = weight_scales(matrix, spec)
+    scales, zeros = weight_scales(matrix, spec, importance)
     values = quantize_values(
         _grouped(matrix, spec),
         scales[..., None],

@@ -17,7 +17,6 @@ from jcompress.kernels import (
 from jcompress.quantization import Int, PerChannel, PerGroup, Weights
 
 pytestmark = [
-    pytest.mark.bits,
     pytest.mark.once,
     pytest.mark.skipif(bool(_native.missing()), reason=_native.missing()),
 ]

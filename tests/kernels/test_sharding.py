@@ -22,8 +22,6 @@ from jcompress.kernels import (
 from jcompress.kernels.block_sparse_matmul import block_sparse_matmul
 from jcompress.quantization import Float8, Int, PerChannel, PerGroup, Weights
 
-pytestmark = pytest.mark.bits
-
 ROWS, INPUTS, OUTPUTS = 8, 96, 16
 Arrays = tuple[Any, ...]
 

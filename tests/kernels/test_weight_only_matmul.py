@@ -14,8 +14,6 @@ from jcompress.kernels.weight_only_matmul.xla import by_conversion, by_digits, s
 from jcompress.quantization import Int, PerGroup, PerTensor, Weights
 from jcompress.tensors.packing import pack_bits
 
-pytestmark = pytest.mark.bits
-
 
 class TestReference(WeightOnlyMatmul):
     implementation = Implementation.REFERENCE

@@ -17,7 +17,6 @@ from jcompress.quantization import (
     PerGroup,
     PerTensor,
     Quantize,
-    Range,
     Weights,
     check,
     quantize,
@@ -25,6 +24,7 @@ from jcompress.quantization import (
 from jcompress.sites import Operation, Site, Sites, find_sites
 from jcompress.tensors import QTensor
 from jcompress.tensors.axes import Axes
+from jcompress.tensors.ranges import Range
 from jcompress.tensors.weight_matrix import fake_quantize_weight
 
 pytestmark = pytest.mark.bits

@@ -20,7 +20,6 @@ from jcompress.quantization import (
     PerRow,
     PerTensor,
     Quantize,
-    Range,
     Weights,
     calibrate,
     fake_quant,
@@ -28,6 +27,7 @@ from jcompress.quantization import (
     quantize,
 )
 from jcompress.sites import Operation, find_sites
+from jcompress.tensors.ranges import Range
 
 pytestmark = pytest.mark.bits
 

@@ -19,8 +19,6 @@ from jcompress.quantization import Quantize, quantize
 from jcompress.rescaling.folding import fold, folded
 from jcompress.sites import find_sites
 
-pytestmark = pytest.mark.bits
-
 
 def fill(tree: Any) -> Any:
     """Random values; variances and scales away from 0."""
