@@ -35,6 +35,7 @@ from jcompress.quantization import (
     Quantize,
     Weights,
     quantize,
+    quantize_by_layers,
 )
 from jcompress.report import stored_bytes
 from jcompress.rules import Rules
@@ -54,11 +55,13 @@ class Method(NamedTuple):
         searched: whether scales make the least error.
         data: whether that counts inputs by their second moments.
         gptq: whether errors are passed on to the inputs that follow.
+        by_layers: whether the data is what the quantized layers before give.
     """
 
     searched: bool = False
     data: bool = False
     gptq: bool = False
+    by_layers: bool = False
 
     def rules(self, bits: int) -> Rules[Quantize]:
         """Products by the method; tables, which have no inputs, without data."""
@@ -80,6 +83,7 @@ METHODS: Mapping[str, Method] = {
     "least error, by data": Method(searched=True, data=True),
     "gptq": Method(gptq=True, data=True),
     "gptq, least error": Method(searched=True, gptq=True, data=True),
+    "gptq, least error, by layers": Method(True, True, True, True),
 }
 
 
@@ -127,10 +131,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if any(site.operation in PRODUCTS for site in sites.of(path))
     ]
     collect = jax.jit(observe(_g2p.apply, weights, SecondMoments()))
-    moments = []
-    for draw in range(draws):
-        letters = jnp.asarray(rest.letters[draw * seen : (draw + 1) * seen])
-        moments.append(dict(collect(params, letters)[1]))
+    calibration = [
+        jnp.asarray(rest.letters[draw * seen : (draw + 1) * seen])
+        for draw in range(draws)
+    ]
+    moments = [dict(collect(params, letters)[1]) for letters in calibration]
     unseen = jnp.asarray(rest.letters[-seen:])
     judges = dict(collect(params, unseen)[1])
 
@@ -147,14 +152,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for bits in (4, 3, 2):
         for name, method in METHODS.items():
             row = Row(bits, name, [], [], 0, [])
-            for known in moments if method.data else moments[:1]:
+            for draw in range(draws if method.data else 1):
                 begin = time.perf_counter()
-                small = quantize(
-                    params,
-                    method.rules(bits),
-                    sites=sites,
-                    moments=known if method.data else None,
-                )
+                rules = method.rules(bits)
+                if method.by_layers:
+                    small = quantize_by_layers(
+                        _g2p.apply, params, rules, [(calibration[draw],)]
+                    )
+                else:
+                    known = moments[draw] if method.data else None
+                    small = quantize(params, rules, sites=sites, moments=known)
                 jax.block_until_ready(small)
                 row.seconds.append(time.perf_counter() - begin)
                 row.error.append(layer_error(params, small, judges, sites))

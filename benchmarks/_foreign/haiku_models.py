@@ -37,7 +37,7 @@ def _resnet() -> Foreign:
             num_classes=5,
             bottleneck=False,
             channels_per_group=(8, 8, 16, 16),
-            use_projection=(False, True, True, True),
+            use_projection=(True, True, True, True),
         )
         return network(x, is_training=is_training)
 

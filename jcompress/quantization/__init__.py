@@ -1,6 +1,6 @@
 """Quantization: formats, fake quantization, and trees of packed integers."""
 
-from jcompress.quantization.convert import check as check
+from jcompress.quantization.by_layers import quantize_by_layers as quantize_by_layers
 from jcompress.quantization.convert import quantize as quantize
 from jcompress.quantization.simulate import calibrate as calibrate
 from jcompress.quantization.simulate import fake_quant as fake_quant

@@ -125,7 +125,7 @@ def quantize(
         6
     """
     resolved = check(sites, rules)
-    specs = _storable(resolved)
+    specs = storable(resolved)
     known = _moments(specs, moments, sites)
 
     def convert(name: str, leaf: Any, spec: Quantize) -> QTensor:
@@ -141,7 +141,19 @@ def quantize(
     )
 
 
-def _storable(resolved: Resolved[Quantize]) -> dict[str, Quantize]:
+def needs_moments(spec: Quantize) -> bool:
+    """Whether the inputs of a leaf decide its scales or numbers."""
+    assert spec.weights is not None
+    searched = isinstance(spec.weights.range, LeastError)
+    return searched or isinstance(spec.rounding, Gptq)
+
+
+def storable(resolved: Resolved[Quantize]) -> dict[str, Quantize]:
+    """The specs of the leaves, each of which says how to store its weights.
+
+    Raises:
+        MismatchError: one does not.
+    """
     for path, spec in resolved.leaves.items():
         if spec.weights is None:
             raise MismatchError(
@@ -160,8 +172,6 @@ def _moments(
     """The moments of the leaves whose scales or numbers they decide."""
     wanted: dict[str, str] = {}
     for path, spec in specs.items():
-        assert spec.weights is not None
-        searched = isinstance(spec.weights.range, LeastError)
         if isinstance(spec.rounding, Gptq):
             if not sites.products(path):
                 raise MismatchError(
@@ -169,7 +179,7 @@ def _moments(
                     "Gptq to learn from; give it rounding=Nearest()"
                 )
             wanted[path] = "Gptq"
-        elif searched and path in (moments or {}):
+        elif needs_moments(spec) and path in (moments or {}):
             wanted[path] = "LeastError"
     return moments_of("quantize", moments, wanted, sites)
 

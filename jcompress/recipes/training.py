@@ -13,7 +13,7 @@ import optax
 from jcompress.distillation import soft_targets
 from jcompress.pruning import Prune, Unstructured, cubic_schedule, prune
 from jcompress.quantization import Int, Quantize, Weights, fake_quant
-from jcompress.quantization import check as check_quantization
+from jcompress.quantization.convert import check as check_quantization
 from jcompress.recipes.data import Examples
 from jcompress.recipes.models import ResidualCNN, init_model
 from jcompress.recipes.recipe import Recipe, Training

@@ -76,7 +76,7 @@ def test_the_report_is_complete(run):
     assert sum(row["before"] for row in report["leaves"]) == report["dense"]["bytes"]
     after = sum(row["after"] for row in report["leaves"])
     assert after == report["compressed"]["bytes"]
-    assert leaves["params/head/kernel"]["form"] == "QTensor, 8 bits"
+    assert leaves["params/head/kernel"]["form"] == "QTensor, int8"
     assert leaves["batch_stats/stem_norm/mean"]["form"] == "removed"
     assert report["seed"] == 5
     assert report["recipe"]["model"]["widths"] == [4, 8]

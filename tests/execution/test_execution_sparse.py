@@ -201,13 +201,15 @@ def test_pointwise_convolutions_run_as_products(layout: str) -> None:
     check_close(jax.jit(compressed(model))(tree, x), model(dense(tree), x))
     if layout == "sequence":
         return
-    for activation, how in (
-        (Activation(), How.INTEGER),
-        (Activation(granularity=PerRow(), format=Int(8)), How.INTEGER),
+    for activation in (
+        Activation(),
+        Activation(granularity=PerRow(), format=Int(8)),
     ):
         rules = [("w", Quantize(activation=activation))]
         small = quantize(params, rules, sites=sites)
-        assert hows(model, small, x) == {"w": how}
+        # Which of the two is faster depends on the processor; a kernel takes both.
+        (entry,) = inspect(model, small, x)
+        assert entry.how is How.INTEGER or "in floats" in entry.why
         wanted = jax.jit(fake_quant(model, rules))(params, x)
         check_close(jax.jit(compressed(model))(small, x), wanted)
 

@@ -18,9 +18,9 @@ from jcompress.quantization import (
     PerTensor,
     Quantize,
     Weights,
-    check,
     quantize,
 )
+from jcompress.quantization.convert import check
 from jcompress.sites import Operation, Site, Sites, find_sites
 from jcompress.tensors import QTensor
 from jcompress.tensors.axes import Axes

@@ -22,6 +22,7 @@ from jcompress.quantization import (
     Weights,
     fake_quant,
     quantize,
+    quantize_by_layers,
 )
 from jcompress.quantization.gptq import gptq_numbers
 from jcompress.sites import find_sites
@@ -276,3 +277,54 @@ def test_activations_go_with_both() -> None:
     small = quantize(params, [(..., spec)], sites=sites, moments=moments)
     got, wanted = compressed(layers)(small, x), layers(params, x)
     assert float(jnp.abs(got - wanted).max()) < 0.05 * float(jnp.abs(wanted).max())
+
+
+def deep(params: Any, x: Any) -> Any:
+    """Tanh keeps inputs of like size; `table` is only looked up."""
+    x = x + params["table"][jnp.argmax(x, -1)]
+    for name in ("b", "a", "c"):  # not the order of the names
+        x = jnp.tanh(x @ params[name])
+    return x
+
+
+def deep_params() -> Any:
+    made = {
+        name: jnp.asarray(normal(24, 24, seed=n) / 8) for n, name in enumerate("abc")
+    }
+    return {**made, "table": jnp.asarray(normal(24, 24, seed=9) / 8)}
+
+
+def test_layers_in_order_can_go_on_after_an_interruption() -> None:
+    params, batches = (
+        deep_params(),
+        [(jnp.asarray(inputs(seed=s) / 8),) for s in (1, 5)],
+    )
+    spec = Quantize(weights=Weights(format=Int(3)), rounding=Gptq())
+    rules = [("table", Quantize()), (..., spec)]
+    done: list[Any] = []
+    whole = quantize_by_layers(deep, params, rules, batches, on_leaf=done.append)
+    assert [leaf.path for leaf in done] == ["table", "b", "a", "c"]
+    assert [(leaf.done, leaf.total) for leaf in done] == [(n, 4) for n in range(1, 5)]
+    assert done[-1].seconds_left == 0
+    seen: list[Any] = []
+    rest = quantize_by_layers(deep, done[1].params, rules, batches, on_leaf=seen.append)
+    assert [leaf.path for leaf in seen] == ["a", "c"]
+    jax.tree.map(np.testing.assert_array_equal, rest, whole)
+
+
+def test_a_layer_learns_from_what_the_layers_before_it_give() -> None:
+    """The moments of the last layer are those of the quantized layers before it."""
+    params, batches = deep_params(), [(jnp.asarray(inputs() / 8),)]
+    spec = Quantize(weights=Weights(format=Int(2)), rounding=Gptq())
+    rules = [("table", None), (..., spec)]
+    whole = quantize_by_layers(deep, params, rules, batches)
+    part = {**whole, "c": params["c"]}
+    _, moments = observe(compressed(deep), [("c", True)], SecondMoments())(
+        part, *batches[0]
+    )
+    sites = find_sites(deep, params, *batches[0])
+    alone = quantize(params, [("c", spec)], sites=sites, moments=moments)
+    same = np.asarray(alone["c"].numbers) == np.asarray(whole["c"].numbers)
+    assert same.mean() > 0.97
+    with pytest.raises(ValueError, match="batches is empty; give at least one tuple"):
+        quantize_by_layers(deep, params, rules, [])

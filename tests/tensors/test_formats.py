@@ -18,6 +18,7 @@ from jcompress.quantization import (
     Quantize,
     Weights,
 )
+from jcompress.tensors.methods import FullRange, Nearest
 
 
 def test_defaults() -> None:
@@ -41,10 +42,12 @@ def test_specs_are_values() -> None:
             Weights(format=Int(4), granularity=PerGroup(8)),
             Activation(granularity=PerRow()),
             Quantize(activation=Activation()),
+            FullRange(),
+            Nearest(),
         }
 
     assert made() == made()
-    assert len(made()) == 9
+    assert len(made()) == 11
     for spec in made():
         assert eval(repr(spec)) == spec
         names = [field.name for field in dataclasses.fields(spec)]

@@ -1,0 +1,138 @@
+"""Quantize layer by layer: each learns from what the layers before it now give."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from jcompress.leaves import named_leaves
+from jcompress.quantization.convert import check, needs_moments, quantize, storable
+from jcompress.rules import Rules
+from jcompress.sites import Sites, find_sites
+from jcompress.statistics import SecondMoments, observe
+from jcompress.tensors import is_compressed
+from jcompress.tensors.formats import Quantize
+
+
+class LeafDone(NamedTuple):
+    """What is known when one more leaf is quantized.
+
+    Attributes:
+        path: the leaf's name.
+        done: how many leaves this run has quantized.
+        total: how many it has to.
+        seconds: how long this one took.
+        seconds_left: an estimate for all that are left.
+        params: the tree so far; saved, it is what an interrupted run goes on with.
+    """
+
+    path: str
+    done: int
+    total: int
+    seconds: float
+    seconds_left: float
+    params: Any
+
+
+def quantize_by_layers(
+    fn: Callable[..., Any],
+    params: Any,
+    rules: Rules[Quantize],
+    batches: Sequence[tuple[Any, ...]],
+    *,
+    on_leaf: Callable[[LeafDone], None] | None = None,
+) -> Any:
+    """Quantize leaf after leaf, in the order in which the function uses them.
+
+    `quantize` with moments of the float model takes every layer's inputs as they were.
+    Here those of a layer are observed when all layers before it are quantized, so that
+    it makes up for their errors, too; and the second moments of one leaf at a time are
+    in memory. It costs one compilation of the function and one pass over the batches
+    for each leaf that learns from data.
+
+    Args:
+        fn: any function of a parameter tree, such as `model.apply`.
+        params: the parameters. Leaves that are compressed already stay as they are:
+            give the tree that `on_leaf` saved to go on after an interruption.
+        rules: pairs of a predicate and a `Quantize`, as for `quantize`.
+        batches: the further arguments of `fn`, one tuple for each batch, at least one.
+            All have the same shapes, or there is a compilation for each.
+        on_leaf: called after each leaf, to show progress or to save the tree.
+
+    Returns:
+        The tree, as `quantize` gives it.
+
+    Raises:
+        TypeError: the rules are malformed.
+        ValueError: there is no batch, or a leaf holds a number that is not finite.
+        MismatchError: as `quantize` and `observe`, before any work.
+
+    References:
+        Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative
+        Pre-trained Transformers", section 4: layers in order, on quantized inputs.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jcompress.quantization import (
+        ...     Gptq, Int, Quantize, Weights, quantize_by_layers)
+        >>> model = lambda params, x: jax.nn.relu(x @ params["a"]) @ params["b"]
+        >>> params = {name: jnp.eye(8) for name in "ab"}
+        >>> x = jax.random.normal(jax.random.key(0), (64, 8))
+        >>> rules = [(..., Quantize(weights=Weights(format=Int(4)), rounding=Gptq()))]
+        >>> small = quantize_by_layers(
+        ...     model, params, rules, [(x,)], on_leaf=lambda leaf: print(leaf.path))
+        a
+        b
+        >>> small["b"].form
+        'int4'
+    """
+    if not batches:
+        raise ValueError(
+            "quantize_by_layers: batches is empty; give at least one tuple of the "
+            "arguments that the function takes after the tree"
+        )
+    sites = find_sites(fn, params, *batches[0])
+    specs = storable(check(sites, rules, transform="quantize_by_layers"))
+    leaves = dict(named_leaves(params))
+    waiting = [
+        path for path in _in_order(sites, specs) if not is_compressed(leaves[path])
+    ]
+    begin = time.perf_counter()
+    for number, path in enumerate(waiting, 1):
+        start = time.perf_counter()
+        moments = None
+        if needs_moments(specs[path]) and sites.products(path):
+            moments = _observed(fn, params, path, batches)
+        own = [(_only(path), specs[path])]
+        params = quantize(params, own, sites=sites, moments=moments)
+        if on_leaf is not None:
+            now = time.perf_counter()
+            left = (now - begin) / number * (len(waiting) - number)
+            on_leaf(LeafDone(path, number, len(waiting), now - start, left, params))
+    return params
+
+
+def _only(path: str) -> Callable[[Any], bool]:
+    return lambda site: site.path == path
+
+
+def _in_order(sites: Sites, specs: Mapping[str, Quantize]) -> Iterator[str]:
+    """The leaves by their first product; those in none, which need no data, first."""
+
+    def first(path: str) -> tuple[Any, ...]:
+        return min((site.location for site in sites.products(path)), default=())
+
+    yield from sorted(specs, key=first)
+
+
+def _observed(
+    fn: Callable[..., Any], params: Any, path: str, batches: Sequence[tuple[Any, ...]]
+) -> dict[str, jax.Array]:
+    observed = observe(fn, [(_only(path), True)], SecondMoments())
+    # What follows the leaf is computed for nobody: the compiler leaves it out.
+    collect = jax.jit(lambda params, *batch: observed(params, *batch)[1])
+    total = collect(params, *batches[0])
+    for batch in batches[1:]:
+        total = total + collect(params, *batch)
+    return dict(total)
