@@ -1,5 +1,6 @@
 """Ranges that make the least error, and GPTQ, against plain NumPy."""
 
+import doctest
 import functools
 from typing import Any
 
@@ -20,9 +21,12 @@ from jcompress.quantization import (
     PerTensor,
     Quantize,
     Weights,
+    by_layers,
+    convert,
     fake_quant,
     quantize,
     quantize_by_layers,
+    simulate,
 )
 from jcompress.quantization.gptq import gptq_numbers
 from jcompress.sites import find_sites
@@ -318,9 +322,9 @@ def test_a_layer_learns_from_what_the_layers_before_it_give() -> None:
     spec = Quantize(weights=Weights(format=Int(2)), rounding=Gptq())
     rules = [("table", None), (..., spec)]
     whole = quantize_by_layers(deep, params, rules, batches)
-    part = {**whole, "c": params["c"]}
-    _, moments = observe(compressed(deep), [("c", True)], SecondMoments())(
-        part, *batches[0]
+    before = {name: whole[name].dense() for name in "ab"}
+    _, moments = observe(deep, [("c", True)], SecondMoments())(
+        {**params, **before}, *batches[0]
     )
     sites = find_sites(deep, params, *batches[0])
     alone = quantize(params, [("c", spec)], sites=sites, moments=moments)
@@ -328,3 +332,11 @@ def test_a_layer_learns_from_what_the_layers_before_it_give() -> None:
     assert same.mean() > 0.97
     with pytest.raises(ValueError, match="batches is empty; give at least one tuple"):
         quantize_by_layers(deep, params, rules, [])
+
+
+@pytest.mark.parametrize("module", [by_layers, convert, simulate])
+def test_the_examples_run(module: Any) -> None:
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        failed, attempted = doctest.testmod(module)
+    assert attempted
+    assert not failed
