@@ -73,7 +73,7 @@ def find_block(traced: Traced, block: str, transform: str) -> Passage:
     while (
         all(len(use) > depth + 2 for use in uses)
         and len({use[: depth + 2] for use in uses}) == 1
-        and not is_sealed(traced.body, uses[0][: depth + 1])
+        and not has_own_gradient(traced.body, uses[0][: depth + 1])
     ):
         depth += 2
     place = uses[0][:depth]
@@ -108,9 +108,9 @@ def equation_at(body: Body, location: Location) -> Any:
     return body_at(body, location[:-1]).jaxpr.eqns[location[-1]]
 
 
-def is_sealed(body: Body, at: Location) -> bool:
+def has_own_gradient(body: Body, at: Location) -> bool:
     """Whether the equation at a location has a gradient rule of its own."""
-    return kind_of(equation_at(body, at)) is Kind.SEALED
+    return kind_of(equation_at(body, at)) is Kind.CUSTOM_GRADIENT
 
 
 def _check_alone(
@@ -118,7 +118,7 @@ def _check_alone(
 ) -> None:
     """An equation that cannot be opened must be the block's alone."""
     for at in {use[: depth + 1] for use in uses}:
-        if not is_sealed(traced.body, at):
+        if not has_own_gradient(traced.body, at):
             continue
         for location, use in traced.uses.items():
             others = [s.path for s in use.sites if not below(s.path, block)]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.depth.blocks import Passage, Region, equation_at, is_sealed
+from jcompress.depth.blocks import Passage, Region, equation_at, has_own_gradient
 from jcompress.errors import MismatchError
 from jcompress.shrinking._coupling import Choices, Coupling
 from jcompress.shrinking._ids import FIXED, Ids
@@ -86,7 +86,9 @@ def find_layers(
         ]
         if not uses:
             continue
-        if any(is_sealed(traced.body, scan[:cut]) for cut in range(1, len(scan), 2)):
+        if any(
+            has_own_gradient(traced.body, scan[:cut]) for cut in range(1, len(scan), 2)
+        ):
             raise MismatchError(
                 f"{transform}: the scan over the layers of {name!r} is in a function "
                 "with a gradient rule of its own, which cannot be looked into"

@@ -28,7 +28,7 @@ def why_dense(eqn: Any, meets_data: bool) -> str:
     if eqn is None:
         return "the function returns it"
     kind, name = kind_of(eqn), eqn.primitive.name
-    if kind is Kind.SEALED:
+    if kind is Kind.CUSTOM_GRADIENT:
         return "it is used inside a custom gradient, which is left as it is"
     if kind in _LOOPS:
         return _LOOPS[kind]

@@ -41,11 +41,11 @@ class Attention:
     """Follows, beside the ids, which constants a product was multiplied by.
 
     Attributes:
-        sealed: the functions with gradient rules of their own.
+        custom_gradients: the functions with gradient rules of their own.
     """
 
     def __init__(self, known: WeightProducts) -> None:
-        self.sealed: list[Location] = []
+        self.custom_gradients: list[Location] = []
         self._known = known
         self._products: dict[Location, Contraction] = {}
         self._scores: dict[Location, Contraction] = {}
@@ -150,7 +150,7 @@ class Attention:
         return found
 
     def _check(self, constant: Constant, scores: Contraction) -> None:
-        for place in self.sealed:
+        for place in self.custom_gradients:
             if constant.at[: len(place)] == place:
                 raise MismatchError(
                     f"{_ASKED}: the constant of {scores.why} stands in a function with "

@@ -123,8 +123,8 @@ class Coupling(Domain[Labels]):
         else:
             ins = self._parts(eqn, ins, here)
             if inside is not None and _entered(eqn):
-                if kind_of(eqn) is Kind.SEALED and self.attention is not None:
-                    self.attention.sealed.append(here)
+                if kind_of(eqn) is Kind.CUSTOM_GRADIENT and self.attention is not None:
+                    self.attention.custom_gradients.append(here)
                 outs = inside(ins)
             else:
                 outs = self._rule(eqn, ins, why, here)
@@ -267,7 +267,7 @@ class Coupling(Domain[Labels]):
 def _entered(eqn: Any) -> bool:
     """Whether the ids go on in the programs that an equation holds."""
     kind = kind_of(eqn)
-    if kind is Kind.SEALED:
+    if kind is Kind.CUSTOM_GRADIENT:
         return eqn.primitive.name in CUSTOM_GRADIENTS
     # Ids of a whole axis are not those of one device's part of it.
     return kind is not Kind.SHARD_MAP

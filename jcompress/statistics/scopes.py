@@ -53,7 +53,7 @@ def rooms(body: Body) -> Iterator[Room]:
 def _within(room: Room) -> Iterator[Room]:
     for index, eqn in enumerate(room.body.jaxpr.eqns):
         scope, kind = room.scope_of(eqn), kind_of(eqn)
-        if scope is None or kind is Kind.SEALED:
+        if scope is None or kind is Kind.CUSTOM_GRADIENT:
             continue
         stacked, hidden = room.stacked, room.hidden
         match kind:

@@ -179,7 +179,7 @@ class Program:
     ) -> list[Any]:
         deferred = any(isinstance(value, Deferred) for value in ins)
         kind = kind_of(eqn)
-        if kind in (Kind.LEAF, Kind.SEALED):
+        if kind in (Kind.LEAF, Kind.CUSTOM_GRADIENT):
             handler = self.handlers.get(here)
             if handler is not None and kind is Kind.LEAF:
                 outs, statistic = handler(

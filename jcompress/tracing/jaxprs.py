@@ -23,7 +23,7 @@ class Kind(enum.Enum):
     WHILE = "while"
     COND = "cond"
     SHARD_MAP = "shard_map"
-    SEALED = "sealed"
+    CUSTOM_GRADIENT = "custom gradient"
     """Once, with a gradient rule of its own: can be looked into, not rewritten."""
 
 
@@ -43,7 +43,7 @@ _KINDS = {
 }
 
 CUSTOM_GRADIENTS = frozenset({"custom_jvp_call", "custom_vjp_call"})
-"""Those of the sealed operations whose gradient rules are functions, too."""
+"""Those of the operations with custom gradients whose rules are functions, too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def kind_of(eqn: Any) -> Kind:
         inner = Body.of(held[0]).jaxpr
         same_inputs = len(inner.invars) == len(eqn.invars)
         if same_inputs and len(inner.outvars) == len(eqn.outvars):
-            return Kind.SEALED
+            return Kind.CUSTOM_GRADIENT
     return Kind.LEAF
 
 

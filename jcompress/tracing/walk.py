@@ -135,7 +135,7 @@ def _call(domain: Domain[V], eqn: Any, place: Place) -> Inside[V]:
     return lambda ins: walk(body, ins, domain, place.inside(0))
 
 
-def _sealed(domain: Domain[V], eqn: Any, place: Place) -> Inside[V]:
+def _custom_gradient(domain: Domain[V], eqn: Any, place: Place) -> Inside[V]:
     (body,) = bodies(eqn)
     inner = place.inside(0, in_custom_gradient=True)
     return lambda ins: walk(body, ins, domain, inner)
@@ -237,7 +237,7 @@ _WAYS: dict[Kind, Callable[[Domain[Any], Any, Place], Inside[Any]]] = {
     Kind.CALL: _call,
     Kind.INLINE: _call,
     Kind.REMAT: _call,
-    Kind.SEALED: _sealed,
+    Kind.CUSTOM_GRADIENT: _custom_gradient,
     Kind.SCAN: _scan,
     Kind.WHILE: _while,
     Kind.COND: _cond,
