@@ -9,7 +9,8 @@ tried on words that no method saw. `error` is the mean over all leaves of |W x -
 over |W x| on the inputs of the float model, `words` the fraction said exactly; the
 figures are means over draws of the calibration words, with the standard deviation.
 Exit code 1 if an ordering falls: each method beats rounding to the nearest with a
-scale over the full range at 4 and at 3 bits, in error and in words.
+scale over the full range at 4 and at 3 bits, in error and in words (in error only with
+`--quick`, whose 1,000 words tell nothing below 0.02).
 """
 
 import argparse
@@ -168,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 row.words.append(_g2p.exact(run(small, letters)[0], test))
             rows.append(row._replace(stored=stored_bytes(small)))
             print(line(rows[-1]), flush=True)
-    fallen = falls(rows)
+    fallen = falls(rows, by_words=not args.quick)
     for words in fallen:
         print(f"FALLS: {words}")
     if args.json:
@@ -187,7 +188,7 @@ def line(row: Row) -> str:
     )
 
 
-def falls(rows: Sequence[Row]) -> list[str]:
+def falls(rows: Sequence[Row], *, by_words: bool) -> list[str]:
     """The orderings that do not hold, in words."""
     found = []
     for bits in (4, 3):
@@ -196,7 +197,7 @@ def falls(rows: Sequence[Row]) -> list[str]:
         for name, row in own.items():
             if not np.mean(row.error) < np.mean(plain.error):
                 found.append(f"{name} at {bits} bits: error {np.mean(row.error):.4f}")
-            if not np.mean(row.words) > np.mean(plain.words):
+            if by_words and not np.mean(row.words) > np.mean(plain.words):
                 found.append(f"{name} at {bits} bits: {np.mean(row.words):.4f} words")
     return found
 
