@@ -38,7 +38,7 @@ def _is_small_on_cpu(leaf: Any) -> bool:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _packed(
-    leaf: jax.Array, axes: Axes, spec: Weights, importance: jax.Array | None
+    leaf: jax.Array, axes: Axes, spec: Weights, importance: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """The stored arrays of a leaf, in one program where there would be a dozen."""
     values, scales, zeros = quantize_matrix(to_matrix(leaf, axes), spec, importance)
