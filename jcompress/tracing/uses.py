@@ -60,6 +60,8 @@ ELEMENTWISE = frozenset(
         "neg",
         "nextafter",
         "not",
+        # JAX 0.12's 1 - x^2, in the gradient of tanh.
+        "one_minus_square",
         "or",
         "pow",
         "real",

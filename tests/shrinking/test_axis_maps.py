@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from test_groups import between, compare, normal
 
+from jcompress.errors import MismatchError
 from jcompress.shrinking import find_groups
 
 X = normal(4, 3, seed=1)
@@ -104,6 +105,12 @@ NOT_DIFFERENTIABLE = {"reduce_window", "reduce", "pure_callback one by one"}
 def test_axes_that_are_mapped_over_are_free(name: str) -> None:
     fn, tree = between(MAPPED[name])
     groups = find_groups(fn, tree, X)
+    if "call_hi_primitive" in str(jax.make_jaxpr(MAPPED[name])(X)):
+        # In JAX 0.12 searchsorted is one opaque operation, which holds its axes.
+        assert "searchsorted" in name
+        with pytest.raises(MismatchError, match="call_hi_primitive in .* fixes it"):
+            groups["a:1"]
+        return
     assert groups["a:1"].size == 6
     # One call of the host after the other is a loop over the units.
     assert (groups["a:1"].reduced or "").split()[:1] == (
