@@ -101,14 +101,16 @@ MAPPED: dict[str, Op] = {
 NOT_DIFFERENTIABLE = {"reduce_window", "reduce", "pure_callback one by one"}
 
 
+OPAQUE = "SearchSorted[" in str(jax.make_jaxpr(jnp.searchsorted)(POINTS, POINTS))
+"""In JAX 0.12 it is one operation that nobody can look into, which holds its axes."""
+
+
 @pytest.mark.parametrize("name", MAPPED)
 def test_axes_that_are_mapped_over_are_free(name: str) -> None:
     fn, tree = between(MAPPED[name])
     groups = find_groups(fn, tree, X)
-    if "call_hi_primitive" in str(jax.make_jaxpr(MAPPED[name])(X)):
-        # In JAX 0.12 searchsorted is one opaque operation, which holds its axes.
-        assert "searchsorted" in name
-        with pytest.raises(MismatchError, match="call_hi_primitive in .* fixes it"):
+    if "searchsorted" in name and OPAQUE:
+        with pytest.raises(MismatchError, match=r"call_hi_primitive in .* fixes it"):
             groups["a:1"]
         return
     assert groups["a:1"].size == 6
