@@ -63,7 +63,6 @@ class _Scores:
         self, plan: PruningPlan, arrays: Mapping[str, Any], by_magnitude: bool
     ):
         self.plan, self.arrays, self.by_magnitude = plan, arrays, by_magnitude
-
         self.hosted = isinstance(next(iter(arrays.values())), np.ndarray)
         wide = any(array.dtype == np.float64 for array in arrays.values())
         self.dtype = np.float64 if wide and not by_magnitude else np.float32

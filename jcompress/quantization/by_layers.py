@@ -93,16 +93,24 @@ def quantize_by_layers(
             "arguments that the function takes after the tree"
         )
     sites = find_sites(fn, params, *batches[0])
-    specs = storable(check(sites, rules, transform="quantize_by_layers"))
+    name = "quantize_by_layers"
+    specs = storable(check(sites, rules, transform=name), sites, transform=name)
     leaves = dict(named_leaves(params))
     waiting = [
         path for path in _in_order(sites, specs) if not is_compressed(leaves[path])
     ]
+    learning = {
+        path for path in waiting if needs_moments(specs[path]) and sites.products(path)
+    }
+    if learning:
+        # A leaf whose inputs cannot be observed raises here; nothing is computed.
+        watched = observe(fn, [(lambda s: s.path in learning, True)], SecondMoments())
+        jax.eval_shape(watched, params, *batches[0])
     begin = time.perf_counter()
     for number, path in enumerate(waiting, 1):
         start = time.perf_counter()
         moments = None
-        if needs_moments(specs[path]) and sites.products(path):
+        if path in learning:
             moments = _observed(fn, params, path, batches)
         own = [(_only(path), specs[path])]
         params = quantize(params, own, sites=sites, moments=moments)

@@ -125,7 +125,7 @@ def quantize(
         6
     """
     resolved = check(sites, rules)
-    specs = storable(resolved)
+    specs = storable(resolved, sites, transform="quantize")
     known = _moments(specs, moments, sites)
 
     def convert(name: str, leaf: Any, spec: Quantize) -> QTensor:
@@ -148,16 +148,23 @@ def needs_moments(spec: Quantize) -> bool:
     return searched or isinstance(spec.rounding, Gptq)
 
 
-def storable(resolved: Resolved[Quantize]) -> dict[str, Quantize]:
+def storable(
+    resolved: Resolved[Quantize], sites: Sites, *, transform: str
+) -> dict[str, Quantize]:
     """The specs of the leaves, each of which says how to store its weights.
 
     Raises:
-        MismatchError: one does not.
+        MismatchError: one does not, or needs inputs of a leaf that has none.
     """
     for path, spec in resolved.leaves.items():
+        if isinstance(spec.rounding, Gptq) and not sites.products(path):
+            raise MismatchError(
+                f"{transform}: {path!r} is only looked up, so it has no inputs for "
+                "Gptq to learn from; give it rounding=Nearest()"
+            )
         if spec.weights is None:
             raise MismatchError(
-                f"quantize: rule {resolved.rule_of[path]} gives {path} no weights "
+                f"{transform}: rule {resolved.rule_of[path]} gives {path} no weights "
                 f"format ({spec!r}), so there is nothing to store; add "
                 f"weights=Weights(...), or exclude it by a rule ({path!r}, None)"
             )
@@ -173,11 +180,6 @@ def _moments(
     wanted: dict[str, str] = {}
     for path, spec in specs.items():
         if isinstance(spec.rounding, Gptq):
-            if not sites.products(path):
-                raise MismatchError(
-                    f"quantize: {path!r} is only looked up, so it has no inputs for "
-                    "Gptq to learn from; give it rounding=Nearest()"
-                )
             wanted[path] = "Gptq"
         elif needs_moments(spec) and path in (moments or {}):
             wanted[path] = "LeastError"

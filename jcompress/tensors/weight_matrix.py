@@ -59,22 +59,29 @@ def weight_scales(
     grouped = _grouped(matrix, spec)
     match spec.granularity:
         case PerTensor():
-            span = range_of(grouped, (-3, -2, -1))
+            over: tuple[int, ...] = (-3, -2, -1)
         case PerChannel() | PerGroup():
-            span = range_of(grouped, -1)
+            over = (-1,)
+    span = range_of(grouped, over)
     if isinstance(spec.range, LeastError):
-        span = _least_error(grouped, span, spec, spec.range, importance)
+        fraction = _best_fraction(grouped, span, over, spec, spec.range, importance)
+        span = _shrunk(span, fraction)
     return scale_and_zero(Range(span.low[..., 0], span.high[..., 0]), spec.format)
 
 
-def _least_error(
+def _shrunk(span: Range, fraction: jax.Array) -> Range:
+    return Range(span.low * fraction, span.high * fraction)
+
+
+def _best_fraction(
     grouped: jax.Array,
     span: Range,
+    over: tuple[int, ...],
     spec: Weights,
     search: LeastError,
     importance: jax.Array | None,
-) -> Range:
-    """Of ranges of several sizes, that with the least squared error for each scale."""
+) -> jax.Array:
+    """The part of each range that makes the least squared error, of its shape."""
     wide = grouped.astype(jnp.float32)
     weight = None
     if importance is not None:
@@ -83,21 +90,11 @@ def _least_error(
         most = jnp.max(importance, axis=-1, keepdims=True, initial=0)
         share = importance / jnp.where(most > 0, most, np.float32(1))
         weight = share.reshape(*importance.shape[:-1], 1, groups, size)
-    over = tuple(
-        axis - wide.ndim
-        for axis, (kept, size) in enumerate(
-            zip(span.low.shape, wide.shape, strict=True)
-        )
-        if kept != size or axis == wide.ndim - 1
-    )
-
-    def shrunk(fraction: jax.Array) -> Range:
-        return Range(span.low * fraction, span.high * fraction)
 
     def better(
         best: tuple[jax.Array, jax.Array], fraction: jax.Array
     ) -> tuple[tuple[jax.Array, jax.Array], None]:
-        scale, zero = scale_and_zero(shrunk(fraction), spec.format)
+        scale, zero = scale_and_zero(_shrunk(span, fraction), spec.format)
         numbers = quantize_values(wide, scale, zero, spec.format)
         errors = jnp.square(dequantize_values(numbers, scale, zero) - wide)
         if weight is not None:
@@ -110,7 +107,7 @@ def _least_error(
     fractions = jnp.linspace(1, search.least, search.steps, dtype=jnp.float32)
     start = (jnp.full(span.low.shape, jnp.inf), jnp.ones(span.low.shape))
     (_, chosen), _ = jax.lax.scan(better, start, fractions)
-    return shrunk(chosen)
+    return chosen
 
 
 def quantize_matrix(

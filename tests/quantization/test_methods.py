@@ -334,6 +334,26 @@ def test_a_layer_learns_from_what_the_layers_before_it_give() -> None:
         quantize_by_layers(deep, params, rules, [])
 
 
+def test_a_leaf_that_cannot_be_observed_is_refused_before_any_work() -> None:
+    @jax.custom_jvp
+    def last(w: Any, x: Any) -> Any:
+        return x @ w
+
+    last.defjvp(lambda primals, tangents: (last(*primals), tangents[1] @ primals[0]))
+    params, batches = deep_params(), [(jnp.asarray(inputs()),)]
+    rules = [(..., Quantize(rounding=Gptq()))]
+    done: list[Any] = []
+    with pytest.raises(MismatchError, match=r"observe: 'c' .* custom gradient"):
+        quantize_by_layers(
+            lambda p, x: last(p["c"], x @ p["b"] @ p["a"]),
+            params,
+            rules,
+            batches,
+            on_leaf=done.append,
+        )
+    assert not done
+
+
 @pytest.mark.parametrize("module", [by_layers, convert, simulate])
 def test_the_examples_run(module: Any) -> None:
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
