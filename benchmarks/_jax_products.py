@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from _timing import Offer, offer, sets_of
 
+from jcompress.formats import Int
+from jcompress.formats.packing import pack_bits
 from jcompress.kernels import Implementation, int8_matmul, weight_only_matmul
-from jcompress.quantization import Int, PerChannel, PerGroup, Weights
-from jcompress.tensors.packing import pack_bits
+from jcompress.quantization import PerChannel, PerGroup, Weights
 from jcompress.tensors.weight_matrix import dequantize_matrix, quantize_matrix
 
 _pack = jax.jit(pack_bits, static_argnums=1)

@@ -25,9 +25,9 @@ import numpy as np
 from _timing import SETTLE, machine, pin, read_bandwidth
 
 from jcompress.execution import compressed
+from jcompress.formats import Int
 from jcompress.quantization import (
     Activation,
-    Int,
     PerGroup,
     PerRow,
     Quantize,

@@ -34,9 +34,10 @@ from _foreign import EQUINOX, HAIKU, KERAS, TRANSFORMERS, Foreign, Unavailable
 
 from jcompress import checkpoint
 from jcompress.execution import compressed
+from jcompress.formats import Int
 from jcompress.leaves import named_leaves
 from jcompress.pruning import Prune, Unstructured, prune
-from jcompress.quantization import Int, Quantize, Weights, fake_quant, quantize
+from jcompress.quantization import Quantize, Weights, fake_quant, quantize
 from jcompress.report import aligned, stored_bytes
 from jcompress.shrinking import find_groups, shrink, shrunk, zero_units
 from jcompress.sites import Sites, find_sites

@@ -23,6 +23,7 @@ from _jax_products import JaxProduct
 from _timing import Times, check, machine, measure, pin
 
 from jcompress.execution import compressed
+from jcompress.formats import Int
 from jcompress.low_rank.factorizing import (
     Cp,
     Factoring,
@@ -32,7 +33,7 @@ from jcompress.low_rank.factorizing import (
     factorize,
     quantize_factors,
 )
-from jcompress.quantization import Int, Weights
+from jcompress.quantization import Weights
 from jcompress.sites import find_sites
 from jcompress.tensors import LowRank
 

@@ -40,9 +40,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "examples"))
 import minilm_bert
 
 from jcompress.execution import compressed
+from jcompress.formats import Int
 from jcompress.quantization import (
     Activation,
-    Int,
     PerGroup,
     PerRow,
     Quantize,

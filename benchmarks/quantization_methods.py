@@ -27,11 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress.execution import compressed
+from jcompress.formats import Int
 from jcompress.quantization import (
-    Gptq,
-    Int,
     LeastError,
-    Nearest,
     PerGroup,
     Quantize,
     Weights,
@@ -39,11 +37,12 @@ from jcompress.quantization import (
     quantize_by_layers,
 )
 from jcompress.report import stored_bytes
+from jcompress.rounding import Gptq, Nearest
 from jcompress.rules import Rules
 from jcompress.sites import PRODUCTS, Sites, find_sites, leaf_axes
 from jcompress.statistics import SecondMoments, observe
 from jcompress.tensors.axes import to_matrix
-from jcompress.tensors.methods import FullRange
+from jcompress.tensors.range_specs import FullRange
 
 GROUP = 64
 NEAREST = "nearest"

@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.formats.numbers import Float8, Int
+from jcompress.formats.packing import pack_bits
 from jcompress.kernels import (
     Implementation,
     float8_matmul,
@@ -29,9 +31,7 @@ from jcompress.kernels import (
 )
 from jcompress.kernels.weight_only_matmul.shapes import ROWS
 from jcompress.kernels.weight_only_matmul.xla import by_conversion, by_digits
-from jcompress.tensors.formats import PerChannel, PerGroup, Weights
-from jcompress.tensors.number_formats import Float8, Int
-from jcompress.tensors.packing import pack_bits
+from jcompress.tensors.specs import PerChannel, PerGroup, Weights
 from jcompress.tensors.weight_matrix import quantize_matrix
 
 Form = tuple[Callable[..., jax.Array], Sequence[tuple[Any, ...]]]

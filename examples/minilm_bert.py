@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress.execution import compressed
-from jcompress.quantization import Int, PerGroup, Quantize, Weights, quantize
+from jcompress.formats import Int
+from jcompress.quantization import PerGroup, Quantize, Weights, quantize
 from jcompress.report import stored_bytes
 from jcompress.rules import Rules
 from jcompress.sites import Operation, find_sites

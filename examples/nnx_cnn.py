@@ -13,8 +13,9 @@ from flax import nnx
 
 from jcompress.distillation import soft_targets
 from jcompress.execution import compressed
+from jcompress.formats import Int
 from jcompress.pruning import Prune, Unstructured, cubic_schedule, prune
-from jcompress.quantization import Int, Quantize, Weights, fake_quant, quantize
+from jcompress.quantization import Quantize, Weights, fake_quant, quantize
 from jcompress.report import Metric, compare
 from jcompress.rules import Rules
 from jcompress.sites import find_sites

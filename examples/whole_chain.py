@@ -18,6 +18,7 @@ from fashion_mnist import batches, load
 from jcompress import report
 from jcompress.distillation import soft_targets
 from jcompress.execution import compressed
+from jcompress.formats import Int
 from jcompress.pruning import (
     Block,
     Pattern,
@@ -26,7 +27,7 @@ from jcompress.pruning import (
     score_by_magnitude,
     to_sparse,
 )
-from jcompress.quantization import Int, Quantize, Weights, fake_quant, quantize
+from jcompress.quantization import Quantize, Weights, fake_quant, quantize
 from jcompress.rules import Rules
 from jcompress.shrinking import Width, shrink_in_rounds, shrunk
 from jcompress.sites import find_sites

@@ -13,7 +13,9 @@ The namespaces, each the one home of its names:
     statistics    what weights meet, and values from inside a function
     allocation    a budget shared out; what competes for staying
     rescaling     scales moved between neighbours: folding
-    quantization  formats, fake quantization, calibration, conversion
+    formats       which numbers a quantized array is made of
+    rounding      how the numbers of a weight are chosen: nearest, GPTQ
+    quantization  rules, fake quantization, calibration, conversion
     tensors       the compressed leaves that stand in a tree for arrays
     execution     run a function on a tree with compressed leaves
     kernels       products with compressed weights
@@ -37,6 +39,7 @@ if _TYPE_CHECKING:
     from jcompress import distillation as distillation
     from jcompress import errors as errors
     from jcompress import execution as execution
+    from jcompress import formats as formats
     from jcompress import kernels as kernels
     from jcompress import low_rank as low_rank
     from jcompress import pruning as pruning
@@ -44,6 +47,7 @@ if _TYPE_CHECKING:
     from jcompress import recipes as recipes
     from jcompress import report as report
     from jcompress import rescaling as rescaling
+    from jcompress import rounding as rounding
     from jcompress import rules as rules
     from jcompress import sharing as sharing
     from jcompress import shrinking as shrinking
@@ -55,9 +59,9 @@ __version__ = "0.1.0"
 
 _NAMESPACES = (
     *("allocation", "checkpoint", "conversion", "depth", "distillation", "errors"),
-    "execution",
-    *("kernels", "low_rank"),
-    *("pruning", "quantization", "recipes", "report", "rescaling", "rules"),
+    *("execution", "formats", "kernels", "low_rank"),
+    *("pruning", "quantization", "recipes", "report", "rescaling", "rounding"),
+    "rules",
     *("sharing", "shrinking", "sites", "statistics", "tensors"),
 )
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.formats.numbers import Float8
+from jcompress.formats.packing import FLOAT8
 from jcompress.kernels._integers import row_scale
-from jcompress.tensors.number_formats import Float8
-from jcompress.tensors.packing import FLOAT8
 from jcompress.tensors.rounding import quantize_values
 
 _BLOCK_BYTES = 4 * 2**20

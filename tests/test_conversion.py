@@ -13,7 +13,8 @@ from jcompress.conversion import (
     resolve_specs,
 )
 from jcompress.errors import MismatchError
-from jcompress.quantization import Int, Quantize, Weights, quantize
+from jcompress.formats import Int
+from jcompress.quantization import Quantize, Weights, quantize
 from jcompress.report import Label
 from jcompress.sites import find_sites
 from jcompress.tensors import QTensor

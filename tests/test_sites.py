@@ -11,8 +11,9 @@ import pytest
 import zoo
 from flax import linen as nn
 
+from jcompress.formats import Int
 from jcompress.leaves import named_leaves
-from jcompress.quantization import Int, Quantize, Weights, quantize
+from jcompress.quantization import Quantize, Weights, quantize
 from jcompress.report.sizes import sizes
 from jcompress.rules import resolve
 from jcompress.sites import PRODUCTS, WEIGHTS, Operation, Site, Sites, find_sites

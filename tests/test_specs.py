@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import pytest
 
 from jcompress.allocation import Options, Ranking
+from jcompress.formats import Int
 from jcompress.low_rank import Cp, Lora, Spatial, Svd, Tucker
 from jcompress.pruning import NM, Block, Prune, Unstructured
-from jcompress.quantization import Int, Quantize
+from jcompress.quantization import Quantize
 from jcompress.sharing import Cluster, Hash, TieBlocks, TieLayers
 from jcompress.shrinking import Width
 from jcompress.shrinking.search import Evolution, Greedy
-from jcompress.tensors.formats import MovingAverage, PerGroup
+from jcompress.tensors.specs import MovingAverage, PerGroup
 
 BAD: list[Callable[[], Any]] = [
     functools.partial(Prune, pattern=Unstructured(), sparsity=2),

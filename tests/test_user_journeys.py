@@ -14,7 +14,8 @@ from flax import nnx
 
 from jcompress import checkpoint
 from jcompress.execution import compressed
-from jcompress.quantization import Int, Quantize, Weights, fake_quant, quantize
+from jcompress.formats import Int
+from jcompress.quantization import Quantize, Weights, fake_quant, quantize
 from jcompress.report import Label, Metric, compare
 from jcompress.sites import find_sites
 from jcompress.tensors import is_compressed

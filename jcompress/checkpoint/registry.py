@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from jcompress import tensors
-from jcompress.tensors import formats, methods, number_formats, ranges
+from jcompress import formats, rounding, tensors
+from jcompress.quantization.spec import Quantize
+from jcompress.tensors import range_specs, ranges, specs
 
 _CLASSES: dict[str, type[Any]] = {
     # Leaves.
@@ -23,22 +24,22 @@ _CLASSES: dict[str, type[Any]] = {
     "QTensor": tensors.QTensor,
     "RemovedArray": tensors.RemovedArray,
     # What their fields hold.
-    "Activation": formats.Activation,
-    "Dynamic": formats.Dynamic,
-    "Float8": number_formats.Float8,
-    "FullRange": methods.FullRange,
-    "Gptq": methods.Gptq,
-    "Int": number_formats.Int,
-    "LeastError": methods.LeastError,
-    "MovingAverage": formats.MovingAverage,
-    "Nearest": methods.Nearest,
-    "PerChannel": formats.PerChannel,
-    "PerGroup": formats.PerGroup,
-    "PerRow": formats.PerRow,
-    "PerTensor": formats.PerTensor,
-    "Quantize": formats.Quantize,
+    "Activation": specs.Activation,
+    "Dynamic": specs.Dynamic,
+    "Float8": formats.Float8,
+    "FullRange": range_specs.FullRange,
+    "Gptq": rounding.Gptq,
+    "Int": formats.Int,
+    "LeastError": range_specs.LeastError,
+    "MovingAverage": specs.MovingAverage,
+    "Nearest": rounding.Nearest,
+    "PerChannel": specs.PerChannel,
+    "PerGroup": specs.PerGroup,
+    "PerRow": specs.PerRow,
+    "PerTensor": specs.PerTensor,
+    "Quantize": Quantize,
     "Range": ranges.Range,
-    "Weights": formats.Weights,
+    "Weights": specs.Weights,
 }
 
 

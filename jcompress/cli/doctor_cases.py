@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.formats.packing import FLOAT8 as F8
+from jcompress.formats.packing import pack_bits
 from jcompress.kernels._dispatch import Forms
 from jcompress.kernels.block_sparse_matmul.api import FORMS as BLOCK_SPARSE
 from jcompress.kernels.codebook_matmul.api import FORMS as CODEBOOK
@@ -17,8 +19,6 @@ from jcompress.kernels.nm_sparse_matmul.api import FORMS as NM_SPARSE
 from jcompress.kernels.quantized_conv.api import FORMS as CONV
 from jcompress.kernels.quantized_conv.window import Window
 from jcompress.kernels.weight_only_matmul.api import FORMS as WEIGHT_ONLY
-from jcompress.tensors.packing import FLOAT8 as F8
-from jcompress.tensors.packing import pack_bits
 
 ROWS, OUTPUTS, INPUTS, GROUPS = 4, 128, 512, 8
 

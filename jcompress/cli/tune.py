@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.formats.packing import packed_size, stored_dtype
 from jcompress.kernels import Implementation, _tiles
 from jcompress.kernels._dispatch import Form, Forms
 from jcompress.kernels.int8_matmul.api import FORMS as _INT8
 from jcompress.kernels.weight_only_matmul.api import FORMS as _WEIGHT_ONLY
-from jcompress.tensors.packing import packed_size, stored_dtype
 
 MARGIN = 1.1
 """How many times faster than the entry of a table its replacement must be."""

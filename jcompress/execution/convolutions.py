@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from jcompress.formats.numbers import Float8
 from jcompress.kernels import Implementation
 from jcompress.kernels.quantized_conv import quantized_conv
 from jcompress.kernels.quantized_conv.api import runs_in_integers_on_cpu
 from jcompress.kernels.quantized_conv.window import Window
 from jcompress.tensors import QTensor
-from jcompress.tensors.formats import Activation, PerRow
-from jcompress.tensors.number_formats import Float8
+from jcompress.tensors.specs import Activation, PerRow
 from jcompress.tracing.jaxprs import aval_shape
 from jcompress.tracing.products import Order, stored_orders
 from jcompress.tracing.values import Use

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.formats.packing import unpack_bits
 from jcompress.tensors import LowRank, QTensor, is_compressed
 from jcompress.tensors.low_rank import Factor, dense_factor
-from jcompress.tensors.packing import unpack_bits
 from jcompress.tensors.weight_matrix import dequantize_matrix
 from jcompress.tracing.deferred import Deferred
 from jcompress.tracing.values import Use

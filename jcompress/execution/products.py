@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jcompress.formats.numbers import Float8
 from jcompress.kernels import Implementation
 from jcompress.kernels.block_sparse_matmul import block_sparse_matmul
 from jcompress.kernels.codebook_matmul import codebook_matmul
@@ -24,9 +25,8 @@ from jcompress.tensors import (
     NMSparse,
     QTensor,
 )
-from jcompress.tensors.formats import Activation, PerRow
 from jcompress.tensors.low_rank import Factor
-from jcompress.tensors.number_formats import Float8
+from jcompress.tensors.specs import Activation, PerRow
 
 
 class How(enum.Enum):

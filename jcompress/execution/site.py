@@ -14,13 +14,13 @@ from jcompress.execution.factored_convolutions import FactoredConv
 from jcompress.execution.lookups import rows_of, why_not_by_rows
 from jcompress.execution.pointwise import Pointwise
 from jcompress.execution.products import Execution, How, LeafKernel
+from jcompress.formats.numbers import Float8
 from jcompress.kernels import Implementation
 from jcompress.sites import Operation
 from jcompress.tensors import Adapted, CompressedTensor, LowRank, QTensor
-from jcompress.tensors.formats import Activation
-from jcompress.tensors.number_formats import Float8
 from jcompress.tensors.ranges import input_scale
 from jcompress.tensors.rounding import fake_quantize, round_to
+from jcompress.tensors.specs import Activation
 from jcompress.tracing.deferred import Deferred
 from jcompress.tracing.handlers import Bind
 from jcompress.tracing.products import Product, contracted

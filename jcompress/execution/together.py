@@ -12,11 +12,11 @@ import jax.numpy as jnp
 
 from jcompress.execution.convolutions import Windowed
 from jcompress.execution.products import Execution, How
+from jcompress.formats.numbers import Float8
 from jcompress.kernels._native import Stored
 from jcompress.kernels.quantized_conv.xla import dense_kernels
 from jcompress.sites import Operation
 from jcompress.tensors import CompressedTensor, QTensor
-from jcompress.tensors.number_formats import Float8
 from jcompress.tracing.trace import Traced
 from jcompress.tracing.values import Location
 

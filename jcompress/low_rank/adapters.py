@@ -97,7 +97,8 @@ def add_adapters(
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from jcompress.execution import compressed
-        >>> from jcompress.quantization import Int, Quantize, Weights, quantize
+        >>> from jcompress.formats import Int
+        >>> from jcompress.quantization import Quantize, Weights, quantize
         >>> from jcompress.low_rank import (
         ...     Lora, add_adapters, put_adapters, take_adapters)
         >>> from jcompress.sites import find_sites

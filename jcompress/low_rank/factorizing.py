@@ -27,7 +27,7 @@ from jcompress.sites import Operation, Sites
 from jcompress.statistics.moments import moments_of
 from jcompress.tensors import LowRank, QTensor, is_compressed
 from jcompress.tensors.axes import Axes
-from jcompress.tensors.formats import Weights
+from jcompress.tensors.specs import Weights
 
 
 def factorize(

@@ -11,7 +11,7 @@ from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
 from jcompress.tensors import Adapted, QTensor, is_compressed
 from jcompress.tensors.base import CompressedTensor
-from jcompress.tensors.formats import PerChannel, PerGroup, PerTensor, Weights
+from jcompress.tensors.specs import PerChannel, PerGroup, PerTensor, Weights
 
 Spec = TypeVar("Spec")
 

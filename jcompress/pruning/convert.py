@@ -8,6 +8,7 @@ import numpy as np
 
 from jcompress.conversion import convert_leaves, resolve_specs
 from jcompress.errors import MismatchError
+from jcompress.formats.numbers import Float8
 from jcompress.pruning.optimizer import LOST, PruneState, check_removed
 from jcompress.pruning.patterns import NM, Block, Pattern
 from jcompress.rules import Rules
@@ -16,7 +17,6 @@ from jcompress.tensors import BlockSparse, NMSparse, QTensor, is_compressed
 from jcompress.tensors.axes import Axes, to_matrix
 from jcompress.tensors.block_sparse import take_blocks
 from jcompress.tensors.nm_sparse import take_kept
-from jcompress.tensors.number_formats import Float8
 
 Host = np.ndarray[Any, Any]
 

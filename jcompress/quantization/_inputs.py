@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcompress.tensors.formats import Activation, MovingAverage
 from jcompress.tensors.ranges import Range, input_scale, range_of
 from jcompress.tensors.rounding import fake_quantize
+from jcompress.tensors.specs import Activation, MovingAverage
 from jcompress.tracing.handlers import Bind
 from jcompress.tracing.products import contracted
 from jcompress.tracing.values import Use

@@ -12,13 +12,14 @@ from jcompress.quantization._inputs import (
     moving_average,
 )
 from jcompress.quantization.convert import check
+from jcompress.quantization.spec import Quantize
+from jcompress.rounding import Nearest
 from jcompress.rules import Rules
 from jcompress.sites import PRODUCTS, Site, leaf_axes
 from jcompress.statistics import kinds
 from jcompress.tensors import is_compressed
-from jcompress.tensors.formats import Activation, MovingAverage, Quantize
-from jcompress.tensors.methods import Nearest
 from jcompress.tensors.ranges import Range
+from jcompress.tensors.specs import Activation, MovingAverage
 from jcompress.tensors.weight_matrix import fake_quantize_weight
 from jcompress.tracing.handlers import Handler
 from jcompress.tracing.interpreter import Program

@@ -8,11 +8,11 @@ import jax
 
 from jcompress.leaves import named_leaves
 from jcompress.quantization.convert import check, needs_moments, quantize, storable
+from jcompress.quantization.spec import Quantize
 from jcompress.rules import Rules
 from jcompress.sites import Sites, find_sites
 from jcompress.statistics import SecondMoments, observe
 from jcompress.tensors import is_compressed
-from jcompress.tensors.formats import Quantize
 
 
 class LeafDone(NamedTuple):
@@ -74,8 +74,9 @@ def quantize_by_layers(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jcompress.quantization import (
-        ...     Gptq, Int, Quantize, Weights, quantize_by_layers)
+        >>> from jcompress.formats import Int
+        >>> from jcompress.quantization import Quantize, Weights, quantize_by_layers
+        >>> from jcompress.rounding import Gptq
         >>> model = lambda params, x: jax.nn.relu(x @ params["a"]) @ params["b"]
         >>> params = {name: jnp.eye(8) for name in "ab"}
         >>> x = jax.random.normal(jax.random.key(0), (64, 8))

@@ -10,23 +10,23 @@ import numpy as np
 
 from jcompress.conversion import convert_leaves, resolve_specs
 from jcompress.errors import MismatchError
-from jcompress.quantization.gptq import gptq_numbers
+from jcompress.quantization.spec import Quantize
+from jcompress.rounding import Nearest, Rounding
+from jcompress.rounding.base import Rounded, diagonal
 from jcompress.rules import Resolved, Rules
 from jcompress.sites import PRODUCTS, Site, Sites, leaf_axes
 from jcompress.statistics.moments import moments_of
 from jcompress.tensors import QTensor
 from jcompress.tensors.axes import Axes, matrix_shape, to_matrix
-from jcompress.tensors.formats import (
+from jcompress.tensors.range_specs import LeastError
+from jcompress.tensors.ranges import Range
+from jcompress.tensors.specs import (
     Activation,
     MovingAverage,
     PerGroup,
-    Quantize,
     Weights,
 )
-from jcompress.tensors.methods import Gptq, LeastError, Nearest
-from jcompress.tensors.packing import pack_bits
-from jcompress.tensors.ranges import Range
-from jcompress.tensors.weight_matrix import divisors, weight_scales
+from jcompress.tensors.weight_matrix import divisors
 
 
 def _products(sites: Sequence[Site]) -> list[Site]:
@@ -98,10 +98,11 @@ def quantize(
         sites: the sites of the function that will use the tree, with the same names.
         ranges: for the leaves with a moving-average activation, one range for each of
             their product sites in order, by the leaf's name.
-        moments: for each leaf with `rounding=Gptq()` the second moments of its inputs,
-            float32 [*S, K, K], up to a factor: what `jcompress.statistics.observe(fn,
-            rules, SecondMoments())` gives. Their diagonals tell `range=LeastError()`
-            what the error of each input's weights counts; leaves without count alike.
+        moments: for each leaf whose rounding learns, such as `Gptq()`, the second
+            moments of its inputs, float32 [*S, K, K], up to a factor: what
+            `jcompress.statistics.observe(fn, rules, SecondMoments())` gives. Their
+            diagonals tell `range=LeastError()` what the error of each input's weights
+            counts; leaves without count alike.
 
     Returns:
         A tree of the same structure but for the compressed leaves.
@@ -116,7 +117,8 @@ def quantize(
     Example:
         >>> import jax.numpy as jnp
         >>> from jcompress.sites import find_sites
-        >>> from jcompress.quantization import Int, Quantize, Weights, quantize
+        >>> from jcompress.formats import Int
+        >>> from jcompress.quantization import Quantize, Weights, quantize
         >>> params = {"w": jnp.linspace(-1, 1, 12).reshape(4, 3)}
         >>> sites = find_sites(lambda p, x: x @ p["w"], params, jnp.ones((2, 4)))
         >>> rules = [("w", Quantize(weights=Weights(format=Int(4))))]
@@ -145,7 +147,7 @@ def needs_moments(spec: Quantize) -> bool:
     """Whether the inputs of a leaf decide its scales or numbers."""
     assert spec.weights is not None
     searched = isinstance(spec.weights.range, LeastError)
-    return searched or isinstance(spec.rounding, Gptq)
+    return searched or spec.rounding.learns
 
 
 def storable(
@@ -157,10 +159,11 @@ def storable(
         MismatchError: one does not, or needs inputs of a leaf that has none.
     """
     for path, spec in resolved.leaves.items():
-        if isinstance(spec.rounding, Gptq) and not sites.products(path):
+        if spec.rounding.learns and not sites.products(path):
             raise MismatchError(
                 f"{transform}: {path!r} is only looked up, so it has no inputs for "
-                "Gptq to learn from; give it rounding=Nearest()"
+                f"{type(spec.rounding).__name__} to learn from; give it "
+                "rounding=Nearest()"
             )
         if spec.weights is None:
             raise MismatchError(
@@ -179,8 +182,8 @@ def _moments(
     """The moments of the leaves whose scales or numbers they decide."""
     wanted: dict[str, str] = {}
     for path, spec in specs.items():
-        if isinstance(spec.rounding, Gptq):
-            wanted[path] = "Gptq"
+        if spec.rounding.learns:
+            wanted[path] = type(spec.rounding).__name__
         elif needs_moments(spec) and path in (moments or {}):
             wanted[path] = "LeastError"
     return moments_of("quantize", moments, wanted, sites)
@@ -202,29 +205,16 @@ def _convert(
         "activation": activation,
         "input_ranges": _input_ranges(path, activation, len(products), ranges),
     }
-    if moments is None or isinstance(spec.rounding, Nearest):
-        importance = None
-        if moments is not None:
-            importance = jnp.diagonal(moments, axis1=-2, axis2=-1)
+    if isinstance(spec.rounding, Nearest):
         tensor = QTensor.quantize(
-            leaf, axes, spec.weights, importance=importance, **remembered
+            leaf, axes, spec.weights, importance=diagonal(moments), **remembered
         )
     else:
-        packed = _by_gptq(
-            jnp.asarray(leaf), jnp.asarray(moments), axes, spec.weights, spec.rounding
+        values, scales, zeros = _rounded(
+            jnp.asarray(leaf), moments, axes, spec.weights, spec.rounding
         )
-        values, scales, zeros = packed
-        tensor = QTensor(
-            values=values,
-            scales=scales,
-            zeros=zeros,
-            format=spec.weights.format,
-            shape=leaf.shape,
-            dtype=leaf.dtype,
-            stack_axes=axes.stack,
-            output_axes=axes.output,
-            input_axes=axes.input,
-            **remembered,
+        tensor = QTensor.pack(
+            values, scales, zeros, spec.weights.format, leaf, axes, **remembered
         )
     # A number that is not finite makes the scale so that serves it.
     traced = isinstance(tensor.scales, jax.core.Tracer)
@@ -234,16 +224,14 @@ def _convert(
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _by_gptq(
-    leaf: jax.Array, moments: jax.Array, axes: Axes, weights: Weights, spec: Gptq
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """The stored arrays of a leaf."""
-    matrix = to_matrix(leaf, axes)
-    importance = jnp.diagonal(moments, axis1=-2, axis2=-1)
-    scales, zeros = weight_scales(matrix, weights, importance)
-    numbers = gptq_numbers(matrix, scales, zeros, moments, weights.format, spec)
-    stored = None if zeros is None else zeros.astype(jnp.int8)
-    return pack_bits(numbers, weights.format.bits), scales, stored
+def _rounded(
+    leaf: jax.Array,
+    moments: jax.Array | None,
+    axes: Axes,
+    weights: Weights,
+    rounding: Rounding,
+) -> Rounded:
+    return rounding.round(to_matrix(leaf, axes), weights, moments)
 
 
 def _broken(path: str, leaf: Any) -> str:

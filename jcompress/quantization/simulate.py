@@ -7,8 +7,8 @@ from typing import Any
 from jcompress.errors import MismatchError
 from jcompress.quantization._inputs import empty_range
 from jcompress.quantization._plan import QuantizationPlan, Ranges
+from jcompress.quantization.spec import Quantize
 from jcompress.rules import Rules
-from jcompress.tensors.formats import Quantize
 from jcompress.tensors.ranges import Range
 
 
@@ -39,7 +39,8 @@ def fake_quant(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jcompress.quantization import Int, Quantize, Weights, fake_quant
+        >>> from jcompress.formats import Int
+        >>> from jcompress.quantization import Quantize, Weights, fake_quant
         >>> rules = [("w", Quantize(weights=Weights(format=Int(2))))]
         >>> layer = fake_quant(lambda params, x: x @ params["w"], rules)
         >>> layer({"w": jnp.array([[0.9], [0.2]])}, jnp.eye(2))

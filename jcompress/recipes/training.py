@@ -11,8 +11,9 @@ import numpy as np
 import optax
 
 from jcompress.distillation import soft_targets
+from jcompress.formats import Int
 from jcompress.pruning import Prune, Unstructured, cubic_schedule, prune
-from jcompress.quantization import Int, Quantize, Weights, fake_quant
+from jcompress.quantization import Quantize, Weights, fake_quant
 from jcompress.quantization.convert import check as check_quantization
 from jcompress.recipes.data import Examples
 from jcompress.recipes.models import ResidualCNN, init_model

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from jcompress.formats.numbers import Float8
+from jcompress.formats.packing import is_packed
 from jcompress.tensors.axes import Axes, matrix_shape
-from jcompress.tensors.formats import PerGroup, PerTensor, Weights
-from jcompress.tensors.number_formats import Float8
-from jcompress.tensors.packing import is_packed
+from jcompress.tensors.specs import PerGroup, PerTensor, Weights
 
 Host = np.ndarray[Any, Any]
 

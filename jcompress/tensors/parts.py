@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
+from jcompress.formats.packing import packed_size
 from jcompress.tensors.base import CompressedTensor
-from jcompress.tensors.packing import packed_size
 from jcompress.tensors.qtensor import QTensor
 
 

@@ -9,20 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.tensors.axes import Axes, from_matrix, to_matrix
-from jcompress.tensors.base import Rebuild
-from jcompress.tensors.formats import Activation, Weights
-from jcompress.tensors.host import pack_on_host
-from jcompress.tensors.matrix import MatrixTensor
-from jcompress.tensors.methods import FullRange
-from jcompress.tensors.number_formats import Float8, NumberFormat
-from jcompress.tensors.packing import (
+from jcompress.formats.numbers import Float8, NumberFormat
+from jcompress.formats.packing import (
     pack_bits,
     packed_size,
     stored_dtype,
     unpack_bits,
 )
+from jcompress.tensors.axes import Axes, from_matrix, to_matrix
+from jcompress.tensors.base import Rebuild
+from jcompress.tensors.host import pack_on_host
+from jcompress.tensors.matrix import MatrixTensor
+from jcompress.tensors.range_specs import FullRange
 from jcompress.tensors.ranges import Range
+from jcompress.tensors.specs import Activation, Weights
 from jcompress.tensors.weight_matrix import dequantize_matrix, quantize_matrix
 
 _MOST_ON_HOST = 2**22
@@ -154,19 +154,66 @@ class QTensor(MatrixTensor):
             made: Any = jax.device_put(pack_on_host(leaf, axes, spec), where)
         else:
             made = _packed(jnp.asarray(leaf), axes, spec, importance)
-        values, scales, zeros = made
+        return cls._of(
+            made,
+            spec.format,
+            leaf,
+            axes,
+            activation=activation,
+            input_ranges=input_ranges,
+        )
+
+    @classmethod
+    def pack(
+        cls,
+        values: jax.Array,
+        scales: jax.Array,
+        zeros: jax.Array | None,
+        format: NumberFormat,
+        leaf: Any,
+        axes: Axes,
+        *,
+        activation: Activation | None = None,
+        input_ranges: tuple[Range, ...] = (),
+    ) -> "QTensor":
+        """Store numbers that were chosen already.
+
+        Args:
+            values: numbers of the format, of its dtype, [*S, N, K].
+            scales: float32 [*S, N or 1, G].
+            zeros: int8 of the shape of the scales; None if the format is symmetric.
+            format: which numbers these are.
+            leaf: the array that they stand for, or its shape and dtype.
+            axes: the role of each of its axes.
+            activation: how the data that its products meet is quantized, if at all.
+            input_ranges: see the attribute.
+        """
+        packed = (pack_bits(values, format.bits), scales, zeros)
+        return cls._of(
+            packed,
+            format,
+            leaf,
+            axes,
+            activation=activation,
+            input_ranges=input_ranges,
+        )
+
+    @classmethod
+    def _of(
+        cls, stored: Any, format: NumberFormat, leaf: Any, axes: Axes, **remembered: Any
+    ) -> "QTensor":
+        values, scales, zeros = stored
         return cls(
             values=values,
             scales=scales,
             zeros=zeros,
-            input_ranges=input_ranges,
-            format=spec.format,
+            format=format,
             shape=leaf.shape,
             dtype=leaf.dtype,
-            activation=activation,
             stack_axes=axes.stack,
             output_axes=axes.output,
             input_axes=axes.input,
+            **remembered,
         )
 
     @property

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.tensors.formats import Activation, PerRow
-from jcompress.tensors.number_formats import NumberFormat
+from jcompress.formats.numbers import NumberFormat
+from jcompress.tensors.specs import Activation, PerRow
 
 _TINY = np.finfo(np.float32).tiny
 

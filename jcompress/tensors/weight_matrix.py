@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress.tensors.axes import Axes, from_matrix, to_matrix
-from jcompress.tensors.formats import PerChannel, PerGroup, PerTensor, Weights
-from jcompress.tensors.methods import LeastError
+from jcompress.tensors.range_specs import LeastError
 from jcompress.tensors.ranges import Range, range_of, scale_and_zero
 from jcompress.tensors.rounding import (
     dequantize_values,
@@ -17,6 +16,7 @@ from jcompress.tensors.rounding import (
     round_to,
     within_range,
 )
+from jcompress.tensors.specs import PerChannel, PerGroup, PerTensor, Weights
 
 
 def _grouped(matrix: jax.Array, spec: Weights) -> jax.Array:

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jcompress.formats.numbers import Float8
+from jcompress.formats.packing import FLOAT8
 from jcompress.kernels._dispatch import Form, Implementation
 from jcompress.kernels._float8 import float8_rows, is_float, result_dtype
 from jcompress.kernels._integers import row_scale
@@ -14,8 +16,6 @@ from jcompress.kernels._operation import Arrays, KernelOperation
 from jcompress.kernels._rows import by_row, check_outputs, check_row_scale, said
 from jcompress.kernels.float8_matmul.reference import reference
 from jcompress.kernels.float8_matmul.xla import xla
-from jcompress.tensors.number_formats import Float8
-from jcompress.tensors.packing import FLOAT8
 from jcompress.tensors.rounding import unclipped
 from jcompress.tensors.weight_matrix import dequantize_matrix
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jcompress.formats.numbers import Int
 from jcompress.kernels._dispatch import Form, Implementation
 from jcompress.kernels._integers import quantize_rows, result_dtype, row_scale
 from jcompress.kernels._operation import Arrays, KernelOperation
@@ -14,7 +15,6 @@ from jcompress.kernels._rows import by_row, check_outputs, check_row_scale, said
 from jcompress.kernels.int8_matmul import cpu, gpu, tpu
 from jcompress.kernels.int8_matmul.reference import reference
 from jcompress.kernels.int8_matmul.xla import xla
-from jcompress.tensors.number_formats import Int
 from jcompress.tensors.rounding import unclipped
 from jcompress.tensors.weight_matrix import dequantize_matrix
 

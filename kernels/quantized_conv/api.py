@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jcompress.formats.numbers import Int
+from jcompress.formats.packing import packed_size, stored_dtype, unpack_bits
 from jcompress.kernels._dispatch import Form, Implementation
 from jcompress.kernels._operation import Arrays, KernelOperation
 from jcompress.kernels.quantized_conv import cpu
 from jcompress.kernels.quantized_conv.reference import reference
 from jcompress.kernels.quantized_conv.window import Window
 from jcompress.kernels.quantized_conv.xla import convolve, xla
-from jcompress.tensors.number_formats import Int
-from jcompress.tensors.packing import packed_size, stored_dtype, unpack_bits
 from jcompress.tensors.rounding import unclipped
 from jcompress.tensors.weight_matrix import dequantize_matrix
 
@@ -60,7 +60,7 @@ def quantized_conv(
     Args:
         x: floats [B, *spatial, C], of one to three spatial axes.
         values: int8 [N, K], `K = prod(kernel) C`; for `bits <= 4`, uint8
-            [N, ceil(K bits / 8)], as `jcompress.tensors.packing.pack_bits` packs them.
+            [N, ceil(K bits / 8)], as `jcompress.formats.packing.pack_bits` packs them.
         scales: float32 [N or 1, 1].
         zeros: int8 of the shape of `scales`, or None.
         bits: bits of an integer of the kernel, 2 to 8.

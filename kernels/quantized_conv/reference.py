@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.formats.packing import unpack_bits
 from jcompress.kernels._integers import LONGEST, quantize_rows
 from jcompress.kernels.quantized_conv.window import Window
-from jcompress.tensors.packing import unpack_bits
 from jcompress.tensors.weight_matrix import dequantize_matrix
 
 

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.formats.numbers import Int
+from jcompress.formats.packing import unpack_bits
 from jcompress.kernels import _native
 from jcompress.kernels._integers import LONGEST, quantize_rows
 from jcompress.kernels._partition import vary, varying
 from jcompress.kernels.quantized_conv.reference import flat
 from jcompress.kernels.quantized_conv.window import Window
-from jcompress.tensors.number_formats import Int
-from jcompress.tensors.packing import unpack_bits
 from jcompress.tensors.ranges import range_of, scale_and_zero
 from jcompress.tensors.rounding import fake_quantize, quantize_values
 from jcompress.tensors.weight_matrix import dequantize_matrix

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jcompress.formats.numbers import Int
+from jcompress.formats.packing import FLOAT8, is_packed, packed_size, stored_dtype
 from jcompress.kernels._dispatch import Form, Implementation
 from jcompress.kernels._integers import quantize_rows, row_scale
 from jcompress.kernels._operation import Arrays, KernelOperation
@@ -14,8 +16,6 @@ from jcompress.kernels._rows import said
 from jcompress.kernels.weight_only_matmul import cpu, gpu, tpu
 from jcompress.kernels.weight_only_matmul.reference import dense_weight, reference
 from jcompress.kernels.weight_only_matmul.xla import xla
-from jcompress.tensors.number_formats import Int
-from jcompress.tensors.packing import FLOAT8, is_packed, packed_size, stored_dtype
 
 _NAME = "weight_only_matmul"
 FORMS = {
@@ -54,7 +54,7 @@ def weight_only_matmul(
     Args:
         x: floats [..., K].
         values: int8 [N, K]; for `bits <= 4`, uint8 [N, ceil(K bits / 8)], as
-            `jcompress.tensors.packing.pack_bits` packs them; or, for `bits == 8`
+            `jcompress.formats.packing.pack_bits` packs them; or, for `bits == 8`
             without `zeros` and `x_bits`, float8_e4m3fn [N, K].
         scales: float32 [N or 1, G], where G divides K.
         zeros: int8 of the shape of `scales`, or None.

@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 
+from jcompress.formats.packing import FLOAT8
 from jcompress.kernels import _native, _tiles
-from jcompress.tensors.packing import FLOAT8
 
 
 def cpu(

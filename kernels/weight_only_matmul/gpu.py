@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.formats.packing import FLOAT8
 from jcompress.kernels._gpu import (
     FEW_DIGITS,
     HAS_MMA,
@@ -33,7 +34,6 @@ from jcompress.kernels._gpu import (
 )
 from jcompress.kernels._gpu_tiles import ProductSize, choose_tiles, table_key
 from jcompress.kernels._integers import DIGIT, quantize_rows, split_digits
-from jcompress.tensors.packing import FLOAT8
 
 
 def gpu(

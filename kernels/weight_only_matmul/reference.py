@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from jcompress.formats.packing import unpack_bits
 from jcompress.kernels._integers import quantize_rows
-from jcompress.tensors.packing import unpack_bits
 from jcompress.tensors.weight_matrix import dequantize_matrix
 
 

@@ -9,6 +9,7 @@ for many.
 import jax
 import jax.numpy as jnp
 
+from jcompress.formats.packing import FLOAT8
 from jcompress.kernels import _tiles
 from jcompress.kernels._tpu import (
     LANES,
@@ -19,7 +20,6 @@ from jcompress.kernels._tpu import (
 )
 from jcompress.kernels.weight_only_matmul.tpu_few_rows import few_rows
 from jcompress.kernels.weight_only_matmul.tpu_many_rows import many_rows
-from jcompress.tensors.packing import FLOAT8
 
 FEW = 32
 """The most rows of activations that are written as digits."""

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.formats.packing import FLOAT8, unpack_bits
 from jcompress.kernels._integers import (
     DIGIT,
     LONGEST,
@@ -36,7 +37,6 @@ from jcompress.kernels._partition import vary, varying
 from jcompress.kernels._rows import at_most
 from jcompress.kernels.weight_only_matmul.reference import dense_weight
 from jcompress.kernels.weight_only_matmul.xla_float8 import PARTS, by_parts
-from jcompress.tensors.packing import FLOAT8, unpack_bits
 
 SPLIT_ROWS = 96
 """The most rows of digits with which they pay on a CPU, with one group of scales."""

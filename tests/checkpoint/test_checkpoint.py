@@ -15,7 +15,8 @@ import pytest
 
 from jcompress import checkpoint
 from jcompress.checkpoint import CheckpointError
-from jcompress.quantization import Int, Quantize, Weights, quantize
+from jcompress.formats import Int
+from jcompress.quantization import Quantize, Weights, quantize
 from jcompress.sites import find_sites
 from jcompress.tensors import CompressedTensor, is_compressed
 

@@ -21,10 +21,11 @@ import pytest
 from jcompress import checkpoint, tensors
 from jcompress.checkpoint import CheckpointError, registry
 from jcompress.execution import compressed
+from jcompress.formats import Float8, Int
 from jcompress.kernels import Implementation
-from jcompress.quantization import Activation, Float8, Int, Quantize, Weights, quantize
+from jcompress.quantization import Activation, Quantize, Weights, quantize
 from jcompress.sites import find_sites
-from jcompress.tensors import CompressedTensor, formats
+from jcompress.tensors import CompressedTensor, specs
 
 
 def apply(params: Any, x: Any) -> Any:
@@ -272,10 +273,10 @@ def test_every_leaf_type_and_format_has_its_line_in_the_registry() -> None:
     assert tensors.QTensor in leaves
     parts = [
         kind
-        for kind in vars(formats).values()
-        if dataclasses.is_dataclass(kind) and kind.__module__ == formats.__name__
+        for kind in vars(specs).values()
+        if dataclasses.is_dataclass(kind) and kind.__module__ == specs.__name__
     ]
-    assert formats.Activation in parts
+    assert specs.Activation in parts
     for kind in (*leaves, *parts):
         assert registry.class_of(registry.name_of(kind) or "") is kind, kind
 

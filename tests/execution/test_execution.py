@@ -14,9 +14,9 @@ import zoo
 from jcompress.errors import MismatchError
 from jcompress.execution import How, compressed, inspect
 from jcompress.execution.together import WHY
+from jcompress.formats import Int
 from jcompress.quantization import (
     Activation,
-    Int,
     MovingAverage,
     PerGroup,
     PerRow,

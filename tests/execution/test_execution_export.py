@@ -10,6 +10,7 @@ import pytest
 from jax import export
 
 from jcompress.execution import How, compressed, inspect
+from jcompress.formats import Float8, Int
 from jcompress.kernels import Implementation, _native, export_checks
 from jcompress.pruning import (
     NM,
@@ -22,8 +23,6 @@ from jcompress.pruning import (
 )
 from jcompress.quantization import (
     Activation,
-    Float8,
-    Int,
     PerGroup,
     PerRow,
     Quantize,

@@ -11,12 +11,11 @@ import pytest
 from jcompress import checkpoint
 from jcompress.errors import MismatchError
 from jcompress.execution import How, compressed, inspect
+from jcompress.formats import Float8, Int
 from jcompress.low_rank import Lora, Svd, add_adapters, factorize, quantize_factors
 from jcompress.pruning import NM, to_sparse
 from jcompress.quantization import (
     Activation,
-    Float8,
-    Int,
     MovingAverage,
     PerChannel,
     PerGroup,

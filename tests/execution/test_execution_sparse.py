@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jcompress.execution import How, compressed, inspect
+from jcompress.formats import Int
 from jcompress.pruning import (
     NM,
     Block,
@@ -20,7 +21,6 @@ from jcompress.pruning import (
 from jcompress.pruning.convert import to_sparse
 from jcompress.quantization import (
     Activation,
-    Int,
     PerGroup,
     PerRow,
     PerTensor,

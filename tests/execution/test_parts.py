@@ -9,14 +9,8 @@ import numpy as np
 import pytest
 
 from jcompress.execution import How, compressed, inspect
-from jcompress.quantization import (
-    Int,
-    PerTensor,
-    Quantize,
-    Weights,
-    fake_quant,
-    quantize,
-)
+from jcompress.formats import Int
+from jcompress.quantization import PerTensor, Quantize, Weights, fake_quant, quantize
 from jcompress.sites import find_sites
 from jcompress.tensors.parts import part_of
 

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jcompress.formats import Float8, Int
 from jcompress.kernels import (
     Implementation,
     float8_matmul,
     int8_matmul,
     weight_only_matmul,
 )
-from jcompress.quantization import Float8, Int, PerChannel, PerGroup, PerTensor, Weights
+from jcompress.quantization import PerChannel, PerGroup, PerTensor, Weights
 from jcompress.tensors.ranges import range_of, scale_and_zero
 from jcompress.tensors.rounding import fake_quantize, quantize_values
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from conformance import Int8Matmul, WeightOnlyMatmul, normal, stored, weight
 
+from jcompress.formats import Int
 from jcompress.kernels import (
     Implementation,
     _native,
     int8_matmul,
     weight_only_matmul,
 )
-from jcompress.quantization import Int, PerChannel, PerGroup, Weights
+from jcompress.quantization import PerChannel, PerGroup, Weights
 
 pytestmark = [
     pytest.mark.once,

@@ -10,13 +10,14 @@ import pytest
 from conformance import normal, stored, weight
 from jax import export
 
+from jcompress.formats import Float8, Int
 from jcompress.kernels import (
     export_checks,
     float8_matmul,
     int8_matmul,
     weight_only_matmul,
 )
-from jcompress.quantization import Float8, Int, PerGroup, Weights
+from jcompress.quantization import PerGroup, Weights
 
 
 def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conformance import Float8Matmul, normal, weight
 
+from jcompress.formats import Float8
 from jcompress.kernels import Implementation, _float8, float8_matmul
-from jcompress.quantization import Float8, Weights
+from jcompress.quantization import Weights
 
 pytestmark = pytest.mark.bits
 

@@ -25,6 +25,8 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu
 
+from jcompress.formats import Int
+from jcompress.formats.packing import pack_bits
 from jcompress.kernels import _gpu, _gpu_tiles, _tiles
 from jcompress.kernels.block_sparse_matmul import gpu as block_sparse
 from jcompress.kernels.block_sparse_matmul.reference import (
@@ -35,8 +37,7 @@ from jcompress.kernels.int8_matmul.reference import reference as int8_reference
 from jcompress.kernels.weight_only_matmul import gpu as weight_only
 from jcompress.kernels.weight_only_matmul.reference import reference
 from jcompress.kernels.weight_only_matmul.shapes import ROWS, SHAPES
-from jcompress.quantization import Int, PerChannel, PerGroup, Weights
-from jcompress.tensors.packing import pack_bits
+from jcompress.quantization import PerChannel, PerGroup, Weights
 from jcompress.tensors.weight_matrix import quantize_matrix
 
 interprets = pytest.mark.skipif(

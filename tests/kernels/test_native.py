@@ -17,9 +17,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from jcompress.formats.packing import pack_bits
 from jcompress.kernels import Implementation, _native
 from jcompress.kernels.quantized_conv import quantized_conv
-from jcompress.tensors.packing import pack_bits
 
 SANITIZED = os.environ.get("SANITIZED_LIBRARY")
 if SANITIZED:

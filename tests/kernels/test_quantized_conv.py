@@ -11,11 +11,11 @@ import pytest
 from conformance import dense_of, normal, stored, weight
 
 from jcompress.execution import How, compressed, inspect
+from jcompress.formats import Int
 from jcompress.kernels import Implementation, _native
 from jcompress.kernels.quantized_conv import quantized_conv
 from jcompress.quantization import (
     Activation,
-    Int,
     PerChannel,
     PerGroup,
     PerRow,

@@ -13,6 +13,7 @@ from conformance import normal, stored, weight
 from jax import P
 from jax.sharding import AxisType, NamedSharding
 
+from jcompress.formats import Float8, Int
 from jcompress.kernels import (
     Implementation,
     float8_matmul,
@@ -20,7 +21,7 @@ from jcompress.kernels import (
     weight_only_matmul,
 )
 from jcompress.kernels.block_sparse_matmul import block_sparse_matmul
-from jcompress.quantization import Float8, Int, PerChannel, PerGroup, Weights
+from jcompress.quantization import PerChannel, PerGroup, Weights
 
 ROWS, INPUTS, OUTPUTS = 8, 96, 16
 Arrays = tuple[Any, ...]

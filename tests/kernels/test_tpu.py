@@ -22,6 +22,8 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from sparse_conformance import CodebookForm, NMSparseForm, SparseForm
 
+from jcompress.formats import Float8, Int
+from jcompress.formats.packing import pack_bits
 from jcompress.kernels import _tiles
 from jcompress.kernels.block_sparse_matmul import tpu as block_sparse
 from jcompress.kernels.codebook_matmul import tpu as codebook
@@ -30,8 +32,7 @@ from jcompress.kernels.int8_matmul.reference import reference as int8_reference
 from jcompress.kernels.nm_sparse_matmul import tpu as nm_sparse
 from jcompress.kernels.weight_only_matmul import tpu as weight_only
 from jcompress.kernels.weight_only_matmul.reference import dense_weight, reference
-from jcompress.quantization import Float8, Int, PerChannel, PerGroup, Weights
-from jcompress.tensors.packing import pack_bits
+from jcompress.quantization import PerChannel, PerGroup, Weights
 from jcompress.tensors.weight_matrix import quantize_matrix
 
 INTERPRET = pltpu.InterpretParams(

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from conformance import WeightOnlyMatmul, normal, stored, weight
 
+from jcompress.formats import Int
+from jcompress.formats.packing import pack_bits
 from jcompress.kernels import Implementation, weight_only_matmul
 from jcompress.kernels.weight_only_matmul.xla import by_conversion, by_digits, splits
-from jcompress.quantization import Int, PerGroup, PerTensor, Weights
-from jcompress.tensors.packing import pack_bits
+from jcompress.quantization import PerGroup, PerTensor, Weights
 
 
 class TestReference(WeightOnlyMatmul):

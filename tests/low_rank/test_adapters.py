@@ -11,6 +11,7 @@ import pytest
 
 from jcompress.errors import MismatchError
 from jcompress.execution import How, compressed, inspect
+from jcompress.formats import Int
 from jcompress.low_rank import (
     Lora,
     add_adapters,
@@ -23,7 +24,6 @@ from jcompress.pruning import NM, Prune, apply_masks, make_masks, score_by_magni
 from jcompress.pruning.convert import to_sparse
 from jcompress.quantization import (
     Activation,
-    Int,
     PerGroup,
     PerTensor,
     Quantize,

@@ -14,13 +14,14 @@ from jcompress import checkpoint
 from jcompress.conversion import describe_changes
 from jcompress.errors import MismatchError
 from jcompress.execution import How, compressed, inspect
+from jcompress.formats import Int
 from jcompress.low_rank.factorizing import (
     Cp,
     factorize,
     quantize_factors,
 )
 from jcompress.low_rank.terms import rank_bounds, sum_of_terms
-from jcompress.quantization import Int, Weights
+from jcompress.quantization import Weights
 from jcompress.report.sizes import sizes
 from jcompress.sites import find_sites
 from jcompress.tensors import LowRank, QTensor

@@ -15,6 +15,7 @@ import pytest
 from jcompress.conversion import describe_changes
 from jcompress.errors import MismatchError
 from jcompress.execution import How, compressed, inspect
+from jcompress.formats import Int
 from jcompress.low_rank import adapters, factorizing
 from jcompress.low_rank.factorizing import (
     Spatial,
@@ -23,7 +24,7 @@ from jcompress.low_rank.factorizing import (
     factorize,
     quantize_factors,
 )
-from jcompress.quantization import Int, PerGroup, Quantize, Weights, quantize
+from jcompress.quantization import PerGroup, Quantize, Weights, quantize
 from jcompress.report import Label
 from jcompress.sites import find_sites
 from jcompress.statistics import SecondMoments, observe

@@ -13,6 +13,7 @@ from mask_oracle import LEAVES, fits, oracle, oracle_global, sites_of, weights_o
 
 from jcompress.allocation import Ranking
 from jcompress.errors import MismatchError
+from jcompress.formats.numbers import Int
 from jcompress.pruning import (
     NM,
     Block,
@@ -30,7 +31,6 @@ from jcompress.pruning import (
 from jcompress.pruning.ranking import keep_highest
 from jcompress.tensors import QTensor
 from jcompress.tensors.axes import Axes
-from jcompress.tensors.number_formats import Int
 
 pytestmark = pytest.mark.once
 

@@ -10,6 +10,7 @@ import pytest
 
 from jcompress import checkpoint
 from jcompress.errors import MismatchError
+from jcompress.formats import Int
 from jcompress.pruning import (
     NM,
     Block,
@@ -20,7 +21,7 @@ from jcompress.pruning import (
     score_by_magnitude,
 )
 from jcompress.pruning.convert import to_sparse
-from jcompress.quantization import Activation, Int, Quantize, Weights, quantize
+from jcompress.quantization import Activation, Quantize, Weights, quantize
 from jcompress.sites import Sites, find_sites
 from jcompress.tensors import BlockSparse, NMSparse
 

@@ -9,9 +9,9 @@ import pytest
 from quant_oracle import LEAVES, Format, Leaf, fake_quantize, normal
 
 from jcompress.errors import MismatchError
+from jcompress.formats import Int
 from jcompress.quantization import (
     Activation,
-    Int,
     MovingAverage,
     PerChannel,
     PerGroup,

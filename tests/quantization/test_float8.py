@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from jcompress.formats import Float8
 from jcompress.quantization import (
     Activation,
-    Float8,
     PerChannel,
     PerGroup,
     PerRow,

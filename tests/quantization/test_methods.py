@@ -11,11 +11,9 @@ import pytest
 
 from jcompress.errors import MismatchError
 from jcompress.execution import compressed
+from jcompress.formats import Float8, Int
 from jcompress.quantization import (
     Activation,
-    Float8,
-    Gptq,
-    Int,
     LeastError,
     PerGroup,
     PerTensor,
@@ -28,7 +26,8 @@ from jcompress.quantization import (
     quantize_by_layers,
     simulate,
 )
-from jcompress.quantization.gptq import gptq_numbers
+from jcompress.rounding import Gptq
+from jcompress.rounding.gptq import gptq_numbers
 from jcompress.sites import find_sites
 from jcompress.statistics import SecondMoments, observe
 from jcompress.tensors.weight_matrix import (

@@ -10,10 +10,10 @@ import pytest
 
 from jcompress.errors import MismatchError
 from jcompress.execution import compressed
+from jcompress.formats import Int
 from jcompress.quantization import (
     Activation,
     Dynamic,
-    Int,
     MovingAverage,
     PerChannel,
     PerGroup,

@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 from jcompress.execution import compressed
-from jcompress.quantization import Int, Quantize, Weights, quantize
+from jcompress.formats import Int
+from jcompress.quantization import Quantize, Weights, quantize
 from jcompress.report import Label, Metric, compare
 from jcompress.sites import find_sites
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jcompress import report
-from jcompress.quantization import Int, Quantize, Weights, quantize
+from jcompress.formats import Int
+from jcompress.quantization import Quantize, Weights, quantize
 from jcompress.sites import find_sites
 
 

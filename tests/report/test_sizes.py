@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jcompress.formats import Int
 from jcompress.pruning import Block, to_sparse
-from jcompress.quantization import Int, Quantize, Weights, quantize
+from jcompress.quantization import Quantize, Weights, quantize
 from jcompress.report import parameters, stored_bytes
 from jcompress.report.sizes import BETWEEN_DATA, Sizes, sizes
 from jcompress.sharing import TieBlocks, TieLayers, tie, tied

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from jcompress.errors import MismatchError
+from jcompress.formats.numbers import Int
 from jcompress.pruning import score_by_magnitude
 from jcompress.shrinking.groups import Groups, find_groups
 from jcompress.shrinking.plan import Plan, shrink, shrunk, zero_units
 from jcompress.shrinking.scoring import score_units
 from jcompress.tensors import QTensor
-from jcompress.tensors.number_formats import Int
 
 FAST = {"xla_backend_optimization_level": 0}
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from jcompress.formats import Int
 from jcompress.quantization import (
     Activation,
     Dynamic,
-    Int,
     MovingAverage,
     PerChannel,
     PerGroup,
@@ -18,7 +18,8 @@ from jcompress.quantization import (
     Quantize,
     Weights,
 )
-from jcompress.tensors.methods import FullRange, Nearest
+from jcompress.rounding import Nearest
+from jcompress.tensors.range_specs import FullRange
 
 
 def test_defaults() -> None:

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jcompress.quantization import Float8, Int, PerChannel, PerGroup, PerTensor, Weights
+from jcompress.formats import Float8, Int
+from jcompress.quantization import PerChannel, PerGroup, PerTensor, Weights
 from jcompress.tensors import QTensor, qtensor
 from jcompress.tensors.axes import Axes
 from jcompress.tensors.host import pack_on_host

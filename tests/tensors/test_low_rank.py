@@ -12,8 +12,8 @@ import pytest
 
 from jcompress import checkpoint
 from jcompress.execution import How, compressed, inspect
+from jcompress.formats.numbers import Int
 from jcompress.tensors import Adapted, LowRank, QTensor
-from jcompress.tensors.number_formats import Int
 
 pytestmark = pytest.mark.once
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jcompress.tensors.packing import pack_bits, packed_size, unpack_bits
+from jcompress.formats.packing import pack_bits, packed_size, unpack_bits
 
 
 @settings(max_examples=30, deadline=None)

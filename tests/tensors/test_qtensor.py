@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jcompress.quantization import Activation, Int, PerGroup, PerTensor, Weights
+from jcompress.formats import Int
+from jcompress.formats.packing import pack_bits
+from jcompress.quantization import Activation, PerGroup, PerTensor, Weights
 from jcompress.tensors import CompressedTensor, QTensor, is_compressed
-from jcompress.tensors.packing import pack_bits
 from jcompress.tensors.ranges import Range
 from jcompress.tensors.weight_matrix import quantize_matrix
 

@@ -21,9 +21,8 @@ from quant_oracle import (
     fake_quantize as oracle,
 )
 
+from jcompress.formats.numbers import Int
 from jcompress.tensors.axes import Axes
-from jcompress.tensors.formats import PerChannel, PerGroup, PerTensor, Weights
-from jcompress.tensors.number_formats import Int
 from jcompress.tensors.ranges import Range, range_of, scale_and_zero
 from jcompress.tensors.rounding import (
     dequantize_values,
@@ -32,6 +31,7 @@ from jcompress.tensors.rounding import (
     round_to,
     unclipped,
 )
+from jcompress.tensors.specs import PerChannel, PerGroup, PerTensor, Weights
 from jcompress.tensors.weight_matrix import (
     dequantize_matrix,
     fake_quantize_weight,

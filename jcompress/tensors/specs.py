@@ -5,13 +5,13 @@ import functools
 import math
 from typing import Any, TypeVar
 
-from jcompress.tensors.methods import FullRange, Nearest, Rounding, WeightRange
-from jcompress.tensors.number_formats import Int, NumberFormat
+from jcompress.formats.numbers import Int, NumberFormat
+from jcompress.tensors.range_specs import FullRange, WeightRange
 
 Spec = TypeVar("Spec")
 
 
-def _explain_arguments(cls: type[Spec]) -> type[Spec]:
+def explain_arguments(cls: type[Spec]) -> type[Spec]:
     """Make a spec say which arguments it takes when it is given others."""
     made: Any = cls.__init__
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
@@ -128,7 +128,7 @@ class MovingAverage:
             raise ValueError(f"MovingAverage: decay is in [0, 1), not {self.decay!r}")
 
 
-@_explain_arguments
+@explain_arguments
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
     """How a weight is quantized.
@@ -159,7 +159,7 @@ class Weights:
             )
 
 
-@_explain_arguments
+@explain_arguments
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Activation:
     """How the data that a weight meets is quantized.
@@ -202,49 +202,4 @@ class Activation:
             raise ValueError(
                 "Activation: PerRow() needs range=Dynamic(), because no two batches "
                 "have the same rows; a moving average goes with PerTensor()"
-            )
-
-
-@_explain_arguments
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Quantize:
-    """What a quantization rule says of a leaf and of the data that it meets.
-
-    A product multiplies integers with integers, or float8 with float8. Where the two
-    differ, the data is rounded first, and the product is one of
-    floats with a stored weight.
-
-    Attributes:
-        weights: how the leaf is quantized; None keeps it.
-        activation: how the inputs of its products are quantized; None keeps them.
-        rounding: how `quantize` chooses the numbers of the format; only `Nearest()`
-            can be simulated by `fake_quant`.
-
-    Raises:
-        ValueError: weights and activation are both None.
-        TypeError: one of them is of another kind.
-    """
-
-    weights: Weights | None = Weights()
-    activation: Activation | None = None
-    rounding: Rounding = Nearest()
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.rounding, Rounding):
-            raise TypeError(
-                f"Quantize: rounding is Nearest() or Gptq(...), not {self.rounding!r}"
-            )
-        if not isinstance(self.weights, Weights | None):
-            raise TypeError(
-                f"Quantize: weights is Weights(...) or None, not {self.weights!r}"
-            )
-        if not isinstance(self.activation, Activation | None):
-            raise TypeError(
-                "Quantize: activation is Activation(...) or None, not "
-                f"{self.activation!r}"
-            )
-        if self.weights is None and self.activation is None:
-            raise ValueError(
-                "Quantize: weights and activation are both None, which says nothing; "
-                "to leave a leaf alone, give its rule the spec None"
             )

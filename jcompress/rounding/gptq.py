@@ -1,16 +1,61 @@
 """GPTQ: round the inputs of a weight matrix in turn, each making up for the last."""
 
+import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.tensors.methods import Gptq
-from jcompress.tensors.number_formats import NumberFormat
+from jcompress.formats.numbers import NumberFormat
+from jcompress.rounding.base import Rounded, Rounding, diagonal
+from jcompress.tensors.specs import Weights
+from jcompress.tensors.weight_matrix import weight_scales
 
 _BLOCK = 64
 """Inputs that are rounded before the rest of the matrix hears of their errors."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gptq(Rounding):
+    """Inputs are rounded one after the other, the rest making up for the errors.
+
+    It needs the second moments of the inputs, `quantize(..., moments=...)`, and lowers
+    the error of the layer's outputs on data like theirs, not that of its weights.
+    Scales are those of the weights as they were given.
+
+    Attributes:
+        damping: what is added to the diagonal of the second moments, as a fraction of
+            its mean, above 0; more trusts the data less.
+        by_importance: whether inputs go in the order of their second moments, the
+            largest first ("act-order"), rather than in their own.
+
+    Raises:
+        ValueError: `damping` is not above 0 and finite.
+
+    References:
+        Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative
+        Pre-trained Transformers", algorithm 1.
+    """
+
+    damping: float = 0.01
+    by_importance: bool = True
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.damping, int | float) and math.isfinite(self.damping)
+        if not number or self.damping <= 0:
+            raise ValueError(f"Gptq: damping is above 0, not {self.damping!r}")
+
+    def round(
+        self, matrix: jax.Array, weights: Weights, moments: jax.Array | None
+    ) -> Rounded:
+        """Numbers whose products err least, one input after the other."""
+        assert moments is not None
+        scales, zeros = weight_scales(matrix, weights, diagonal(moments))
+        numbers = gptq_numbers(matrix, scales, zeros, moments, weights.format, self)
+        stored = None if zeros is None else zeros.astype(jnp.int8)
+        return Rounded(numbers, scales, stored)
 
 
 def gptq_numbers(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.tensors.packing import FLOAT8
+from jcompress.formats.packing import FLOAT8
 
 _EXPONENT = 0x7F800000
 """The exponent's bits in a float32."""

@@ -1,4 +1,4 @@
-"""How scales and numbers of a weight are chosen: frozen specs that formats carry."""
+"""How the scale of a weight is chosen: frozen specs that `Weights` carries."""
 
 import dataclasses
 import math
@@ -42,43 +42,5 @@ class LeastError:
             )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Nearest:
-    """Every weight is rounded to the nearest number, whatever the others are."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Gptq:
-    """Inputs are rounded one after the other, the rest making up for the errors.
-
-    It needs the second moments of the inputs, `quantize(..., moments=...)`, and lowers
-    the error of the layer's outputs on data like theirs, not that of its weights.
-    Scales are those of the weights as they were given.
-
-    Attributes:
-        damping: what is added to the diagonal of the second moments, as a fraction of
-            its mean, above 0; more trusts the data less.
-        by_importance: whether inputs go in the order of their second moments, the
-            largest first ("act-order"), rather than in their own.
-
-    Raises:
-        ValueError: `damping` is not above 0 and finite.
-
-    References:
-        Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative
-        Pre-trained Transformers", algorithm 1.
-    """
-
-    damping: float = 0.01
-    by_importance: bool = True
-
-    def __post_init__(self) -> None:
-        number = isinstance(self.damping, int | float) and math.isfinite(self.damping)
-        if not number or self.damping <= 0:
-            raise ValueError(f"Gptq: damping is above 0, not {self.damping!r}")
-
-
 WeightRange = FullRange | LeastError
 """How the range of weights that share a scale is chosen."""
-Rounding = Nearest | Gptq
-"""How weights are rounded to the numbers of a format."""
