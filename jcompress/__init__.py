@@ -22,6 +22,7 @@ The namespaces, each the one home of its names:
     distillation  losses against a teacher
     errors        what every transform raises
     checkpoint    save and load trees with compressed leaves
+    interchange   quantized weights in the files and trees of other libraries
     report        sizes, latencies and the labels they earn
     recipes       the main job
 """
@@ -40,6 +41,7 @@ if _TYPE_CHECKING:
     from jcompress import errors as errors
     from jcompress import execution as execution
     from jcompress import formats as formats
+    from jcompress import interchange as interchange
     from jcompress import kernels as kernels
     from jcompress import low_rank as low_rank
     from jcompress import pruning as pruning
@@ -59,7 +61,7 @@ __version__ = "0.1.0"
 
 _NAMESPACES = (
     *("allocation", "checkpoint", "conversion", "depth", "distillation", "errors"),
-    *("execution", "formats", "kernels", "low_rank"),
+    *("execution", "formats", "interchange", "kernels", "low_rank"),
     *("pruning", "quantization", "recipes", "report", "rescaling", "rounding"),
     "rules",
     *("sharing", "shrinking", "sites", "statistics", "tensors"),

@@ -1,0 +1,14 @@
+"""Quantized weights in the files and trees of other libraries."""
+
+from jcompress.interchange.act_order import ActOrder as ActOrder
+from jcompress.interchange.awq import read_awq as read_awq
+from jcompress.interchange.awq import write_awq as write_awq
+from jcompress.interchange.compressed_tensors import (
+    read_compressed_tensors as read_compressed_tensors,
+)
+from jcompress.interchange.compressed_tensors import (
+    write_compressed_tensors as write_compressed_tensors,
+)
+from jcompress.interchange.files import FileFormatError as FileFormatError
+from jcompress.interchange.gptq import read_gptq as read_gptq
+from jcompress.interchange.gptq import write_gptq as write_gptq
