@@ -34,7 +34,7 @@ def mapped(path: Path) -> Host:
         raise FileFormatError(f"{place}: a directory; give one file")
     if not place.stat().st_size:
         raise FileFormatError(f"{place}: the file is empty")
-    return np.memmap(place, np.uint8, "r")
+    return np.memmap(place, np.uint8, "r").view(np.ndarray)
 
 
 @contextlib.contextmanager
