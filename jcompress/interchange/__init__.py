@@ -16,3 +16,6 @@ from jcompress.interchange.gguf import write_gguf as write_gguf
 from jcompress.interchange.gguf_file import GgmlType as GgmlType
 from jcompress.interchange.gptq import read_gptq as read_gptq
 from jcompress.interchange.gptq import write_gptq as write_gptq
+from jcompress.interchange.placing import place as place
+from jcompress.interchange.qwix_arrays import from_qwix as from_qwix
+from jcompress.interchange.qwix_arrays import to_qwix as to_qwix

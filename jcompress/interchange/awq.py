@@ -20,10 +20,10 @@ from jcompress.interchange.layers import (
 from jcompress.interchange.numbers import Numbers, to_qtensor, values_of
 from jcompress.interchange.safetensors import (
     Planned,
-    SafetensorsFile,
     planned,
     write_safetensors,
 )
+from jcompress.interchange.shards import Shards
 from jcompress.interchange.words import from_awq_words, to_awq_words
 from jcompress.tensors import QTensor
 
@@ -38,7 +38,7 @@ def read_awq(path: Path, *, dtype: Any = jnp.float32) -> dict[str, Any]:
     from the lowest bits. It is read exactly, scales included.
 
     Args:
-        path: a safetensors file.
+        path: a safetensors file, or the folder of a model: all such files in it.
         dtype: of the dense weights that the leaves stand for.
 
     Returns:
@@ -70,7 +70,7 @@ def read_awq(path: Path, *, dtype: Any = jnp.float32) -> dict[str, Any]:
         Lin et al. 2023, "AWQ: Activation-aware Weight Quantization for LLM Compression
         and Acceleration". The layout is that of AutoAWQ's GEMM version.
     """
-    file = SafetensorsFile(path)
+    file = Shards(path)
     layers = [name[: -len(".qweight")] for name in file if name.endswith(".qweight")]
     if not layers:
         raise FileFormatError(f"{path}: no tensor's name ends in '.qweight'")
@@ -87,7 +87,7 @@ def read_awq(path: Path, *, dtype: Any = jnp.float32) -> dict[str, Any]:
     return found
 
 
-def _layer(file: SafetensorsFile, layer: str, dtype: Any) -> QTensor:
+def _layer(file: Shards, layer: str, dtype: Any) -> QTensor:
     name = f"{layer}.qweight"
     shape = file.shape(name)
     if f"{layer}.scales" not in file:

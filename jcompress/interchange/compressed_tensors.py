@@ -22,10 +22,10 @@ from jcompress.interchange.layers import (
 from jcompress.interchange.numbers import Numbers, kernel_axes, values_of
 from jcompress.interchange.safetensors import (
     Planned,
-    SafetensorsFile,
     planned,
     write_safetensors,
 )
+from jcompress.interchange.shards import Shards
 from jcompress.interchange.words import from_words, to_words
 from jcompress.tensors import QTensor
 
@@ -53,7 +53,7 @@ def read_compressed_tensors(
     `activation` from a file.
 
     Args:
-        path: a safetensors file.
+        path: a safetensors file, or the folder of a model: all such files in it.
         act_order: what to do where groups of inputs are scattered.
         dtype: of the dense weights that the leaves stand for.
 
@@ -82,7 +82,7 @@ def read_compressed_tensors(
         >>> found["mlp.up.weight"].shape, found["mlp.up.weight"].form
         ((64, 32), 'float8')
     """
-    file = SafetensorsFile(path)
+    file = Shards(path)
     layers = [name.removesuffix("_scale") for name in file if _is_scale(file, name)]
     if not layers:
         raise FileFormatError(
@@ -101,7 +101,7 @@ def read_compressed_tensors(
     return found
 
 
-def _is_scale(file: SafetensorsFile, name: str) -> bool:
+def _is_scale(file: Shards, name: str) -> bool:
     weight = name.removesuffix("_scale")
     return name.endswith(WEIGHT + "_scale") and (
         weight in file or f"{weight}_packed" in file
@@ -109,7 +109,7 @@ def _is_scale(file: SafetensorsFile, name: str) -> bool:
 
 
 def _layer(
-    file: SafetensorsFile, weight: str, act_order: ActOrder, dtype: np.dtype[Any]
+    file: Shards, weight: str, act_order: ActOrder, dtype: np.dtype[Any]
 ) -> dict[str, Any]:
     packed = f"{weight}_packed"
     if packed in file:
@@ -138,7 +138,7 @@ def _layer(
     return grouped_kernel(weight[: -len(WEIGHT)], numbers, index, act_order, dtype)
 
 
-def _packed_size(file: SafetensorsFile, weight: str) -> tuple[int, int, int]:
+def _packed_size(file: Shards, weight: str) -> tuple[int, int, int]:
     name = f"{weight}_packed"
     said = file.need(f"{weight}_shape", (np.int64, np.int32), (2,))
     outputs, inputs = map(int, said)
@@ -157,7 +157,7 @@ def _packed_size(file: SafetensorsFile, weight: str) -> tuple[int, int, int]:
     return outputs, inputs, fits[0]
 
 
-def _scales(file: SafetensorsFile, name: str, outputs: int) -> Host:
+def _scales(file: Shards, name: str, outputs: int) -> Host:
     """float32 [N or 1, G]."""
     shape = file.shape(name)
     scales = file.need(name, _SCALES, shape).astype(np.float32)
@@ -174,7 +174,7 @@ def _scales(file: SafetensorsFile, name: str, outputs: int) -> Host:
 
 
 def _zeros(
-    file: SafetensorsFile, name: str, shape: tuple[int, ...], outputs: int, bits: int
+    file: Shards, name: str, shape: tuple[int, ...], outputs: int, bits: int
 ) -> Host | None:
     """uint8 of the shape of the scales; None if there are none."""
     if name not in file:

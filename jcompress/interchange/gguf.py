@@ -1,6 +1,5 @@
 """GGUF files, the format of llama.cpp: weights to and from compressed leaves."""
 
-import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -111,8 +110,8 @@ def read_gguf(
             continue
         count, size = tensor.type.block
         blocks = raw.reshape(-1, size)
-        leaf = None
-        if len(tensor.shape) > 1 and math.prod(tensor.shape):
+        leaf: Any = None
+        if len(tensor.shape) > 1 and all(tensor.shape):
             leaf = _leaf(blocks, tensor.type, tensor.shape, np.dtype(dtype))
         if leaf is None:
             dense = _dense(blocks, tensor.type, count).reshape(tensor.shape)
@@ -280,7 +279,7 @@ def _planned(name: str, leaf: Any, type: GgmlType | None) -> PlannedTensor:
 
 
 def _name_of(leaf: Any) -> str:
-    return leaf.__class__.__name__
+    return str(leaf.__class__.__name__)
 
 
 def _planned_leaf(name: str, leaf: QTensor) -> PlannedTensor:

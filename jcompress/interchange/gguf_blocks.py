@@ -167,4 +167,5 @@ def _bytes(scales: Host) -> Host:
 def _halves(values: Host) -> Host:
     """Undo `_nibbles`: [..., 2 B] -> [..., B]."""
     low, high = np.split(values, 2, axis=-1)
-    return low | (high << np.uint8(4))
+    both: Host = low | (high << np.uint8(4))
+    return both

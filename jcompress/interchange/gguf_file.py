@@ -20,22 +20,20 @@ _DEEPEST = 4
 """Arrays within arrays of metadata."""
 _LONGEST_NAME = 2**16
 
-_SCALARS: dict[int, np.dtype[Any]] = {
-    number: np.dtype(dtype)
-    for number, dtype in {
-        0: "<u1",
-        1: "<i1",
-        2: "<u2",
-        3: "<i2",
-        4: "<u4",
-        5: "<i4",
-        6: "<f4",
-        7: np.bool_,
-        10: "<u8",
-        11: "<i8",
-        12: "<f8",
-    }.items()
+_KINDS: dict[int, str] = {
+    0: "<u1",
+    1: "<i1",
+    2: "<u2",
+    3: "<i2",
+    4: "<u4",
+    5: "<i4",
+    6: "<f4",
+    7: "?",
+    10: "<u8",
+    11: "<i8",
+    12: "<f8",
 }
+_SCALARS: dict[int, np.dtype[Any]] = {n: np.dtype(kind) for n, kind in _KINDS.items()}
 _NUMBERS = {dtype: number for number, dtype in _SCALARS.items()}
 _STRING, _ARRAY = 8, 9
 
@@ -229,7 +227,7 @@ class GgufContainer:
             raise self._error(f"{what} has {count} entries, more than fit in the file")
         return [self._value(inner, what, depth + 1) for _ in range(count)]
 
-    def _info(self, number: int) -> tuple[str, GgmlType, tuple[int, ...], int]:
+    def _info(self, number: int) -> tuple[str, Tensor]:
         name = self._string(f"the name of tensor {number}", _LONGEST_NAME)
         what = f"tensor {name!r}"
         axes = self._number("<u4", what)
@@ -251,11 +249,10 @@ class GgufContainer:
                 f"{what} is {type.name} {sizes[::-1]}; its last axis is not of whole "
                 f"blocks of {count}"
             )
-        return name, type, tuple(sizes[::-1]), begin
+        return name, Tensor(type, tuple(sizes[::-1]), begin)
 
-    def _placed(
-        self, infos: list[tuple[str, GgmlType, tuple[int, ...], int]]
-    ) -> dict[str, Tensor]:
+    def _placed(self, infos: list[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors, whose places in the data are those in the file from now on."""
         alignment = self.metadata.get(_ALIGNMENT, np.uint32(_DEFAULT_ALIGNMENT))
         if not isinstance(alignment, np.integer) or alignment < 1 or alignment % 8:
             raise self._error(
@@ -263,8 +260,9 @@ class GgufContainer:
             )
         start = self._place + -self._place % int(alignment)
         tensors: dict[str, Tensor] = {}
-        for name, type, shape, offset in infos:
-            tensor = Tensor(type, shape, start + offset)
+        for name, info in infos:
+            offset = info.begin
+            tensor = info._replace(begin=start + offset)
             end = tensor.begin + tensor.size
             if name in tensors:
                 raise self._error(f"tensor {name!r} stands twice")

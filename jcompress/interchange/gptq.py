@@ -1,7 +1,6 @@
 """Files of GPTQ weights, as AutoGPTQ and GPTQModel write them."""
 
 import json
-import pathlib
 from typing import Any
 
 import jax
@@ -29,10 +28,10 @@ from jcompress.interchange.numbers import (
 )
 from jcompress.interchange.safetensors import (
     Planned,
-    SafetensorsFile,
     planned,
     write_safetensors,
 )
+from jcompress.interchange.shards import Shards
 from jcompress.interchange.words import from_words, to_words
 from jcompress.tensors import QTensor
 
@@ -55,7 +54,7 @@ def read_gptq(
     8 bits. It is read exactly, scales included.
 
     Args:
-        path: a safetensors file.
+        path: a safetensors file, or the folder of a model: all such files in it.
         version: 1 if the file holds zero points minus one ("gptq"), 2 if it holds them
             as they are ("gptq_v2"); a layer read in the wrong one is off by a step of
             the scale. None: what the file itself, or `config.json` or
@@ -93,7 +92,7 @@ def read_gptq(
         Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative
         Pre-trained Transformers". The layout is that of AutoGPTQ 0.7 and GPTQModel.
     """
-    file = SafetensorsFile(path)
+    file = Shards(path)
     layers = [name[: -len(".qweight")] for name in file if name.endswith(".qweight")]
     if not layers:
         raise FileFormatError(f"{path}: no tensor's name ends in '.qweight'")
@@ -114,14 +113,14 @@ def read_gptq(
     return found
 
 
-def _version(file: SafetensorsFile, version: int | None) -> int:
+def _version(file: Shards, version: int | None) -> int:
     if version is not None:
         if version not in (1, 2) or isinstance(version, bool):
             raise ValueError(f"read_gptq: version is 1, 2 or None, not {version!r}")
         return version
     said: Any = file.metadata.get("checkpoint_format")
     for name in ("quantize_config.json", "config.json"):
-        beside = pathlib.Path(file.path).with_name(name)
+        beside = file.folder / name
         if said is not None or not beside.is_file():
             continue
         try:
@@ -141,7 +140,7 @@ def _version(file: SafetensorsFile, version: int | None) -> int:
 
 
 def _layer(
-    file: SafetensorsFile,
+    file: Shards,
     layer: str,
     offset: int,
     act_order: ActOrder,
@@ -175,7 +174,7 @@ def _layer(
 
 
 def read_groups(
-    file: SafetensorsFile, name: str, inputs: int, groups: int, act_order: ActOrder
+    file: Shards, name: str, inputs: int, groups: int, act_order: ActOrder
 ) -> Host:
     """The group of each input, int [K].
 

@@ -35,11 +35,22 @@ def kernel_axes(stacks: int = 0) -> Axes:
     return Axes(tuple(range(stacks)), (stacks + 1,), (stacks,))
 
 
-def to_qtensor(numbers: Numbers, dtype: Any) -> QTensor:
-    """A leaf [*S, K, N] of these numbers.
+def to_qtensor(
+    numbers: Numbers,
+    dtype: Any,
+    shape: tuple[int, ...] | None = None,
+    axes: Axes | None = None,
+) -> QTensor:
+    """A leaf of these numbers.
 
     It is symmetric if every zero point is the middle and no number is the lowest,
     which symmetric formats do not have.
+
+    Args:
+        numbers: what it is made of.
+        dtype: of the dense array that it stands for.
+        shape: of that array; None: [*S, K, N].
+        axes: the role of each of its axes; None: those of such a kernel.
     """
     values, scales, zeros, bits = numbers
     half = np.uint8(2 ** (bits - 1))
@@ -56,13 +67,16 @@ def to_qtensor(numbers: Numbers, dtype: Any) -> QTensor:
         if zeros is not None:
             signed = (zeros - half).view(np.int8)
     *stacks, outputs, inputs = values.shape
-    axes = kernel_axes(len(stacks))
+    if shape is None:
+        shape = (*stacks, inputs, outputs)
+    if axes is None:
+        axes = kernel_axes(len(stacks))
     return QTensor(
         values=jnp.asarray(np.ascontiguousarray(stored)),
         scales=jnp.asarray(np.ascontiguousarray(scales, np.float32)),
         zeros=None if signed is None else jnp.asarray(np.ascontiguousarray(signed)),
         format=Int(bits, symmetric=symmetric),
-        shape=(*stacks, inputs, outputs),
+        shape=shape,
         dtype=dtype,
         stack_axes=axes.stack,
         output_axes=axes.output,

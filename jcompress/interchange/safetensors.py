@@ -3,8 +3,8 @@
 import json
 import math
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -79,10 +79,7 @@ class SafetensorsFile:
         self._entries = {name: self._entry(name, header[name]) for name in header}
         self._check_layout()
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._entries
-
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -105,22 +102,8 @@ class SafetensorsFile:
         )
         return flat.reshape(shape)
 
-    def error(self, name: str, said: str) -> FileFormatError:
-        """The error about one tensor of this file."""
+    def _error(self, name: str, said: str) -> FileFormatError:
         return FileFormatError(f"{self.path}: {name!r} {said}")
-
-    def need(self, name: str, dtypes: tuple[Any, ...], shape: tuple[int, ...]) -> Host:
-        """An array that must be there, of one of these dtypes and of this shape."""
-        if name not in self:
-            raise self.error(name, "is missing")
-        if self.shape(name) != shape or self.dtype(name) not in map(np.dtype, dtypes):
-            kinds = " or ".join(str(np.dtype(dtype)) for dtype in dtypes)
-            raise self.error(
-                name,
-                f"is {self.dtype(name)} {list(self.shape(name))}, not {kinds} "
-                f"{list(shape)}",
-            )
-        return self.read(name)
 
     def _header(self, text: bytes) -> dict[str, Any]:
         def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -143,28 +126,28 @@ class SafetensorsFile:
         if not isinstance(found, dict) or not all(
             isinstance(value, str) for value in found.values()
         ):
-            raise self.error("__metadata__", "is no object of strings")
+            raise self._error("__metadata__", "is no object of strings")
         return found
 
     def _entry(self, name: str, said: Any) -> _Entry:
         given = said if isinstance(said, dict) else {}
         kind, shape, ends = (given.get(k) for k in ("dtype", "shape", "data_offsets"))
         if not isinstance(kind, str) or kind not in _DTYPES:
-            raise self.error(
+            raise self._error(
                 name, f"has the dtype {kind!r}; those that can be read: {list(_DTYPES)}"
             )
         if not _are_sizes(shape) or not _are_sizes(ends) or len(ends) != 2:
-            raise self.error(name, f"has shape {shape!r} and data_offsets {ends!r}")
+            raise self._error(name, f"has shape {shape!r} and data_offsets {ends!r}")
         dtype = _DTYPES[kind]
         wanted = math.prod(shape) * dtype.itemsize
         if ends[1] - ends[0] != wanted:
-            raise self.error(
+            raise self._error(
                 name,
                 f"is {kind} {shape}, {wanted} bytes, but its data_offsets {ends} hold "
                 f"{ends[1] - ends[0]}",
             )
         if ends[1] > self._data.size:
-            raise self.error(
+            raise self._error(
                 name,
                 f"ends at byte {ends[1]} of the data, of which the file has "
                 f"{self._data.size}; the file is cut short",
@@ -177,7 +160,9 @@ class SafetensorsFile:
             size = math.prod(entry.shape) * entry.dtype.itemsize
             if entry.begin != reached and size:
                 how = "overlaps another" if entry.begin < reached else "leaves a gap"
-                raise self.error(name, f"begins at {entry.begin} of the data and {how}")
+                raise self._error(
+                    name, f"begins at {entry.begin} of the data and {how}"
+                )
             reached += size
         if reached != self._data.size:
             raise FileFormatError(
@@ -186,7 +171,7 @@ class SafetensorsFile:
             )
 
 
-def _are_sizes(found: Any) -> bool:
+def _are_sizes(found: Any) -> TypeGuard[list[int]]:
     return isinstance(found, list) and all(
         type(size) is int and 0 <= size < 2**63 for size in found
     )

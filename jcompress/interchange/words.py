@@ -1,6 +1,7 @@
 """Small unsigned integers in bytes and words, as files of weights hold them."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def unpack(stream: Host, size: int, bits: int) -> Host:
         word = (parts.astype(np.uint64) << places).sum(axis=-1, dtype=np.uint64)
     shifts = np.arange(0, bits * each, bits).astype(word.dtype)
     values = (word[..., None] >> shifts) & word.dtype.type(2**bits - 1)
-    flat = values.astype(np.uint8).reshape(*stream.shape[:-1], -1)
+    flat: Host = values.astype(np.uint8).reshape(*stream.shape[:-1], -1)
     return flat[..., :size]
 
 
@@ -52,14 +53,14 @@ def pack(values: Host, bits: int) -> Host:
     each, length = _unit(bits)
     pad = [(0, 0)] * (values.ndim - 1) + [(0, -size % each)]
     parts = np.pad(values, pad).reshape(*values.shape[:-1], -1, each)
-    kind = np.uint8 if length == 1 else np.uint64
+    kind: Any = np.uint8 if length == 1 else np.uint64
     shifts = np.arange(0, bits * each, bits).astype(kind)
-    word = np.bitwise_or.reduce(parts.astype(kind) << shifts, axis=-1)
-    if length == 1:
-        return word[..., : (size * bits + 7) // 8]
-    places = np.arange(0, 8 * length, 8, dtype=np.uint64)
-    stream = (word[..., None] >> places).astype(np.uint8)
-    return stream.reshape(*values.shape[:-1], -1)[..., : (size * bits + 7) // 8]
+    word: Host = np.bitwise_or.reduce(parts.astype(kind) << shifts, axis=-1)
+    if length > 1:
+        places = np.arange(0, 8 * length, 8, dtype=np.uint64)
+        split = (word[..., None] >> places).astype(np.uint8)
+        word = split.reshape(*values.shape[:-1], -1)
+    return word[..., : (size * bits + 7) // 8]
 
 
 def from_words(words: Host, size: int, bits: int) -> Host:

@@ -130,11 +130,11 @@ def test_zero_point_0_in_both_versions(tmp_path: pathlib.Path) -> None:
 
 
 @given(st.data())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "round.safetensors"
     bits = data.draw(st.sampled_from([2, 3, 4, 8]))
-    groups, n = data.draw(st.integers(1, 3)), 32 * data.draw(st.integers(1, 2))
+    groups, n = data.draw(st.integers(1, 2)), 32
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1)
     leaf = QTensor.pack(
