@@ -119,25 +119,15 @@ def files() -> Iterator[Line]:
             wanted = kernel if what == "Q4_K" else tensor.dense()
             bound = 0.1 if what == "Q4_K" else 1e-3
             yield Line("  against what was written", relative(theirs, wanted), bound, 0)
-        reads, writes = (
+        packed = (
             interchange.read_compressed_tensors,
             interchange.write_compressed_tensors,
         )
-        for what, read, write, format in (
-            ("gptq", interchange.read_gptq, interchange.write_gptq, Int(4)),
-            ("awq", interchange.read_awq, interchange.write_awq, Int(4)),
-            (
-                "int8",
-                interchange.read_compressed_tensors,
-                interchange.write_compressed_tensors,
-                Int(8),
-            ),
-            (
-                "float8",
-                interchange.read_compressed_tensors,
-                interchange.write_compressed_tensors,
-                Float8(),
-            ),
+        for what, (read, write), format in (
+            ("gptq", (interchange.read_gptq, interchange.write_gptq), Int(4)),
+            ("awq", (interchange.read_awq, interchange.write_awq), Int(4)),
+            ("int8", packed, Int(8)),
+            ("float8", packed, Float8()),
         ):
             write(path, {"w.weight": leaf(format)})
             # The package's NumPy reader knows no float8; its own reader does.
