@@ -10,10 +10,10 @@ from jcompress.interchange.compressed_tensors import (
     write_compressed_tensors as write_compressed_tensors,
 )
 from jcompress.interchange.files import FileFormatError as FileFormatError
-from jcompress.interchange.gguf import GgufModel as GgufModel
-from jcompress.interchange.gguf import read_gguf as read_gguf
-from jcompress.interchange.gguf import write_gguf as write_gguf
-from jcompress.interchange.gguf_file import GgmlType as GgmlType
+from jcompress.interchange.gguf_read import GgufModel as GgufModel
+from jcompress.interchange.gguf_read import read_gguf as read_gguf
+from jcompress.interchange.gguf_types import GgmlType as GgmlType
+from jcompress.interchange.gguf_write import write_gguf as write_gguf
 from jcompress.interchange.gptq import read_gptq as read_gptq
 from jcompress.interchange.gptq import write_gptq as write_gptq
 from jcompress.interchange.placing import place as place

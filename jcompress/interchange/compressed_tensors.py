@@ -10,7 +10,7 @@ from jcompress.formats import Float8
 from jcompress.formats.packing import FLOAT8
 from jcompress.interchange.act_order import ActOrder
 from jcompress.interchange.files import FileFormatError, Host, Path
-from jcompress.interchange.gptq import grouped_kernel, read_groups
+from jcompress.interchange.grouped import grouped_kernel, read_groups
 from jcompress.interchange.layers import (
     WEIGHT,
     Tensors,

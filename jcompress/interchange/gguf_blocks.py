@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jcompress.interchange.files import Host
-from jcompress.interchange.gguf_file import GgmlType
+from jcompress.interchange.gguf_types import GgmlType
 
 
 class Groups(NamedTuple):

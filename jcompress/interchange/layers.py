@@ -1,7 +1,7 @@
 """What the writers of safetensors files share: leaves looked at, arrays passed on."""
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,23 @@ Tensors = Mapping[str, Any]
 def any_matches(name: str, globs: Sequence[str]) -> bool:
     """Whether a name matches one of the globs."""
     return any(fnmatch.fnmatchcase(name, glob) for glob in globs)
+
+
+def check_globs(
+    transform: str, argument: str, globs: Iterable[str], names: Iterable[str]
+) -> None:
+    """Refuse globs that match none of the names.
+
+    Raises:
+        MismatchError: names the transform, its argument and the glob.
+    """
+    present = list(names)
+    for glob in globs:
+        if not any(any_matches(name, [glob]) for name in present):
+            raise MismatchError(
+                f"{transform}: no tensor is named {glob!r}, which {argument}= says; "
+                f"there are {', '.join(present[:8])}"
+            )
 
 
 def layer_name(name: str) -> str:
