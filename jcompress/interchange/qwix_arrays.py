@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,8 @@ def from_qwix(params: Any, sites: Sites) -> Any:
     The tree then runs through `jcompress.execution.compressed` of the model before it
     was quantized. Numbers and scales stay what they are. qwix is not imported: whatever
     has `qvalue`, `scale`, `zero_point` and `qtype` is taken for a `QArray`, alone or as
-    the `array` of a wrapper, as in the parameters of a `PtqProvider`'s model. Nothing
-    is traced.
+    the `array` of a wrapper, as in the parameters of a `PtqProvider`'s model; or a
+    mapping of these, as in the state of an NNX module. Nothing is traced.
 
     Args:
         params: the tree, with other arrays left alone. Values are int2 to int8, uint4,
@@ -73,7 +73,8 @@ def from_qwix(params: Any, sites: Sites) -> Any:
         if array is None:
             return leaf
         found += 1
-        return _to_leaf(path_name(path), array, sites)
+        made = _to_leaf(path_name(path), array, sites)
+        return jax.tree.unflatten(array.holder, [made])
 
     made = jax.tree_util.tree_map_with_path(
         convert, params, is_leaf=lambda node: _quantized(node) is not None
@@ -85,15 +86,41 @@ def from_qwix(params: Any, sites: Sites) -> Any:
     return made
 
 
-def _quantized(node: Any) -> Any:
+class _Fields(NamedTuple):
+    """The fields of a QArray, and what holds its values: nothing, or a variable."""
+
+    qvalue: Any
+    scale: Any
+    zero_point: Any
+    qtype: Any
+    holder: Any
+
+
+def _quantized(node: Any) -> _Fields | None:
     """The QArray that a node is or wraps; None if it is something else."""
-    inner = getattr(node, "array", node)
-    if hasattr(inner, "qvalue") and hasattr(inner, "scale"):
-        return inner
-    return None
+    if isinstance(node, Mapping):
+        # NNX takes modules apart into mappings of their fields, each a variable.
+        inner = node.get("array", node)
+        get = inner.get if isinstance(inner, Mapping) else {}.get
+    else:
+        inner = getattr(node, "array", node)
+
+        def get(field: str) -> Any:
+            return getattr(inner, field, None)
+
+    if get("qvalue") is None or get("scale") is None:
+        return None
+    parts = [_alone(get(field)) for field in ("qvalue", "scale", "zero_point")]
+    return _Fields(*parts, get("qtype"), jax.tree.structure(get("qvalue")))
 
 
-def _to_leaf(name: str, array: Any, sites: Sites) -> QTensor:
+def _alone(field: Any) -> Any:
+    """The array in a field, which may be a variable around it."""
+    leaves = jax.tree.leaves(field)
+    return leaves[0] if leaves else None
+
+
+def _to_leaf(name: str, array: _Fields, sites: Sites) -> QTensor:
     if name not in sites.weights:
         raise MismatchError(
             f"from_qwix: {name!r} is a QArray, and no weight at the sites, which are "
@@ -162,10 +189,14 @@ def _taken(part: Host | None, places: Host | None, run: int) -> Host | None:
 
 
 def _made(
-    name: str, array: Any, stored: Host, scales: Host, zeros: Host | None, axes: Axes
+    name: str,
+    array: _Fields,
+    stored: Host,
+    scales: Host,
+    zeros: Host | None,
+    axes: Axes,
 ) -> QTensor:
-    qtype = getattr(array, "qtype", None)
-    qtype = array.qvalue.dtype if qtype is None else qtype
+    qtype = array.qvalue.dtype if array.qtype is None else array.qtype
     said = qtype if isinstance(qtype, str) else np.dtype(qtype).name
     matrix, dtype = to_matrix(stored, axes), scales.dtype
     wide = scales.astype(np.float32)

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 
 from jcompress.errors import MismatchError
 from jcompress.execution import compressed
@@ -136,6 +137,28 @@ def test_a_kernel_that_was_reshaped_for_its_product() -> None:
     leaf = from_qwix({"w": array}, sites)["w"]
     np.testing.assert_array_equal(leaf.dense(), dense(array).reshape(8, 2, 3))
     assert leaf.scales.shape == (6, 2)
+
+
+def test_the_state_of_an_nnx_module() -> None:
+    graph, state = nnx.split(nnx.Linear(8, 6, rngs=nnx.Rngs(0)))
+
+    def model(p: Any, x: jax.Array) -> jax.Array:
+        return nnx.merge(graph, p)(x)
+
+    x = jax.random.normal(jax.random.key(0), (8,))
+    sites = find_sites(model, state, x)
+    array = make((8, 6), (2, 6), (2, 6), kind=jnp.int4, low=-8, high=8)
+    fields = {
+        "qvalue": array.qvalue,
+        "scale": array.scale,
+        "zero_point": array.zero_point,
+    }
+    kernel = {"array": {name: nnx.Param(field) for name, field in fields.items()}}
+    quantized = nnx.State({"bias": state["bias"], "kernel": kernel})
+    small = from_qwix(quantized, sites)
+    assert isinstance(small["kernel"], nnx.Param)
+    outputs = compressed(model)(small, x)
+    np.testing.assert_allclose(outputs, np.asarray(x) @ dense(array), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
