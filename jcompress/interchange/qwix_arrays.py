@@ -98,20 +98,26 @@ class _Fields(NamedTuple):
 
 def _quantized(node: Any) -> _Fields | None:
     """The QArray that a node is or wraps; None if it is something else."""
-    if isinstance(node, Mapping):
-        # NNX takes modules apart into mappings of their fields, each a variable.
-        inner = node.get("array", node)
-        get = inner.get if isinstance(inner, Mapping) else {}.get
-    else:
-        inner = getattr(node, "array", node)
-
-        def get(field: str) -> Any:
-            return getattr(inner, field, None)
-
-    if get("qvalue") is None or get("scale") is None:
+    # NNX takes modules apart into mappings of their fields, each a variable.
+    inner = _field(node, "array")
+    inner = node if inner is None else inner
+    values, scale = _field(inner, "qvalue"), _field(inner, "scale")
+    if values is None or scale is None:
         return None
-    parts = [_alone(get(field)) for field in ("qvalue", "scale", "zero_point")]
-    return _Fields(*parts, get("qtype"), jax.tree.structure(get("qvalue")))
+    return _Fields(
+        qvalue=_alone(values),
+        scale=_alone(scale),
+        zero_point=_alone(_field(inner, "zero_point")),
+        qtype=_field(inner, "qtype"),
+        holder=jax.tree.structure(values),
+    )
+
+
+def _field(node: Any, name: str) -> Any:
+    """An entry of a mapping, or an attribute of anything else; None without it."""
+    if isinstance(node, Mapping):
+        return node.get(name)
+    return getattr(node, name, None)
 
 
 def _alone(field: Any) -> Any:
