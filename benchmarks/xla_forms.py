@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.formats.numbers import Float8, Int
+from jcompress.formats import Float8, Int
 from jcompress.formats.packing import pack_bits
 from jcompress.kernels import (
     Implementation,

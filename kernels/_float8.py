@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.formats.numbers import Float8
+from jcompress.formats import Float8
 from jcompress.formats.packing import FLOAT8
 from jcompress.kernels._integers import row_scale
 from jcompress.tensors.rounding import quantize_values

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.formats.numbers import Int, NumberFormat
+from jcompress.formats import Int, NumberFormat
 from jcompress.tensors.ranges import Range, range_of, scale_and_zero
 from jcompress.tensors.rounding import quantize_values
 

@@ -1,4 +1,4 @@
-"""Every code block of the README runs."""
+"""Every code block of the README and of the rooms' pages runs."""
 
 import os
 import pathlib
@@ -13,6 +13,12 @@ BLOCKS = re.findall(
     r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S
 )
 PYTHON = [text for language, text in BLOCKS if language == "python"]
+PAGES = sorted((ROOT / "jcompress").glob("*/README.md"))
+IN_PAGES = [
+    (page.parent.name, text)
+    for page in PAGES
+    for text in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)
+]
 SHELL = [text.strip() for language, text in BLOCKS if language == "sh"]
 INSTALL = re.compile(r"pip install (\.|'\.\[test\]')( && |$)")
 
@@ -30,6 +36,11 @@ def run(code: list[str], folder: pathlib.Path) -> str:
 @pytest.mark.parametrize("number", range(len(PYTHON)))
 def test_python_block(number: int, tmp_path: pathlib.Path) -> None:
     assert run([sys.executable, "-W", "error", "-c", PYTHON[number]], tmp_path)
+
+
+@pytest.mark.parametrize(("room", "code"), IN_PAGES, ids=[r for r, _ in IN_PAGES])
+def test_page(room: str, code: str, tmp_path: pathlib.Path) -> None:
+    assert run([sys.executable, "-W", "error", "-c", code], tmp_path), room
 
 
 def test_first_success_takes_ten_lines_at_most() -> None:

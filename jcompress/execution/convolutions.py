@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from jcompress.formats.numbers import Float8
+from jcompress.formats import Float8, Int, NumberFormat
 from jcompress.kernels import Implementation
 from jcompress.kernels.quantized_conv import quantized_conv
 from jcompress.kernels.quantized_conv.api import runs_in_integers_on_cpu
@@ -20,6 +20,11 @@ from jcompress.tracing.values import Use
 
 IN_FLOATS = "a CPU computes a convolution of these shapes faster in floats"
 """Why a small one runs with the dense kernel."""
+
+
+def takes_data(format: NumberFormat) -> bool:
+    """Whether the kernels multiply data of a format; other data is rounded first."""
+    return isinstance(format, Int) and format.bits <= 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.formats.packing import unpack_bits
 from jcompress.tensors import LowRank, QTensor, is_compressed
 from jcompress.tensors.low_rank import Factor, dense_factor
 from jcompress.tensors.weight_matrix import dequantize_matrix
@@ -25,9 +24,10 @@ def rows_of(tensor: Factor, picked: Callable[[jax.Array], jax.Array]) -> jax.Arr
         case QTensor():
             # An index out of bounds fills the scales with NaN, and so the result.
             zeros = None if tensor.zeros is None else picked(tensor.zeros)
-            stored = picked(tensor.values)
-            values = unpack_bits(stored, tensor.matrix_shape[-1], tensor.format.bits)
-            scales = picked(tensor.scales)
+            values = tensor.format.unpack(
+                picked(tensor.values), tensor.matrix_shape[-1]
+            )
+            scales = picked(tensor.float_scales)
             return dequantize_matrix(values, scales, zeros, tensor.dtype).astype(
                 jnp.float32
             )
@@ -66,7 +66,7 @@ def why_not_by_rows(use: Use, leaf: Deferred) -> str:
     if is_compressed(table) and not isinstance(table, QTensor):
         return f"the rows of a {type(table).__name__} are not looked up as stored"
     if isinstance(table, QTensor) and table.scales.shape[0] != table.shape[0]:
-        return "one scale serves all rows"
+        return "one scale serves several rows"
     fill = params["fill_value"]
     if fill is not None and not np.isnan(fill):
         return f"an index out of bounds gives {fill}"

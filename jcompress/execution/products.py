@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcompress.formats.numbers import Float8
+from jcompress.formats import Float8, Int, NumberFormat
 from jcompress.kernels import Implementation
 from jcompress.kernels.block_sparse_matmul import block_sparse_matmul
 from jcompress.kernels.codebook_matmul import codebook_matmul
@@ -68,6 +68,13 @@ class Execution:
     operation: str
     how: How
     why: str = ""
+
+
+def _multiplied_as_stored(data: NumberFormat, weights: NumberFormat) -> bool:
+    """Whether a kernel multiplies numbers of the one format with those of the other."""
+    if isinstance(data, Int):
+        return isinstance(weights, Int) and data.bits <= 8
+    return data == weights == Float8()
 
 
 Multiply = Callable[..., jax.Array]
@@ -133,7 +140,7 @@ class LeafKernel:
             case QTensor():
                 if activation is None:
                     return cls(How.WEIGHT_ONLY, _weight_only)
-                if type(activation.format) is not type(tensor.format):
+                if not _multiplied_as_stored(activation.format, tensor.format):
                     return cls(How.WEIGHT_ONLY, _weight_only)
                 return cls._quantized(tensor, activation, eqn.primitive.name)
         return f"there is no kernel for a {type(tensor).__name__}"
@@ -176,10 +183,13 @@ def factor_product(
         implementation: which one of a kernel runs; None for the fastest.
     """
     dtype = product_dtype(eqn)
-    if isinstance(factor, CompressedTensor):
-        kernel = LeafKernel.of(factor, None, eqn, implementation)
+    known = factor.for_kernels() if isinstance(factor, QTensor) else factor
+    if isinstance(known, CompressedTensor):
+        kernel = LeafKernel.of(known, None, eqn, implementation)
         assert isinstance(kernel, LeafKernel)
-        return kernel.multiply(x.astype(dtype), None, None, factor)
+        return kernel.multiply(x.astype(dtype), None, None, known)
+    if isinstance(factor, CompressedTensor):
+        factor = factor.dense()
     return jax.lax.dot_general(
         x.astype(dtype),
         factor.astype(dtype),

@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.errors import MismatchError
-from jcompress.execution.convolutions import Windowed
+from jcompress.execution.convolutions import Windowed, takes_data
 from jcompress.execution.experts import by_expert, by_factor, why_not_by_expert
 from jcompress.execution.factored_convolutions import FactoredConv
 from jcompress.execution.lookups import rows_of, why_not_by_rows
 from jcompress.execution.pointwise import Pointwise
 from jcompress.execution.products import Execution, How, LeafKernel
-from jcompress.formats.numbers import Float8
 from jcompress.kernels import Implementation
 from jcompress.sites import Operation
 from jcompress.tensors import Adapted, CompressedTensor, LowRank, QTensor
@@ -75,6 +74,15 @@ class CompressedSite:
                 )
             scaling = input_scale(x, contracted(use), self.activation, read)
         if one:
+            leaf = inputs[found[0]]
+            known = leaf.tensor
+            if isinstance(known, QTensor):
+                known = known.for_kernels()
+            if isinstance(known, str):
+                faked = self._faked(use, inputs, scaling)
+                return self._dense(use, faked, bind, known), None
+            inputs = list(inputs)
+            inputs[found[0]] = dataclasses.replace(leaf, tensor=known)
             return self._product(use, found[0], inputs, scaling, bind), None
         inputs = self._faked(use, inputs, scaling)
         return self._dense(
@@ -194,7 +202,7 @@ class CompressedSite:
             plan = Windowed.of(use, operand, tensor)
             if isinstance(plan, Windowed):
                 format = None if self.activation is None else self.activation.format
-                if isinstance(format, Float8):
+                if format is not None and not takes_data(format):
                     inputs, scaling = self._faked(use, inputs, scaling), None
                 return self._windowed(use, plan, tensor, inputs, scaling)
             point = plan if isinstance(point, str) else point

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jcompress.execution.convolutions import Windowed
 from jcompress.execution.products import Execution, How
-from jcompress.formats.numbers import Float8
+from jcompress.formats import Int
 from jcompress.kernels._native import Stored
 from jcompress.kernels.quantized_conv.xla import dense_kernels
 from jcompress.sites import Operation
@@ -73,7 +73,8 @@ def _place(traced: Traced, name: str, tensor: CompressedTensor) -> Location | No
         or sites[0].derived
         or tensor.size > LARGEST[sites[0].operation]
         or tensor.activation is not None
-        or isinstance(tensor.format, Float8)
+        or not isinstance(tensor.format, Int)
+        or tensor.for_kernels() is not tensor
         or tensor.stack_axes
         or tensor.dtype != jnp.float32
         or 0 in tensor.shape

@@ -8,10 +8,18 @@ import jax
 
 from jcompress.conversion import convert_leaves
 from jcompress.errors import MismatchError
+from jcompress.formats import Binary, Ternary
 from jcompress.leaves import named_leaves
 from jcompress.tensors import Adapted, QTensor, is_compressed
 from jcompress.tensors.base import CompressedTensor
-from jcompress.tensors.specs import PerChannel, PerGroup, PerTensor, Weights
+from jcompress.tensors.range_specs import FullRange, MeanAbsolute
+from jcompress.tensors.specs import (
+    PerBlock,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    Weights,
+)
 
 Spec = TypeVar("Spec")
 
@@ -131,15 +139,21 @@ def _convert_adapted(
 
 
 def _requantized(dense: jax.Array, base: QTensor) -> QTensor:
-    groups = base.scales.shape[-1]
-    granularity: PerTensor | PerChannel | PerGroup = PerChannel()
-    if groups > 1:
-        granularity = PerGroup(base.matrix_shape[-1] // groups)
-    elif base.scales.shape[-2] == 1 and base.matrix_shape[-2] > 1:
+    *_, outputs, inputs = base.matrix_shape
+    rows, groups = base.scales.shape[-2:]
+    granularity: PerTensor | PerChannel | PerGroup | PerBlock = PerChannel()
+    if rows not in (1, outputs):
+        granularity = PerBlock(outputs=outputs // rows, inputs=inputs // groups)
+    elif groups > 1:
+        granularity = PerGroup(inputs // groups)
+    elif rows == 1 and outputs > 1:
         granularity = PerTensor()
+    by_mean = isinstance(base.format, Binary | Ternary)
     spec = Weights(
         format=base.format,
         granularity=granularity,
+        range=MeanAbsolute() if by_mean else FullRange(),
+        scales=base.scale_format,
     )
     return QTensor.quantize(
         dense,

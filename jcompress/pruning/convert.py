@@ -8,7 +8,7 @@ import numpy as np
 
 from jcompress.conversion import convert_leaves, resolve_specs
 from jcompress.errors import MismatchError
-from jcompress.formats.numbers import Float8
+from jcompress.formats import Int
 from jcompress.pruning.optimizer import LOST, PruneState, check_removed
 from jcompress.pruning.patterns import NM, Block, Pattern
 from jcompress.rules import Rules
@@ -145,12 +145,15 @@ def _matrix(path: str, leaf: Any, axes: Axes) -> tuple[Host, jax.Array | None]:
         if host.dtype == np.float16:
             host = host.astype(np.float32)
         return to_matrix(host, axes), None
-    if isinstance(leaf.format, Float8):
+    if not isinstance(leaf.format, Int):
         raise MismatchError(
-            f"to_sparse: {path!r} is stored as float8; sparse leaves take symmetric "
-            "integers of 5 to 8 bits: Quantize(weights=Weights(format=Int(8)))"
+            f"to_sparse: {path!r} is stored as {leaf.format}; sparse leaves take "
+            "symmetric integers of 5 to 8 bits: "
+            "Quantize(weights=Weights(format=Int(8)))"
         )
-    plain = leaf.format.bits > 4 and leaf.zeros is None and leaf.scales.shape[-1] == 1
+    plain = 4 < leaf.format.bits <= 8 and leaf.zeros is None
+    plain = plain and leaf.scales.shape[-1] == 1
+    plain = plain and leaf.scales.shape[-2] in (1, leaf.matrix_shape[-2])
     if not plain or leaf.activation is not None or leaf.axes != axes:
         raise MismatchError(
             f"to_sparse: {path!r} is quantized with {leaf.format.bits} bits, "
@@ -160,8 +163,8 @@ def _matrix(path: str, leaf: Any, axes: Axes) -> tuple[Host, jax.Array | None]:
             "leaves take symmetric integers of 5 to 8 bits with one scale a channel "
             "and float activations: Quantize(weights=Weights(format=Int(8)))"
         )
-    values = np.asarray(leaf.values)
-    scales = np.broadcast_to(np.asarray(leaf.scales), (*values.shape[:-1], 1))
+    values = np.asarray(leaf.numbers)
+    scales = np.broadcast_to(np.asarray(leaf.float_scales), (*values.shape[:-1], 1))
     return values, jax.device_put(scales)
 
 

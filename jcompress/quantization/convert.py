@@ -23,6 +23,7 @@ from jcompress.tensors.ranges import Range
 from jcompress.tensors.specs import (
     Activation,
     MovingAverage,
+    PerBlock,
     PerGroup,
     Weights,
 )
@@ -64,16 +65,24 @@ def check(
 def _check_group(
     path: str, uses: Sequence[Site], weights: Weights, transform: str
 ) -> None:
-    if not isinstance(weights.granularity, PerGroup):
-        return
-    size, shape = weights.granularity.size, uses[0].shape
-    *_, inputs = matrix_shape(shape, leaf_axes(uses))
-    if inputs and inputs % size:
-        raise MismatchError(
-            f"{transform}: groups of {size} do not divide the {inputs} inputs of "
-            f"{path} {list(shape)}; sizes that do: "
-            f"{', '.join(map(str, divisors(inputs)))}"
-        )
+    *_, outputs, inputs = matrix_shape(uses[0].shape, leaf_axes(uses))
+    match weights.granularity:
+        case PerGroup():
+            wanted = [("groups", weights.granularity.size, "inputs", inputs)]
+        case PerBlock():
+            wanted = [
+                ("blocks", weights.granularity.outputs, "outputs", outputs),
+                ("blocks", weights.granularity.inputs, "inputs", inputs),
+            ]
+        case _:
+            return
+    for what, size, of, number in wanted:
+        if number and number % size:
+            raise MismatchError(
+                f"{transform}: {what} of {size} do not divide the {number} {of} of "
+                f"{path} {list(uses[0].shape)}; sizes that do: "
+                f"{', '.join(map(str, divisors(number)))}"
+            )
 
 
 def quantize(
@@ -214,11 +223,11 @@ def _convert(
             jnp.asarray(leaf), moments, axes, spec.weights, spec.rounding
         )
         tensor = QTensor.pack(
-            values, scales, zeros, spec.weights.format, leaf, axes, **remembered
+            values, scales, zeros, spec.weights, leaf, axes, **remembered
         )
     # A number that is not finite makes the scale so that serves it.
     traced = isinstance(tensor.scales, jax.core.Tracer)
-    if not traced and not np.isfinite(np.asarray(tensor.scales)).all():
+    if not traced and not np.isfinite(np.asarray(tensor.float_scales)).all():
         raise ValueError(_broken(path, leaf))
     return tensor
 

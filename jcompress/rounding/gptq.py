@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.formats.numbers import NumberFormat
+from jcompress.formats import NumberFormat
 from jcompress.rounding.base import Rounded, Rounding, diagonal
 from jcompress.tensors.specs import Weights
 from jcompress.tensors.weight_matrix import weight_scales
@@ -54,7 +54,7 @@ class Gptq(Rounding):
         assert moments is not None
         scales, zeros = weight_scales(matrix, weights, diagonal(moments))
         numbers = gptq_numbers(matrix, scales, zeros, moments, weights.format, self)
-        stored = None if zeros is None else zeros.astype(jnp.int8)
+        stored = None if zeros is None else zeros.astype(weights.format.dtype)
         return Rounded(numbers, scales, stored)
 
 

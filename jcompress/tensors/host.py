@@ -11,28 +11,39 @@ from typing import Any
 
 import numpy as np
 
-from jcompress.formats.numbers import Float8
-from jcompress.formats.packing import is_packed
+from jcompress.formats import Float8, FloatScales, Int
 from jcompress.tensors.axes import Axes, matrix_shape
-from jcompress.tensors.specs import PerGroup, PerTensor, Weights
+from jcompress.tensors.range_specs import FullRange
+from jcompress.tensors.specs import PerBlock, PerGroup, PerTensor, Weights
 
 Host = np.ndarray[Any, Any]
 
 _TINY = np.finfo(np.float32).tiny
 
 
+def packs_on_host(spec: Weights) -> bool:
+    """Whether `pack_on_host` knows the format."""
+    known = isinstance(spec.format, Int) and spec.format.bits <= 8
+    return (
+        (known or spec.format == Float8())
+        and isinstance(spec.range, FullRange)
+        and not isinstance(spec.granularity, PerBlock)
+        and spec.scales == FloatScales()
+    )
+
+
 def pack_on_host(
     leaf: Any, axes: Axes, spec: Weights
-) -> tuple[Host, Host, Host | None]:
+) -> tuple[Host, Host, None, Host | None]:
     """Quantize and pack a weight.
 
     Args:
         leaf: an array of floats, not traced.
         axes: the role of each of its axes.
-        spec: the format.
+        spec: the format, one that `packs_on_host`.
 
     Returns:
-        Values, scales and zero points as `QTensor` stores them.
+        Values, scales, their factor and zero points as `QTensor` stores them.
 
     Raises:
         ValueError: the group size does not divide the number of inputs.
@@ -43,7 +54,7 @@ def pack_on_host(
         x = np.where(np.abs(x) < _TINY, np.float32(0), x)
         x = np.transpose(x, axes.stack + axes.output + axes.input)
         values, scales, zeros = _rounded(x.reshape(*stacks, outputs, inputs), spec)
-    return _packed(values, spec.format.bits), scales, zeros
+    return _packed(values, int(spec.format.bits)), scales, None, zeros
 
 
 def _rounded(matrix: Host, spec: Weights) -> tuple[Host, Host, Host | None]:
@@ -90,8 +101,8 @@ def _invertible(scale: Host) -> Host:
 
 
 def _packed(values: Host, bits: int) -> Host:
-    """What `packing.pack_bits` gives, whose stream has the lowest bit first."""
-    if not is_packed(bits):
+    """What `packing.pack_codes` gives, whose stream has the lowest bit first."""
+    if bits == 8:
         return values
     places = np.arange(bits, dtype=np.uint8)
     single = (values.view(np.uint8)[..., None] >> places) & np.uint8(1)

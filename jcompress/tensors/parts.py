@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 
-from jcompress.formats.packing import packed_size
 from jcompress.tensors.base import CompressedTensor
 from jcompress.tensors.qtensor import QTensor
 
@@ -25,20 +24,22 @@ def part_of(
 
     Returns:
         The part; None if it does not stand by itself in the stored arrays: of leaf
-        types other than `QTensor`, and along input axes where the cut falls inside of
-        a byte or of a group that shares a scale.
+        types other than `QTensor`, and where the cut falls inside of a byte or of a
+        group or block that shares a scale.
     """
     if type(tensor) is not QTensor:
         return None
     size = len(range(*where.indices(tensor.shape[axis])))
     shape = (*tensor.shape[:axis], size, *tensor.shape[axis + 1 :])
-    arrays: dict[str, Any] = {"values": tensor.values, "scales": tensor.scales}
-    if tensor.zeros is not None:
-        arrays["zeros"] = tensor.zeros
+    names = ("values", "scales", "scale_factor", "zeros")
+    given = {name: getattr(tensor, name) for name in names}
+    arrays: dict[str, Any] = {n: one for n, one in given.items() if one is not None}
     if axis in tensor.stack_axes:
         lead = (slice(None),) * tensor.stack_axes.index(axis)
         cut = {name: array[(*lead, where)] for name, array in arrays.items()}
     elif axis in tensor.output_axes:
+        if tensor.scales.shape[-2] not in (1, tensor.matrix_shape[-2]):
+            return None
         cut = {name: _rows(tensor, axis, where, a) for name, a in arrays.items()}
     else:
         values = _columns(tensor, axis, where)
@@ -57,6 +58,9 @@ def without_stack(tensor: CompressedTensor, axis: int) -> CompressedTensor | Non
     def fewer(axes: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(a - (a > axis) for a in axes if a != axis)
 
+    def fewer_of(array: jax.Array | None) -> jax.Array | None:
+        return None if array is None else array.squeeze(at)
+
     return dataclasses.replace(
         tensor,
         shape=tensor.shape[:axis] + tensor.shape[axis + 1 :],
@@ -65,7 +69,8 @@ def without_stack(tensor: CompressedTensor, axis: int) -> CompressedTensor | Non
         input_axes=fewer(tensor.input_axes),
         values=tensor.values.squeeze(at),
         scales=tensor.scales.squeeze(at),
-        zeros=None if tensor.zeros is None else tensor.zeros.squeeze(at),
+        scale_factor=fewer_of(tensor.scale_factor),
+        zeros=fewer_of(tensor.zeros),
     )
 
 
@@ -93,10 +98,11 @@ def _columns(tensor: QTensor, axis: int, where: slice) -> jax.Array | None:
         part = apart[(..., *before, where, *after)]
         return part.reshape(*values.shape[:-1], -1)
     kept = range(*where.indices(tensor.shape[axis]))
-    if where.step != 1 or tensor.shape[axis] != size:
+    whole = where.step == 1 and tensor.shape[axis] == size
+    if not whole or not tensor.format.is_stream:
         return None
     first, last = kept.start * tensor.format.bits, kept.stop * tensor.format.bits
     if first % 8 or (last % 8 and kept.stop != size):
         return None
-    stored = packed_size(len(kept), tensor.format.bits)
+    stored = tensor.format.stored_size(len(kept))
     return values[..., first // 8 : first // 8 + stored]

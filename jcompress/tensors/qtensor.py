@@ -9,18 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.formats.numbers import Float8, NumberFormat
-from jcompress.formats.packing import (
-    pack_bits,
-    packed_size,
-    stored_dtype,
-    unpack_bits,
-)
+from jcompress.formats import Float8, FloatScales, Int, NumberFormat, ScaleFormat
 from jcompress.tensors.axes import Axes, from_matrix, to_matrix
 from jcompress.tensors.base import Rebuild
-from jcompress.tensors.host import pack_on_host
+from jcompress.tensors.host import pack_on_host, packs_on_host
 from jcompress.tensors.matrix import MatrixTensor
-from jcompress.tensors.range_specs import FullRange
 from jcompress.tensors.ranges import Range
 from jcompress.tensors.specs import Activation, Weights
 from jcompress.tensors.weight_matrix import dequantize_matrix, quantize_matrix
@@ -39,10 +32,10 @@ def _is_small_on_cpu(leaf: Any) -> bool:
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _packed(
     leaf: jax.Array, axes: Axes, spec: Weights, importance: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
     """The stored arrays of a leaf, in one program where there would be a dozen."""
     values, scales, zeros = quantize_matrix(to_matrix(leaf, axes), spec, importance)
-    return pack_bits(values, spec.format.bits), scales, zeros
+    return (spec.format.pack(values), *spec.scales.store(scales), zeros)
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -52,71 +45,88 @@ class QTensor(MatrixTensor):
 
     Of the matrix of `MatrixTensor`:
 
-        matrix[s, n, k] = (values[s, n, k] - zeros[s, n', g]) * scales[s, n', g]
-        g = k // (K / G),  n' = n, or 0 if one scale serves all of N
+        matrix[s, n, k] = (numbers[s, n, k] - zeros[s, r, g]) * scale[s, r, g]
+        r = n // (N / R),  g = k // (K / G)
+        numbers = format.unpack(values, K)
+        scale = scale_format.read(scales, scale_factor) * format.unit
 
     in float32, then cast to `dtype`. Invariants, checked on construction:
 
-        values, of Int(bits): bits > 4: int8 [*S, N, K]; else
-            uint8 [*S, N, ceil(K bits / 8)]; of Float8(): float8_e4m3fn [*S, N, K]
-        scales: float32 [*S, N or 1, G],  K % G == 0
-        zeros: int8 of the shape of scales; None if format.symmetric
+        values: format.stored_dtype [*S, N, format.stored_size(K)]
+        scales: scale_format.dtype [*S, R, G],  N % R == 0, K % G == 0
+        scale_factor: float32 [*S, 1, 1]; None unless scale_format.has_factor
+        zeros: format.dtype [*S, R, G]; None if format.symmetric
+
+    R is N with a scale for each output, 1 with one for all.
 
     Attributes:
-        values: the numbers; up to 4 bits, each row a stream of bits without gaps
-            (`packing.pack_bits`), its last byte filled up with 0.
-        scales: the steps.
+        values: the numbers; those of less than 8 bits without gaps, row by row
+            (`formats.packing.pack_codes`), the last byte of a row filled up with 0.
+        scales: the steps, as they are stored.
+        scale_factor: what all scales of a matrix are multiplied by.
         zeros: the integers that stand for 0; None if the format is symmetric.
         input_ranges: ranges of the data that the leaf's products meet, one for each
             product site in their order; each a scalar, or led by the sizes of the
             stack axes that differ. Empty if there is nothing to remember.
         format: which numbers these are.
+        scale_format: how the scales are stored.
         activation: how the data that its products meet is quantized, if at all.
 
     Raises:
         ValueError: an invariant does not hold.
     """
 
-    arrays: ClassVar[tuple[str, ...]] = ("values", "scales", "zeros", "input_ranges")
+    arrays: ClassVar[tuple[str, ...]] = (
+        "values",
+        "scales",
+        "scale_factor",
+        "zeros",
+        "input_ranges",
+    )
 
     values: jax.Array
     scales: jax.Array
+    scale_factor: jax.Array | None = None
     zeros: jax.Array | None = None
     input_ranges: tuple[Range, ...] = ()
     format: NumberFormat
+    scale_format: ScaleFormat = FloatScales()
     activation: Activation | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_ranges", tuple(self.input_ranges))
         if not isinstance(self.format, NumberFormat):
             raise ValueError(
-                f"QTensor: format is Int(bits) or Float8(), not {self.format!r}"
+                "QTensor: format is one of jcompress.formats, such as Int(bits), not "
+                f"{self.format!r}"
             )
         super().__post_init__()
 
     def check_arrays(self) -> None:
         """Raise ValueError if an array is not of the shape and dtype it should be."""
         *stacks, outputs, inputs = self.matrix_shape
-        bits = self.format.bits
         if self.format.symmetric != (self.zeros is None):
             has = "has no" if self.format.symmetric else "needs"
             raise ValueError(f"QTensor: {self.format!r} {has} zero points")
-        whole = isinstance(self.format, Float8)
-        kind = self.format.dtype if whole else stored_dtype(bits)
-        self.check_array("values", (*stacks, outputs, packed_size(inputs, bits)), kind)
-        groups = self.scales.shape[-1] if self.scales.ndim else 1
+        stored = (*stacks, outputs, self.format.stored_size(inputs))
+        self.check_array("values", stored, self.format.stored_dtype)
+        rows, groups = self.scales.shape[-2:] if self.scales.ndim > 1 else (1, 1)
         if groups < 1 or inputs % groups:
             raise ValueError(
                 f"QTensor: {groups} groups of scales do not divide {inputs} inputs"
             )
-        self.check_array(
-            "scales",
-            (*stacks, outputs, groups),
-            jnp.float32,
-            other=(*stacks, 1, groups),
-        )
+        if rows != outputs and (rows < 1 or outputs % rows):
+            raise ValueError(
+                f"QTensor: {rows} rows of scales do not divide {outputs} outputs"
+            )
+        self.check_array("scales", (*stacks, rows, groups), self.scale_format.dtype)
+        if self.scale_format.has_factor != (self.scale_factor is not None):
+            has = "needs a" if self.scale_format.has_factor else "has no"
+            raise ValueError(f"QTensor: {self.scale_format!r} {has} scale_factor")
+        if self.scale_factor is not None:
+            self.check_array("scale_factor", (*stacks, 1, 1), jnp.float32)
         if self.zeros is not None:
-            self.check_array("zeros", tuple(self.scales.shape), jnp.int8)
+            self.check_array("zeros", tuple(self.scales.shape), self.format.dtype)
 
     @classmethod
     def quantize(
@@ -144,10 +154,11 @@ class QTensor(MatrixTensor):
                 the least error; None for all alike.
 
         Raises:
-            ValueError: the group size does not divide the number of inputs.
+            ValueError: the size of the groups or blocks does not divide the number of
+                inputs or outputs.
         """
         on_host = isinstance(leaf, np.ndarray) or _is_small_on_cpu(leaf)
-        if on_host and isinstance(spec.range, FullRange):
+        if on_host and packs_on_host(spec):
             # What is tied to no device stays so, and may go to a mesh.
             tied = not isinstance(leaf, np.ndarray) and leaf.committed
             where = leaf.sharding if tied else None
@@ -156,7 +167,7 @@ class QTensor(MatrixTensor):
             made = _packed(jnp.asarray(leaf), axes, spec, importance)
         return cls._of(
             made,
-            spec.format,
+            spec,
             leaf,
             axes,
             activation=activation,
@@ -169,7 +180,7 @@ class QTensor(MatrixTensor):
         values: jax.Array,
         scales: jax.Array,
         zeros: jax.Array | None,
-        format: NumberFormat,
+        spec: Weights,
         leaf: Any,
         axes: Axes,
         *,
@@ -179,19 +190,19 @@ class QTensor(MatrixTensor):
         """Store numbers that were chosen already.
 
         Args:
-            values: numbers of the format, of its dtype, [*S, N, K].
-            scales: float32 [*S, N or 1, G].
-            zeros: int8 of the shape of the scales; None if the format is symmetric.
-            format: which numbers these are.
+            values: unpacked numbers of the format, of its dtype, [*S, N, K].
+            scales: float32 [*S, R, G], such as `spec.scales` can store.
+            zeros: integers of the format's dtype and the shape of the scales; None if
+                it is symmetric.
+            spec: says which format the numbers and the scales are of.
             leaf: the array that they stand for, or its shape and dtype.
             axes: the role of each of its axes.
             activation: how the data that its products meet is quantized, if at all.
             input_ranges: see the attribute.
         """
-        packed = (pack_bits(values, format.bits), scales, zeros)
         return cls._of(
-            packed,
-            format,
+            (spec.format.pack(values), *spec.scales.store(scales), zeros),
+            spec,
             leaf,
             axes,
             activation=activation,
@@ -200,14 +211,16 @@ class QTensor(MatrixTensor):
 
     @classmethod
     def _of(
-        cls, stored: Any, format: NumberFormat, leaf: Any, axes: Axes, **remembered: Any
+        cls, stored: Any, spec: Weights, leaf: Any, axes: Axes, **remembered: Any
     ) -> "QTensor":
-        values, scales, zeros = stored
+        values, scales, factor, zeros = stored
         return cls(
             values=values,
             scales=scales,
+            scale_factor=factor,
             zeros=zeros,
-            format=format,
+            format=spec.format,
+            scale_format=spec.scales,
             shape=leaf.shape,
             dtype=leaf.dtype,
             stack_axes=axes.stack,
@@ -218,19 +231,76 @@ class QTensor(MatrixTensor):
 
     @property
     def form(self) -> str:
-        """The numbers and their groups, such as "int4 group 32"."""
-        groups = self.scales.shape[-1]
-        size = f" group {self.matrix_shape[-1] // groups}" if groups > 1 else ""
+        """The numbers and what shares a scale, such as "int4 group 32"."""
+        *_, outputs, inputs = self.matrix_shape
+        rows, groups = self.scales.shape[-2:]
+        if rows not in (1, outputs):
+            return f"{self.format} block {outputs // rows}x{inputs // groups}"
+        size = f" group {inputs // groups}" if groups > 1 else ""
         return f"{self.format}{size}"
 
     @property
     def numbers(self) -> jax.Array:
-        """The stored numbers unpacked, int8 or float8_e4m3fn [*S, N, K]."""
-        return unpack_bits(self.values, self.matrix_shape[-1], self.format.bits)
+        """The stored numbers unpacked, [*S, N, K] of `format.dtype`."""
+        return self.format.unpack(self.values, self.matrix_shape[-1])
+
+    @property
+    def float_scales(self) -> jax.Array:
+        """What the number 1 stands for, float32 of the shape of `scales`."""
+        scales = self.scale_format.read(self.scales, self.scale_factor)
+        return scales if self.format.unit == 1 else scales * self._unit
+
+    @property
+    def _unit(self) -> np.float32:
+        return np.float32(self.format.unit)
 
     def _dense(self) -> jax.Array:
-        matrix = dequantize_matrix(self.numbers, self.scales, self.zeros, self.dtype)
+        matrix = dequantize_matrix(
+            self.numbers, self.float_scales, self.zeros, self.dtype
+        )
         return from_matrix(matrix, self.axes, self.shape)
+
+    def for_kernels(self) -> "QTensor | str":
+        """The same leaf in a form that the kernels for products take.
+
+        That is: integers of 2, 3, 4 or 8 bits or floats of float8_e4m3fn, and float32
+        scales, one for each output or one for all.
+
+        Returns:
+            The leaf itself if it is of such a form; a leaf of 8-bit numbers with the
+            same `dense()`, up to the rounding of a product of two scales; or why there
+            is none.
+        """
+        numbers: NumberFormat = self.format
+        known = isinstance(numbers, Int) and numbers.bits in (2, 3, 4, 8)
+        known = known or numbers == Float8()
+        *_, outputs, _ = self.matrix_shape
+        rows = self.scales.shape[-2]
+        if known and self.scales.dtype == jnp.float32 and rows in (1, outputs):
+            return self
+        values = self.values
+        if not known:
+            if numbers.dtype == np.int8:
+                numbers = Int(8, symmetric=numbers.symmetric)
+            elif numbers.dtype == Float8().dtype:
+                numbers = Float8()
+            else:
+                return f"there is no kernel for weights of {self.format}"
+            values = self.numbers
+        scales, zeros = self.float_scales, self.zeros
+        if rows not in (1, outputs):
+            scales = jnp.repeat(scales, outputs // rows, axis=-2)
+            if zeros is not None:
+                zeros = jnp.repeat(zeros, outputs // rows, axis=-2)
+        return dataclasses.replace(
+            self,
+            values=values,
+            scales=scales,
+            scale_factor=None,
+            zeros=zeros,
+            format=numbers,
+            scale_format=FloatScales(),
+        )
 
     def unstack(self) -> tuple[list[jax.Array], Rebuild] | None:
         """Open the leaf for a loop over its axis 0.
@@ -248,16 +318,19 @@ class QTensor(MatrixTensor):
         def led(array: jax.Array) -> jax.Array:
             return jnp.broadcast_to(array, (length,)) if array.ndim == 0 else array
 
-        arrays = (self.values, self.scales, self.zeros)
+        arrays = (self.values, self.scales, self.scale_factor, self.zeros)
         ranges = jax.tree.map(led, self.input_ranges)
         leaves, treedef = jax.tree.flatten((*arrays, ranges))
 
         def rebuild(slices: Sequence[jax.Array]) -> QTensor:
-            values, scales, zeros, input_ranges = jax.tree.unflatten(treedef, slices)
+            values, scales, factor, zeros, input_ranges = jax.tree.unflatten(
+                treedef, slices
+            )
             return dataclasses.replace(
                 self,
                 values=values,
                 scales=scales,
+                scale_factor=factor,
                 zeros=zeros,
                 input_ranges=input_ranges,
                 **self.sliced(),

@@ -42,5 +42,40 @@ class LeastError:
             )
 
 
-WeightRange = FullRange | LeastError
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Percentile:
+    """A scale covers all but the outermost weights, which are clipped.
+
+    Attributes:
+        percent: how many are covered, above 50 and up to 100: of a symmetric range by
+            their size, of another one between the numbers that cut off half of the
+            rest on either side.
+
+    Raises:
+        ValueError: `percent` is out of range.
+    """
+
+    percent: float = 99.9
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.percent, int | float) and math.isfinite(self.percent)
+        if not number or not 50 < self.percent <= 100:
+            raise ValueError(
+                f"Percentile: percent is above 50 and up to 100, not {self.percent!r}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeanAbsolute:
+    """A scale is the mean size of the weights that share it; for -1, 0 and 1.
+
+    For `Binary()` it makes the least squared error.
+
+    References:
+        Rastegari et al. 2016, "XNOR-Net", equation 6; Ma et al. 2024, "The Era of
+        1-bit LLMs", equation 3.
+    """
+
+
+WeightRange = FullRange | LeastError | Percentile | MeanAbsolute
 """How the range of weights that share a scale is chosen."""

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.formats.numbers import NumberFormat
+from jcompress.formats import FloatScales, NumberFormat, ScaleFormat
 from jcompress.tensors.specs import Activation, PerRow
 
-_TINY = np.finfo(np.float32).tiny
+_AS_FLOATS = FloatScales()
 
 
 class Range(NamedTuple):
@@ -44,7 +44,7 @@ def range_of(x: jax.Array, axes: int | Sequence[int] | None) -> Range:
 
 
 def scale_and_zero(
-    range: Range, format: NumberFormat
+    range: Range, format: NumberFormat, scales: ScaleFormat = _AS_FLOATS
 ) -> tuple[jax.Array, jax.Array | None]:
     """What the number 1 stands for, and the integer that stands for 0.
 
@@ -53,7 +53,7 @@ def scale_and_zero(
     `scale = (high - low) / (format.high - format.low)` and
     `zero = clip(round(format.low - low / scale), format.low, format.high)` (Jacob et
     al. 2018, section 3). A scale that float32 cannot invert (an all-zero range)
-    becomes 1.
+    becomes 1, and all become what `scales` can store.
 
     Returns:
         The scale, float32 of the shape of the range, and the zero point, integers in
@@ -62,17 +62,13 @@ def scale_and_zero(
     low, high = range.low.astype(jnp.float32), range.high.astype(jnp.float32)
     if format.symmetric:
         width = jnp.maximum(jnp.abs(low), jnp.abs(high))
-        return _invertible(width * np.float32(1 / format.high)), None
+        return scales.fit(width, format.high), None
     low = jnp.minimum(low, np.float32(0))
     high = jnp.maximum(high, np.float32(0))
     first, last = np.float32(format.low), np.float32(format.high)
-    scale = _invertible((high - low) * np.float32(1 / (format.high - format.low)))
+    scale = scales.fit(high - low, format.high - format.low)
     zero = jnp.round(first - low * (np.float32(1) / scale))
     return scale, jnp.clip(zero, first, last)
-
-
-def _invertible(scale: jax.Array) -> jax.Array:
-    return jnp.where(scale < _TINY, np.float32(1), scale)
 
 
 def input_scale(

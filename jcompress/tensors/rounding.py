@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.formats.numbers import NumberFormat
+from jcompress.formats import NumberFormat
 
 
 def _steps(x: jax.Array, scale: jax.Array) -> jax.Array:

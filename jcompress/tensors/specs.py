@@ -5,8 +5,15 @@ import functools
 import math
 from typing import Any, TypeVar
 
-from jcompress.formats.numbers import Int, NumberFormat
-from jcompress.tensors.range_specs import FullRange, WeightRange
+from jcompress.formats import (
+    Binary,
+    FloatScales,
+    Int,
+    NumberFormat,
+    ScaleFormat,
+    Ternary,
+)
+from jcompress.tensors.range_specs import FullRange, MeanAbsolute, WeightRange
 
 Spec = TypeVar("Spec")
 
@@ -50,8 +57,8 @@ def _instead(names: list[str], given: dict[str, Any]) -> str:
 def _check_format(spec: "Weights | Activation") -> None:
     if not isinstance(spec.format, NumberFormat):
         raise TypeError(
-            f"{type(spec).__name__}: format is Int(bits) or Float8(), not "
-            f"{spec.format!r}"
+            f"{type(spec).__name__}: format is one of jcompress.formats, such as "
+            f"Int(bits) or Float8(), not {spec.format!r}"
         )
 
 
@@ -90,6 +97,31 @@ class PerGroup:
         wrong = isinstance(self.size, bool) or not isinstance(self.size, int)
         if wrong or self.size < 1:
             raise ValueError(f"PerGroup: size is a positive int, not {self.size!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerBlock:
+    """One scale for each block of the weight's matrix [outputs, inputs].
+
+    The outputs and the inputs of a weight with several such axes are counted as one
+    axis each, the last leaf axis fastest.
+
+    Attributes:
+        outputs: neighbouring outputs that share a scale; divides their number.
+        inputs: neighbouring inputs that share a scale; divides their number.
+
+    Raises:
+        ValueError: a field is not a positive int.
+    """
+
+    outputs: int
+    inputs: int
+
+    def __post_init__(self) -> None:
+        for name in ("outputs", "inputs"):
+            size = getattr(self, name)
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"PerBlock: {name} is a positive int, not {size!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,28 +166,49 @@ class Weights:
     """How a weight is quantized.
 
     Attributes:
-        format: which numbers are stored: `Int(bits)` or `Float8()`.
+        format: which numbers are stored: one of `jcompress.formats`.
         granularity: which weights share a scale.
         range: how a scale is chosen.
+        scales: how scales are stored.
 
     Raises:
-        TypeError: `format`, `granularity` or `range` is of another kind.
+        TypeError: a field is of another kind.
+        ValueError: the range does not suit the format.
     """
 
     format: NumberFormat = Int(8)
-    granularity: PerTensor | PerChannel | PerGroup = PerChannel()
+    granularity: PerTensor | PerChannel | PerGroup | PerBlock = PerChannel()
     range: WeightRange = FullRange()
+    scales: ScaleFormat = FloatScales()
 
     def __post_init__(self) -> None:
         _check_format(self)
-        if not isinstance(self.granularity, PerTensor | PerChannel | PerGroup):
+        if not isinstance(
+            self.granularity, PerTensor | PerChannel | PerGroup | PerBlock
+        ):
             raise TypeError(
-                "Weights: granularity is PerTensor(), PerChannel() or PerGroup(size), "
-                f"not {self.granularity!r}"
+                "Weights: granularity is PerTensor(), PerChannel(), PerGroup(size) or "
+                f"PerBlock(...), not {self.granularity!r}"
             )
         if not isinstance(self.range, WeightRange):
             raise TypeError(
-                f"Weights: range is FullRange() or LeastError(...), not {self.range!r}"
+                "Weights: range is FullRange(), LeastError(...), Percentile(...) or "
+                f"MeanAbsolute(), not {self.range!r}"
+            )
+        if not isinstance(self.scales, ScaleFormat):
+            raise TypeError(
+                "Weights: scales is FloatScales(bits), PowerOfTwoScales() or "
+                f"QuantizedScales(), not {self.scales!r}"
+            )
+        by_mean = isinstance(self.range, MeanAbsolute)
+        if by_mean and not isinstance(self.format, Binary | Ternary):
+            raise ValueError(
+                "Weights: range=MeanAbsolute() is for Binary() and Ternary(); for "
+                f"{self.format!r} take FullRange(), LeastError() or Percentile()"
+            )
+        if isinstance(self.format, Binary) and not by_mean:
+            raise ValueError(
+                "Weights: Binary() needs range=MeanAbsolute(), the scale of least error"
             )
 
 

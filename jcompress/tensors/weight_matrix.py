@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.formats import NumberFormat
 from jcompress.tensors.axes import Axes, from_matrix, to_matrix
-from jcompress.tensors.range_specs import LeastError
+from jcompress.tensors.range_specs import LeastError, MeanAbsolute, Percentile
 from jcompress.tensors.ranges import Range, range_of, scale_and_zero
 from jcompress.tensors.rounding import (
     dequantize_values,
@@ -16,20 +17,39 @@ from jcompress.tensors.rounding import (
     round_to,
     within_range,
 )
-from jcompress.tensors.specs import PerChannel, PerGroup, PerTensor, Weights
+from jcompress.tensors.specs import PerBlock, PerGroup, PerTensor, Weights
 
 
 def _grouped(matrix: jax.Array, spec: Weights) -> jax.Array:
-    """[*S, N, K] -> [*S, N, G, K / G]."""
-    inputs = matrix.shape[-1]
-    size = spec.granularity.size if isinstance(spec.granularity, PerGroup) else inputs
+    """[*S, N, K] -> [*S, R, N / R, G, K / G], the weights of R x G scales."""
+    *stacks, outputs, inputs = matrix.shape
+    rows, size = outputs, inputs
+    match spec.granularity:
+        case PerTensor():
+            rows = 1
+        case PerGroup():
+            size = spec.granularity.size
+        case PerBlock():
+            size, high = spec.granularity.inputs, spec.granularity.outputs
+            if outputs % high:
+                raise ValueError(
+                    f"blocks of {high} do not divide {outputs} outputs; sizes that do: "
+                    f"{divisors(outputs)}"
+                )
+            rows = outputs // high
     if inputs and inputs % size:
         raise ValueError(
             f"groups of {size} do not divide {inputs} inputs; sizes that do: "
             f"{divisors(inputs)}"
         )
     groups = inputs // size if inputs else 1
-    return matrix.reshape(*matrix.shape[:-1], groups, size)
+    high = outputs // rows if rows else 1
+    return matrix.reshape(*stacks, rows, high, groups, size if inputs else 0)
+
+
+def _spread(numbers: jax.Array) -> jax.Array:
+    """[*S, R, G] -> [*S, R, 1, G, 1], against what `_grouped` gives."""
+    return numbers[..., :, None, :, None]
 
 
 def divisors(number: int) -> list[int]:
@@ -49,24 +69,44 @@ def weight_scales(
             input's weights counts for `LeastError`; None for all alike.
 
     Returns:
-        Scales, float32 [*S, N or 1, G], with 1 for `PerTensor`, and G = 1 but for
-        `PerGroup(size)`, which has G = K / size; zero points, integers in float32 of
-        that shape, or None.
+        Scales, float32 [*S, R, G], such as `spec.scales` can store: R is 1 for
+        `PerTensor`, N / outputs for `PerBlock`, else N; G is K / size for `PerGroup`
+        and `PerBlock`, else 1. Zero points, integers in float32 of that shape, or
+        None.
 
     Raises:
-        ValueError: the group size does not divide K.
+        ValueError: the size of the groups or blocks does not divide K or N.
     """
     grouped = _grouped(matrix, spec)
-    match spec.granularity:
-        case PerTensor():
-            over: tuple[int, ...] = (-3, -2, -1)
-        case PerChannel() | PerGroup():
-            over = (-1,)
-    span = range_of(grouped, over)
+    over = (-3, -1)
+    match spec.range:
+        case Percentile():
+            span = _percentiles(grouped, over, spec.range.percent, spec.format)
+        case MeanAbsolute():
+            size = jnp.mean(jnp.abs(grouped.astype(jnp.float32)), over, keepdims=True)
+            span = Range(-size, size)
+        case _:
+            span = range_of(grouped, over)
     if isinstance(spec.range, LeastError):
         fraction = _best_fraction(grouped, span, over, spec, spec.range, importance)
         span = _shrunk(span, fraction)
-    return scale_and_zero(Range(span.low[..., 0], span.high[..., 0]), spec.format)
+    flat = Range(*(jax.lax.squeeze(end, (end.ndim - 3, end.ndim - 1)) for end in span))
+    return scale_and_zero(flat, spec.format, spec.scales)
+
+
+def _percentiles(
+    grouped: jax.Array, over: tuple[int, ...], percent: float, format: NumberFormat
+) -> Range:
+    wide = grouped.astype(jnp.float32)
+    if 0 in grouped.shape:
+        return range_of(wide, over)
+    part = np.float32(percent / 100)
+    if format.symmetric:
+        high = jnp.quantile(jnp.abs(wide), part, axis=over, keepdims=True)
+        return Range(-high, high)
+    ends = np.array([1 - part, 1 + part], np.float32) / np.float32(2)
+    low, high = jnp.quantile(wide, ends, axis=over, keepdims=True)
+    return Range(low, high)
 
 
 def _shrunk(span: Range, fraction: jax.Array) -> Range:
@@ -89,12 +129,15 @@ def _best_fraction(
         # Its own size must neither overflow nor vanish in the sums.
         most = jnp.max(importance, axis=-1, keepdims=True, initial=0)
         share = importance / jnp.where(most > 0, most, np.float32(1))
-        weight = share.reshape(*importance.shape[:-1], 1, groups, size)
+        weight = share.reshape(*importance.shape[:-1], 1, 1, groups, size)
 
     def better(
         best: tuple[jax.Array, jax.Array], fraction: jax.Array
     ) -> tuple[tuple[jax.Array, jax.Array], None]:
-        scale, zero = scale_and_zero(_shrunk(span, fraction), spec.format)
+        part = _shrunk(span, fraction)
+        flat = Range(*(end[..., 0, :, 0] for end in part))
+        scale, zero = scale_and_zero(flat, spec.format, spec.scales)
+        scale, zero = _spread(scale), None if zero is None else _spread(zero)
         numbers = quantize_values(wide, scale, zero, spec.format)
         errors = jnp.square(dequantize_values(numbers, scale, zero) - wide)
         if weight is not None:
@@ -121,20 +164,23 @@ def quantize_matrix(
         importance: as of `weight_scales`.
 
     Returns:
-        Values, int8 or float8_e4m3fn [*S, N, K]; scales, float32 [*S, N or 1, G]; zero
-        points, int8 of the shape of the scales, or None.
+        Values, unpacked numbers of the format [*S, N, K]; scales, float32 [*S, R, G],
+        as of `weight_scales`; zero points, integers of the shape of the scales, or
+        None.
 
     Raises:
-        ValueError: the group size does not divide K.
+        ValueError: the size of the groups or blocks does not divide K or N.
     """
     scales, zeros = weight_scales(matrix, spec, importance)
     values = quantize_values(
         _grouped(matrix, spec),
-        scales[..., None],
-        None if zeros is None else zeros[..., None],
+        _spread(scales),
+        None if zeros is None else _spread(zeros),
         spec.format,
     )
-    stored = None if zeros is None else zeros.astype(jnp.int8)
+    if spec.format.unit != 1:
+        values = values * np.float32(1 / spec.format.unit)
+    stored = None if zeros is None else zeros.astype(spec.format.dtype)
     return values.astype(spec.format.dtype).reshape(matrix.shape), scales, stored
 
 
@@ -144,25 +190,36 @@ def dequantize_matrix(
     """The weight matrix that `quantize_matrix` describes.
 
     Args:
-        values: int8 or float8_e4m3fn [*S, N, K].
-        scales: float32 [*S, N or 1, G].
-        zeros: int8 of the shape of the scales, or None.
+        values: numbers [*S, N, K].
+        scales: float32 [*S, R, G], where R divides N and G divides K; what the number
+            1 stands for.
+        zeros: integers of the shape of the scales, or None.
         dtype: float dtype of the result.
 
     Returns:
         The matrix [*S, N, K].
     """
-    groups = scales.shape[-1]
-    if groups == 1:
-        dense = dequantize_values(values, scales, zeros)
-        return round_to(within_range(dense, dtype), dtype)
-    grouped = jax.lax.reshape(
-        values, (*values.shape[:-1], groups, values.shape[-1] // groups)
-    )
+    *stacks, rows, groups = scales.shape
+    *_, outputs, inputs = values.shape
+    shape = list(scales.shape)
     last = scales.ndim
-    zero = None if zeros is None else jax.lax.expand_dims(zeros, (last,))
-    dense = dequantize_values(grouped, jax.lax.expand_dims(scales, (last,)), zero)
-    return jax.lax.reshape(round_to(within_range(dense, dtype), dtype), values.shape)
+    added: tuple[int, ...] = ()
+    if groups > 1:
+        shape, added = [*stacks, outputs, groups, inputs // groups], (last,)
+    elif rows in (1, outputs):
+        shape = list(values.shape)
+    if rows not in (1, outputs):
+        shape = [*stacks, rows, outputs // rows, groups, inputs // groups]
+        added = (last - 1, last + 1)
+    grouped = values
+    if tuple(shape) != values.shape:
+        grouped = jax.lax.reshape(values, tuple(shape))
+    if added:
+        scales = jax.lax.expand_dims(scales, added)
+        zeros = None if zeros is None else jax.lax.expand_dims(zeros, added)
+    dense = dequantize_values(grouped, scales, zeros)
+    dense = round_to(within_range(dense, dtype), dtype)
+    return dense if dense.shape == values.shape else dense.reshape(values.shape)
 
 
 def fake_quantize_weight(leaf: jax.Array, axes: Axes, spec: Weights) -> jax.Array:
@@ -179,14 +236,15 @@ def fake_quantize_weight(leaf: jax.Array, axes: Axes, spec: Weights) -> jax.Arra
         An array of the shape and dtype of the leaf.
 
     Raises:
-        ValueError: the group size does not divide the number of inputs.
+        ValueError: the size of the groups or blocks does not divide the number of
+            inputs or outputs.
     """
     matrix = to_matrix(leaf, axes)
     scales, zeros = weight_scales(jax.lax.stop_gradient(matrix), spec)
     faked = fake_quantize(
         _grouped(matrix, spec),
-        scales[..., None],
-        None if zeros is None else zeros[..., None],
+        _spread(scales),
+        None if zeros is None else _spread(zeros),
         spec.format,
     )
     return from_matrix(faked.reshape(matrix.shape), axes, leaf.shape)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcompress.formats.numbers import Float8
+from jcompress.formats import Float8
 from jcompress.formats.packing import FLOAT8
 from jcompress.kernels._dispatch import Form, Implementation
 from jcompress.kernels._float8 import float8_rows, is_float, result_dtype

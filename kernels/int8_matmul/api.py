@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcompress.formats.numbers import Int
+from jcompress.formats import Int
 from jcompress.kernels._dispatch import Form, Implementation
 from jcompress.kernels._integers import quantize_rows, result_dtype, row_scale
 from jcompress.kernels._operation import Arrays, KernelOperation

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcompress.formats.numbers import Int
+from jcompress.formats import Int
 from jcompress.formats.packing import packed_size, stored_dtype, unpack_bits
 from jcompress.kernels._dispatch import Form, Implementation
 from jcompress.kernels._operation import Arrays, KernelOperation

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.formats.numbers import Int
+from jcompress.formats import Int
 from jcompress.formats.packing import unpack_bits
 from jcompress.kernels import _native
 from jcompress.kernels._integers import LONGEST, quantize_rows

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcompress.formats.numbers import Int
+from jcompress.formats import Int
 from jcompress.formats.packing import FLOAT8, is_packed, packed_size, stored_dtype
 from jcompress.kernels._dispatch import Form, Implementation
 from jcompress.kernels._integers import quantize_rows, row_scale

@@ -13,7 +13,7 @@ from mask_oracle import LEAVES, fits, oracle, oracle_global, sites_of, weights_o
 
 from jcompress.allocation import Ranking
 from jcompress.errors import MismatchError
-from jcompress.formats.numbers import Int
+from jcompress.formats import Int
 from jcompress.pruning import (
     NM,
     Block,

@@ -83,7 +83,7 @@ def test_stores_what_fake_quantization_computes(
         faked = fake_quantize_weight(jnp.asarray(w), axes, spec)
         np.testing.assert_array_equal(tensor.dense(), faked)
         stored = tensor.scales.size * (4 if symmetric else 5)
-        size = w.size * bits // 8 if bits <= 4 else w.size
+        size = len(tensor.values) * -(-tensor.matrix_shape[-1] * bits // 8)
         assert tensor.values.nbytes == size
         assert tensor.stored_bytes == size + stored
         assert tensor.shape == leaf.shape

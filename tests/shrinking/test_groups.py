@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jcompress.errors import MismatchError
-from jcompress.formats.numbers import Int
+from jcompress.formats import Int
 from jcompress.pruning import score_by_magnitude
 from jcompress.shrinking.groups import Groups, find_groups
 from jcompress.shrinking.plan import Plan, shrink, shrunk, zero_units

@@ -12,7 +12,7 @@ import pytest
 
 from jcompress import checkpoint
 from jcompress.execution import How, compressed, inspect
-from jcompress.formats.numbers import Int
+from jcompress.formats import Int
 from jcompress.tensors import Adapted, LowRank, QTensor
 
 pytestmark = pytest.mark.once

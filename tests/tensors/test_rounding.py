@@ -21,7 +21,7 @@ from quant_oracle import (
     fake_quantize as oracle,
 )
 
-from jcompress.formats.numbers import Int
+from jcompress.formats import Int
 from jcompress.tensors.axes import Axes
 from jcompress.tensors.ranges import Range, range_of, scale_and_zero
 from jcompress.tensors.rounding import (
