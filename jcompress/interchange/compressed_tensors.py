@@ -258,7 +258,7 @@ def _plan(name: str, leaf: QTensor) -> dict[str, Planned]:
             arrays[f"{weight}_zero_point"] = planned(
                 (zeros - np.uint8(128)).view(np.int8)
             )
-        return {**arrays, weight: planned(leaf.values)}
+        return {**arrays, weight: planned(leaf.numbers)}
     if _ambiguous(inputs):
         raise MismatchError(
             f"write_compressed_tensors: {name!r} has {inputs} inputs, too few for a "

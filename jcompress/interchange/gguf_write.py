@@ -20,7 +20,7 @@ from jcompress.interchange.layers import (
     checked_zeros,
     half_scales,
 )
-from jcompress.interchange.numbers import values_of
+from jcompress.interchange.numbers import values_of, writable
 from jcompress.interchange.q4_k import quantize_q4_k
 from jcompress.tensors import QTensor, is_compressed
 
@@ -86,7 +86,7 @@ def _planned(name: str, leaf: Any, type: GgmlType | None) -> PlannedTensor:
                 f"write_gguf: {name!r} is a QTensor, whose numbers say how it is "
                 f"stored; types= is for arrays: {type.name} can be made of its dense()"
             )
-        return _planned_leaf(name, leaf)
+        return _planned_leaf(name, writable("write_gguf", name, leaf))
     if is_compressed(leaf) or not hasattr(leaf, "dtype"):
         raise MismatchError(
             f"write_gguf: {name!r} is a {_name_of(leaf)}; a QTensor or an array can be "

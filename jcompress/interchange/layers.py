@@ -8,7 +8,7 @@ import numpy as np
 
 from jcompress.errors import MismatchError
 from jcompress.interchange.files import Host
-from jcompress.interchange.numbers import zeros_of
+from jcompress.interchange.numbers import writable, zeros_of
 from jcompress.interchange.safetensors import Planned, planned
 from jcompress.tensors import QTensor, is_compressed
 
@@ -65,7 +65,7 @@ def plan_arrays(
     arrays: dict[str, Planned] = {}
     for name, leaf in tensors.items():
         if isinstance(leaf, QTensor):
-            made = plan(name, leaf)
+            made = plan(name, writable(transform, name, leaf))
         elif is_compressed(leaf):
             raise MismatchError(
                 f"{transform}: {name!r} is a {type(leaf).__name__}; a QTensor or an "

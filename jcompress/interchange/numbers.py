@@ -1,11 +1,13 @@
 """Between the unsigned numbers of files and `QTensor`, whose numbers are signed."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.formats import Int
+from jcompress.errors import MismatchError
+from jcompress.formats import Float8, FloatScales, Int
 from jcompress.interchange.files import Host
 from jcompress.interchange.words import pack, unpack
 from jcompress.tensors import QTensor
@@ -57,7 +59,7 @@ def to_qtensor(
     middle = zeros is None or bool((zeros == half).all())
     symmetric = middle and not bool((values == 0).any())
     # Without borrowing from bits above: values - half, in two's complement.
-    if bits <= 4:
+    if bits < 8:
         stored = pack(values ^ half, bits)
     else:
         stored = (values - half).view(np.int8)
@@ -84,13 +86,41 @@ def to_qtensor(
     )
 
 
+def writable(transform: str, name: str, leaf: QTensor) -> QTensor:
+    """The same leaf with float32 scales, one for each output or one for all.
+
+    Raises:
+        MismatchError: its numbers are neither integers of up to 8 bits nor float8.
+    """
+    leaf.check_whole()
+    known = isinstance(leaf.format, Int) and leaf.format.bits <= 8
+    if not known and leaf.format != Float8():
+        raise MismatchError(
+            f"{transform}: {name!r} is {leaf.format}; integers of 2 to 8 bits and "
+            "float8 (e4m3) can be written, and the array dense()"
+        )
+    outputs = leaf.matrix_shape[-2]
+    rows = leaf.scales.shape[-2]
+    scales, zeros = leaf.float_scales, leaf.zeros
+    if rows not in (1, outputs):
+        scales = jnp.repeat(scales, outputs // rows, axis=-2)
+        zeros = None if zeros is None else jnp.repeat(zeros, outputs // rows, axis=-2)
+    return dataclasses.replace(
+        leaf,
+        scales=scales,
+        scale_factor=None,
+        zeros=zeros,
+        scale_format=FloatScales(),
+    )
+
+
 def values_of(leaf: QTensor) -> Host:
     """The numbers of a leaf of integers, unsigned: uint8 [*S, N, K]."""
     leaf.check_whole()
     bits = leaf.format.bits
     half = np.uint8(2 ** (bits - 1))
     stored = np.asarray(leaf.values)
-    if bits <= 4:
+    if bits < 8:
         return unpack(stored, leaf.matrix_shape[-1], bits) ^ half
     return stored.view(np.uint8) + half
 

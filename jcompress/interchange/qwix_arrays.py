@@ -13,7 +13,7 @@ from jcompress.errors import MismatchError
 from jcompress.formats import Float8
 from jcompress.formats.packing import FLOAT8
 from jcompress.interchange.files import Host
-from jcompress.interchange.numbers import Numbers, to_qtensor
+from jcompress.interchange.numbers import Numbers, to_qtensor, writable
 from jcompress.leaves import path_name
 from jcompress.sites import Sites, leaf_axes
 from jcompress.tensors import QTensor, is_compressed
@@ -284,7 +284,7 @@ def to_qwix(params: Any, make: Callable[..., Any]) -> Any:
 
 
 def _to_array(name: str, leaf: QTensor, make: Callable[..., Any]) -> Any:
-    leaf.check_whole()
+    leaf = writable("to_qwix", name, leaf)
     groups = leaf.scales.shape[-1]
     sizes = {axis: leaf.shape[axis] for axis in leaf.stack_axes}
     alone = leaf.scales.shape[-2] == 1

@@ -77,7 +77,7 @@ def test_both_ways(tmp_path: pathlib.Path, symmetric: bool) -> None:
     axes = Axes((), (1,), (0,))
     made = QTensor.quantize(kernel, axes, spec)
     half = made.scales.astype(jnp.float16).astype(jnp.float32)
-    leaf = QTensor.pack(made.numbers, half, made.zeros, spec.format, kernel, axes)
+    leaf = QTensor.pack(made.numbers, half, made.zeros, spec, kernel, axes)
     write_awq(path, {"up.weight": leaf})
     raw = read_raw(path)
     np.testing.assert_array_equal(

@@ -149,7 +149,7 @@ def test_both_ways(tmp_path: pathlib.Path, spec: Weights) -> None:
     np.testing.assert_array_equal(found.numbers, leaf.numbers)
     raw = read_raw(path)
     if spec.format.bits > 4:
-        np.testing.assert_array_equal(raw["up.weight"], leaf.values)
+        np.testing.assert_array_equal(raw["up.weight"], leaf.numbers)
         return
     bits = 2 if spec.format.bits == 2 else 4
     row = unpack_line(list(raw["up.weight_packed"][5]), 20, bits)

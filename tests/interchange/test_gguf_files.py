@@ -236,7 +236,9 @@ def test_leaves_both_ways(
     spec = Weights(format=format, granularity=granularity)
     made = QTensor.quantize(kernel, axes, spec)
     half = made.scales.astype(jnp.float16).astype(jnp.float32)
-    leaf = QTensor.pack(made.numbers, half, made.zeros, format, kernel, axes)
+    leaf = QTensor.pack(
+        made.numbers, half, made.zeros, Weights(format=format), kernel, axes
+    )
     write_gguf(path, {"w": leaf})
     tensor = GgufContainer(path).tensors["w"]
     assert (tensor.type.name, tensor.shape) == (kind, (2, 5, 64))

@@ -95,7 +95,9 @@ def test_writes_the_bits(tmp_path: pathlib.Path, format: Int) -> None:
     spec = Weights(format=format, granularity=PerGroup(32))
     leaf = QTensor.quantize(kernel, KERNEL, spec)
     half = leaf.scales.astype(jnp.float16).astype(jnp.float32)
-    wanted = QTensor.pack(leaf.numbers, half, leaf.zeros, format, leaf, KERNEL)
+    wanted = QTensor.pack(
+        leaf.numbers, half, leaf.zeros, Weights(format=format), leaf, KERNEL
+    )
     write_gptq(path, {"up.weight": leaf, "bias": jnp.ones(2, jnp.bfloat16)})
     raw = read_raw(path)
     assert raw["bias"].dtype == jnp.bfloat16
@@ -119,7 +121,7 @@ def test_zero_point_0_in_both_versions(tmp_path: pathlib.Path) -> None:
         jnp.zeros((32, 32), jnp.int8),
         jnp.ones((32, 1)),
         jnp.full((32, 1), -8, jnp.int8),
-        Int(4, symmetric=False),
+        Weights(format=Int(4, symmetric=False)),
         jax.ShapeDtypeStruct((32, 32), jnp.float32),
         KERNEL,
     )
@@ -141,7 +143,7 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None
         jnp.asarray(rng.integers(low, high, (n, 32 * groups)), jnp.int8),
         jnp.asarray(rng.uniform(-1, 1, (n, groups)).astype(np.float16), jnp.float32),
         jnp.asarray(rng.integers(low, high, (n, groups)), jnp.int8),
-        Int(bits, symmetric=False),
+        Weights(format=Int(bits, symmetric=False)),
         jax.ShapeDtypeStruct((32 * groups, n), jnp.float32),
         KERNEL,
     )
@@ -246,12 +248,12 @@ def test_what_cannot_be_written(tmp_path: pathlib.Path) -> None:
 
     four = Weights(format=Int(4))
     good = make((32, 32), four)
-    large = QTensor.pack(good.numbers, good.scales * 1e6, None, Int(4), good, KERNEL)
+    large = QTensor.pack(good.numbers, good.scales * 1e6, None, four, good, KERNEL)
     odd = QTensor.pack(
         good.numbers,
         good.scales,
         jnp.full(good.scales.shape, 8, jnp.int8),
-        Int(4, symmetric=False),
+        Weights(format=Int(4, symmetric=False)),
         good,
         KERNEL,
     )

@@ -11,9 +11,17 @@ from raw_files import read_raw, safetensors_bytes
 
 from jcompress.errors import MismatchError
 from jcompress.execution import compressed
-from jcompress.formats import Int
-from jcompress.interchange import FileFormatError, place, read_gptq, write_gptq
-from jcompress.quantization import PerGroup, Weights
+from jcompress.formats import Int, NormalFloat4, PowerOfTwoScales
+from jcompress.interchange import (
+    FileFormatError,
+    place,
+    read_gptq,
+    write_awq,
+    write_compressed_tensors,
+    write_gguf,
+    write_gptq,
+)
+from jcompress.quantization import PerBlock, PerGroup, Weights
 from jcompress.tensors import LowRank, QTensor
 from jcompress.tensors.axes import Axes
 
@@ -105,3 +113,20 @@ def test_what_does_not_fit() -> None:
     for names, said in cases:
         with pytest.raises(MismatchError, match=said):
             place(params, found, names)
+
+
+def test_leaves_with_compact_scales_are_written_and_others_named(
+    tmp_path: pathlib.Path,
+) -> None:
+    kernel = jax.random.normal(jax.random.key(0), (32, 8))
+    blocks = PerBlock(outputs=4, inputs=16)
+    compact = Weights(format=Int(4), granularity=blocks, scales=PowerOfTwoScales())
+    small = QTensor.quantize(kernel, KERNEL, compact)
+    write_gptq(tmp_path / "a.safetensors", {"a.weight": small})
+    back = read_gptq(tmp_path / "a.safetensors")["a.weight"]
+    np.testing.assert_array_equal(back.dense(), small.dense())
+    odd = QTensor.quantize(kernel, KERNEL, Weights(format=NormalFloat4()))
+    for write in (write_gptq, write_awq, write_compressed_tensors, write_gguf):
+        with pytest.raises(MismatchError, match=r"'a.weight' is nf4; integers of 2"):
+            write(tmp_path / "b", {"a.weight": odd})
+    assert not (tmp_path / "b").exists()
