@@ -16,6 +16,8 @@ The namespaces, each the one home of its names:
     formats       which numbers a quantized array is made of
     rounding      how the numbers of a weight are chosen: nearest, GPTQ
     quantization  rules, fake quantization, calibration, conversion
+    qat           quantization-aware training: learned scales, noise
+    optimizers    states in 8 bits, gradients averaged in int8
     tensors       the compressed leaves that stand in a tree for arrays
     execution     run a function on a tree with compressed leaves
     kernels       products with compressed weights
@@ -44,7 +46,9 @@ if _TYPE_CHECKING:
     from jcompress import interchange as interchange
     from jcompress import kernels as kernels
     from jcompress import low_rank as low_rank
+    from jcompress import optimizers as optimizers
     from jcompress import pruning as pruning
+    from jcompress import qat as qat
     from jcompress import quantization as quantization
     from jcompress import recipes as recipes
     from jcompress import report as report
@@ -61,8 +65,8 @@ __version__ = "0.1.0"
 
 _NAMESPACES = (
     *("allocation", "checkpoint", "conversion", "depth", "distillation", "errors"),
-    *("execution", "formats", "interchange", "kernels", "low_rank"),
-    *("pruning", "quantization", "recipes", "report", "rescaling", "rounding"),
+    *("execution", "formats", "interchange", "kernels", "low_rank", "optimizers"),
+    *("pruning", "qat", "quantization", "recipes", "report", "rescaling", "rounding"),
     "rules",
     *("sharing", "shrinking", "sites", "statistics", "tensors"),
 )

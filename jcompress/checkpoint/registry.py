@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from jcompress import formats, rounding, tensors
+from jcompress.quantization.learned import Clip, LearnedScales, Step
 from jcompress.quantization.spec import Quantize
 from jcompress.tensors import range_specs, ranges, specs
 
@@ -35,10 +36,12 @@ _CLASSES: dict[str, type[Any]] = {
     "Gptq": rounding.Gptq,
     "Int": formats.Int,
     "LeastError": range_specs.LeastError,
+    "Lsq": range_specs.Lsq,
     "MeanAbsolute": range_specs.MeanAbsolute,
     "MovingAverage": specs.MovingAverage,
     "Nearest": rounding.Nearest,
     "NormalFloat4": formats.NormalFloat4,
+    "Pact": range_specs.Pact,
     "PerBlock": specs.PerBlock,
     "PerChannel": specs.PerChannel,
     "PerGroup": specs.PerGroup,
@@ -51,6 +54,10 @@ _CLASSES: dict[str, type[Any]] = {
     "Range": ranges.Range,
     "Ternary": formats.Ternary,
     "Weights": specs.Weights,
+    # Learned scales.
+    "Clip": Clip,
+    "LearnedScales": LearnedScales,
+    "Step": Step,
 }
 
 

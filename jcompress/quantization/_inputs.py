@@ -1,14 +1,17 @@
 """The inputs of products: their ranges, and the handler that quantizes them."""
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jcompress.quantization._within import fake_quantize_within
+from jcompress.quantization.learned import Learned, fake_quantize_learned
 from jcompress.tensors.ranges import Range, input_scale, range_of
 from jcompress.tensors.rounding import fake_quantize
-from jcompress.tensors.specs import Activation, MovingAverage
+from jcompress.tensors.specs import Activation, Dynamic, MovingAverage
 from jcompress.tracing.handlers import Bind
 from jcompress.tracing.products import contracted
 from jcompress.tracing.values import Use
@@ -31,6 +34,20 @@ def moving_average(old: Range, new: Range, decay: float) -> Range:
     return Range(one(old.low, new.low), one(old.high, new.high))
 
 
+class InputRead(NamedTuple):
+    """What the handler of an input is given when it runs.
+
+    Attributes:
+        range: the stored range, for a moving average.
+        learned: the learned scale, for `Lsq` and `Pact`.
+        active: bool, whether the input is quantized now; None for yes.
+    """
+
+    range: Range | None = None
+    learned: Learned | None = None
+    active: jax.Array | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class QuantizeInput:
     """Handler of a product whose input is quantized, or only looked at."""
@@ -49,6 +66,20 @@ class QuantizeInput:
             seen = range_of(jax.lax.stop_gradient(x), None)
             seen = Range(seen.low.reshape(()), seen.high.reshape(()))
         if self.simulate:
-            scale, zero = input_scale(x, contracted(use), self.activation, read)
-            inputs[use.data] = fake_quantize(x, scale, zero, self.activation.format)
+            faked = self._faked(x, contracted(use), read)
+            if read.active is not None:
+                faked = jnp.where(read.active, faked, x)
+            inputs[use.data] = faked
         return bind(inputs), seen
+
+    def _faked(
+        self, x: jax.Array, summed: tuple[int, ...], read: InputRead
+    ) -> jax.Array:
+        format = self.activation.format
+        if read.learned is not None:
+            features = math.prod(x.shape[axis] for axis in summed)
+            return fake_quantize_learned(x, read.learned, format, features)
+        scale, zero = input_scale(x, summed, self.activation, read.range)
+        if zero is None and isinstance(self.activation.range, Dynamic):
+            return fake_quantize_within(x, scale, format)
+        return fake_quantize(x, scale, zero, format)

@@ -4,23 +4,30 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jcompress.errors import MismatchError
 from jcompress.quantization._inputs import (
+    InputRead,
     QuantizeInput,
     moving_average,
 )
+from jcompress.quantization._weights import simulate_weight
 from jcompress.quantization.convert import check
+from jcompress.quantization.learned import Scales, check_learned, learns
+from jcompress.quantization.noise import WeightNoise
 from jcompress.quantization.spec import Quantize
 from jcompress.rounding import Nearest
 from jcompress.rules import Rules
 from jcompress.sites import PRODUCTS, Site, leaf_axes
 from jcompress.statistics import kinds
 from jcompress.tensors import is_compressed
+from jcompress.tensors.axes import matrix_shape
+from jcompress.tensors.range_specs import Lsq
 from jcompress.tensors.ranges import Range
 from jcompress.tensors.specs import Activation, MovingAverage
-from jcompress.tensors.weight_matrix import fake_quantize_weight
+from jcompress.tensors.weight_matrix import scale_shape
 from jcompress.tracing.handlers import Handler
 from jcompress.tracing.interpreter import Program
 from jcompress.tracing.trace import Traced, trace
@@ -43,12 +50,15 @@ class QuantizationPlan:
         specs: the spec of each leaf that is acted on.
         inputs: the activation spec of each product whose input is quantized.
         averaged: the locations of each leaf's products, for moving averages.
+        learned: the same of each leaf with learned scales, for its inputs' scales;
+            empty where only those of its own numbers are learned.
     """
 
     traced: Traced
     specs: Mapping[str, Quantize]
     inputs: Mapping[Location, Activation]
     averaged: Mapping[str, tuple[Location, ...]]
+    learned: Mapping[str, tuple[Location, ...]]
 
     @classmethod
     def of(
@@ -76,6 +86,9 @@ class QuantizationPlan:
                 )
         inputs: dict[Location, Activation] = {}
         averaged: dict[str, list[Location]] = {}
+        learned: dict[str, list[Location]] = {
+            path: [] for path, spec in specs.items() if learns(spec.weights)
+        }
         for site in traced.sites:
             activation = specs[site.path].activation if site.path in specs else None
             if activation is None or site.operation not in PRODUCTS:
@@ -84,6 +97,8 @@ class QuantizationPlan:
             inputs[site.location] = activation
             if isinstance(activation.range, MovingAverage):
                 averaged.setdefault(site.path, []).append(site.location)
+            if learns(activation):
+                learned.setdefault(site.path, []).append(site.location)
         for path, spec in specs.items():
             if not isinstance(spec.rounding, Nearest):
                 raise MismatchError(
@@ -96,8 +111,7 @@ class QuantizationPlan:
                     f"{transform}: {path} is only looked up, so it meets no numbers "
                     "to quantize; its rule needs weights=Weights(...)"
                 )
-        locations = {path: tuple(where) for path, where in averaged.items()}
-        return cls(traced, specs, inputs, locations)
+        return cls(traced, specs, inputs, _fixed(averaged), _fixed(learned))
 
     def require_averages(self, transform: str) -> None:
         if not self.averaged:
@@ -107,13 +121,24 @@ class QuantizationPlan:
             )
 
     def run(
-        self, ranges: Ranges | None, *, simulate: bool
+        self,
+        ranges: Ranges | None,
+        *,
+        simulate: bool,
+        scales: Scales | None = None,
+        noise: WeightNoise | None = None,
+        active: jax.Array | None = None,
     ) -> tuple[list[Any], dict[Location, Range]]:
-        leaves = [
-            self._faked(name, leaf) if simulate else leaf
-            for name, leaf in zip(self.traced.names, self.traced.leaves, strict=True)
-        ]
-        reads = self._reads(ranges)
+        stored = self._stored_ranges(ranges)
+        leaves = list(self.traced.leaves)
+        reads = {where: InputRead(range) for where, range in stored.items()}
+        if simulate:
+            self._check_scales(scales)
+            leaves = [
+                self._faked(name, leaf, scales or {}, noise, active)
+                for name, leaf in zip(self.traced.names, leaves, strict=True)
+            ]
+            reads = self._reads(stored, scales or {}, active)
         handlers: dict[Location, Handler] = {
             where: QuantizeInput(activation, simulate)
             for where, activation in self.inputs.items()
@@ -123,14 +148,82 @@ class QuantizationPlan:
         )
         return program(leaves, self.traced.data, reads)
 
-    def _faked(self, name: str, leaf: Any) -> Any:
+    def _faked(
+        self,
+        name: str,
+        leaf: Any,
+        scales: Scales,
+        noise: WeightNoise | None,
+        active: jax.Array | None,
+    ) -> Any:
         spec = self.specs.get(name)
         if spec is None or spec.weights is None:
             return leaf
+        leaf = jnp.asarray(leaf)
         axes = leaf_axes(self.traced.sites.of(name))
-        return fake_quantize_weight(jnp.asarray(leaf), axes, spec.weights)
+        step = scales[name].weights if name in self.learned else None
+        faked = simulate_weight(leaf, axes, spec.weights, step, noise, name)
+        return faked if active is None else jnp.where(active, faked, leaf)
 
-    def _reads(self, ranges: Ranges | None) -> dict[Location, Range]:
+    def lengths(self, where: Location) -> tuple[int, ...]:
+        """The lengths of the scans that take the leaf of a product apart."""
+        return tuple(n for _, n in self.traced.uses[where].stacked)
+
+    def weight_scale_shape(self, path: str) -> tuple[int, ...] | None:
+        """That of a leaf's learned scales, [*S, R, G]; None without any."""
+        spec = self.specs[path]
+        if spec.weights is None or not isinstance(spec.weights.range, Lsq):
+            return None
+        uses = self.traced.sites.of(path)
+        stacks, outputs, inputs = matrix_shape(uses[0].shape, leaf_axes(uses))
+        return scale_shape((*stacks, outputs, inputs), spec.weights.granularity)
+
+    def _check_scales(self, scales: Scales | None) -> None:
+        for path, locations in self.learned.items():
+            if scales is None or path not in scales:
+                raise MismatchError(
+                    f"fake_quant: the scales of {path} are learned, and `scales` has "
+                    "none for it; pass scales=init_scales(fn, rules, variables, ...) "
+                    "of jcompress.qat, as training updates them"
+                )
+            spec, given = self.specs[path], scales[path]
+            check_learned("fake_quant", path, spec, given, len(locations))
+            shapes: list[tuple[Any, tuple[int, ...] | None]] = [
+                (given.weights, self.weight_scale_shape(path))
+            ]
+            shapes += [
+                (one, self.lengths(where))
+                for where, one in zip(locations, given.inputs, strict=True)
+            ]
+            for one, shape in shapes:
+                for part in jax.tree.leaves(one):
+                    if jnp.shape(part) != shape:
+                        raise MismatchError(
+                            f"fake_quant: a learned scale of {path} has shape "
+                            f"{list(jnp.shape(part))}, not {list(shape or ())}; make "
+                            "it with init_scales"
+                        )
+
+    def _reads(
+        self, stored: Mapping[Location, Range], scales: Scales, active: Any
+    ) -> dict[Location, InputRead]:
+        learned = {
+            where: one
+            for path, locations in self.learned.items()
+            for where, one in zip(locations, scales[path].inputs, strict=True)
+        }
+        return {
+            where: InputRead(
+                stored.get(where),
+                learned.get(where),
+                None
+                if active is None
+                else jnp.broadcast_to(active, self.lengths(where)),
+            )
+            for where in self.inputs
+        }
+
+    def _stored_ranges(self, ranges: Ranges | None) -> dict[Location, Range]:
         reads = {}
         for path, locations in self.averaged.items():
             if ranges is None or path not in ranges:
@@ -144,7 +237,7 @@ class QuantizationPlan:
                     f"{len(locations)} products"
                 )
             for where, (low, high) in zip(locations, ranges[path], strict=True):
-                shape = tuple(n for _, n in self.traced.uses[where].stacked)
+                shape = self.lengths(where)
                 if jnp.shape(low) != shape or jnp.shape(high) != shape:
                     raise MismatchError(
                         f"a range of {path} has shape {list(jnp.shape(low))} and "
@@ -166,6 +259,12 @@ class QuantizationPlan:
                 for where, old in zip(locations, ranges[path], strict=True)
             )
         return result
+
+
+def _fixed(
+    locations: Mapping[str, list[Location]],
+) -> dict[str, tuple[Location, ...]]:
+    return {path: tuple(where) for path, where in locations.items()}
 
 
 def _check_input(
@@ -190,6 +289,12 @@ def _check_input(
             "quantized; give the leaf a rule without activation"
         )
     others = {other.path for other in use.sites if other.operation in PRODUCTS}
+    if others != {site.path} and isinstance(wanted, Activation) and learns(wanted):
+        raise MismatchError(
+            f"{transform}: {' and '.join(sorted(others))} are one matrix when they "
+            "meet their input, which can have one range only, so none of "
+            f"{wanted.range!r}; use range=Dynamic() or MovingAverage()"
+        )
     for path in others - {site.path}:
         spec = specs.get(path)
         if spec is None or spec.activation != wanted:

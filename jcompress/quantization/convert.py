@@ -10,6 +10,14 @@ import numpy as np
 
 from jcompress.conversion import convert_leaves, resolve_specs
 from jcompress.errors import MismatchError
+from jcompress.quantization.learned import (
+    LearnedScales,
+    Scales,
+    check_learned,
+    learned_numbers,
+    learned_range,
+    learns,
+)
 from jcompress.quantization.spec import Quantize
 from jcompress.rounding import Nearest, Rounding
 from jcompress.rounding.base import Rounded, diagonal
@@ -59,6 +67,11 @@ def check(
     for path, spec in resolved.leaves.items():
         if spec.weights is not None:
             _check_group(path, sites.of(path), spec.weights, transform)
+            if learns(spec.weights) and not isinstance(spec.rounding, Nearest):
+                raise MismatchError(
+                    f"{transform}: the scales of {path} are learned for "
+                    f"rounding=Nearest(), not for {spec.rounding!r}"
+                )
     return resolved
 
 
@@ -92,6 +105,7 @@ def quantize(
     sites: Sites,
     ranges: Mapping[str, Sequence[Range]] | None = None,
     moments: Mapping[str, jax.Array] | None = None,
+    scales: Scales | None = None,
 ) -> Any:
     """Store the weights of a parameter tree as packed integers or 8-bit floats.
 
@@ -112,6 +126,8 @@ def quantize(
             `jcompress.statistics.observe(fn, rules, SecondMoments())` gives. Their
             diagonals tell `range=LeastError()` what the error of each input's weights
             counts; leaves without count alike.
+        scales: for each leaf with an `Lsq` or `Pact` range, what was trained with
+            `fake_quant(..., scales=...)`.
 
     Returns:
         A tree of the same structure but for the compressed leaves.
@@ -119,8 +135,9 @@ def quantize(
     Raises:
         TypeError: the rules are malformed.
         MismatchError: a rule cannot apply (see `check`), asks for activations only,
-            needs ranges or moments that are not given, or meets a leaf that is already
-            compressed, absent from the tree or of another shape than at its sites.
+            needs ranges, moments or scales that are not given, or meets a leaf that is
+            already compressed, absent from the tree or of another shape than at its
+            sites.
         ValueError: a matched leaf holds a number that is not finite.
 
     Example:
@@ -138,9 +155,18 @@ def quantize(
     resolved = check(sites, rules)
     specs = storable(resolved, sites, transform="quantize")
     known = _moments(specs, moments, sites)
+    learned = _learned(specs, scales, sites)
 
     def convert(name: str, leaf: Any, spec: Quantize) -> QTensor:
-        return _convert(name, leaf, spec, sites.of(name), ranges or {}, known.get(name))
+        return _convert(
+            name,
+            leaf,
+            spec,
+            sites.of(name),
+            ranges or {},
+            known.get(name),
+            learned.get(name),
+        )
 
     return convert_leaves(
         "quantize",
@@ -198,6 +224,26 @@ def _moments(
     return moments_of("quantize", moments, wanted, sites)
 
 
+def _learned(
+    specs: Mapping[str, Quantize], scales: Scales | None, sites: Sites
+) -> dict[str, LearnedScales]:
+    """The learned scales of the leaves that have them."""
+    known = {}
+    for path, spec in specs.items():
+        products = len(sites.products(path)) if learns(spec.activation) else 0
+        if not learns(spec.weights) and not products:
+            continue
+        if scales is None or path not in scales:
+            raise MismatchError(
+                f"quantize: the scales of {path} are learned, and `scales` has none "
+                f"for it (it has: {', '.join(scales or ()) or 'none'}); pass what was "
+                "trained with fake_quant(..., scales=...)"
+            )
+        check_learned("quantize", path, spec, scales[path], products)
+        known[path] = scales[path]
+    return known
+
+
 def _convert(
     path: str,
     leaf: Any,
@@ -205,6 +251,7 @@ def _convert(
     uses: Sequence[Site],
     ranges: Mapping[str, Sequence[Range]],
     moments: jax.Array | None,
+    learned: LearnedScales | None,
 ) -> QTensor:
     assert spec.weights is not None
     products = _products(uses)
@@ -214,7 +261,16 @@ def _convert(
         "activation": activation,
         "input_ranges": _input_ranges(path, activation, len(products), ranges),
     }
-    if isinstance(spec.rounding, Nearest):
+    if learned is not None and activation is not None and learned.inputs:
+        remembered["input_ranges"] = tuple(
+            learned_range(one, activation.format) for one in learned.inputs
+        )
+    if learned is not None and learned.weights is not None:
+        numbers = learned_numbers(
+            jnp.asarray(leaf), axes, learned.weights, spec.weights.format
+        )
+        tensor = QTensor.pack(*numbers, spec.weights, leaf, axes, **remembered)
+    elif isinstance(spec.rounding, Nearest):
         tensor = QTensor.quantize(
             leaf, axes, spec.weights, importance=diagonal(moments), **remembered
         )

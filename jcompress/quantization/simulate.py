@@ -4,16 +4,27 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from jcompress.errors import MismatchError
 from jcompress.quantization._inputs import empty_range
 from jcompress.quantization._plan import QuantizationPlan, Ranges
+from jcompress.quantization.learned import Scales
+from jcompress.quantization.noise import WeightNoise
 from jcompress.quantization.spec import Quantize
 from jcompress.rules import Rules
 from jcompress.tensors.ranges import Range
 
 
 def fake_quant(
-    fn: Callable[..., Any], rules: Rules[Quantize], *, ranges: Ranges | None = None
+    fn: Callable[..., Any],
+    rules: Rules[Quantize],
+    *,
+    ranges: Ranges | None = None,
+    scales: Scales | None = None,
+    noise: WeightNoise | None = None,
+    active: bool | jax.Array | None = None,
 ) -> Callable[..., Any]:
     """Make a function compute with quantized weights and activations, in floats.
 
@@ -28,10 +39,18 @@ def fake_quant(
         ranges: for the leaves whose inputs have a `MovingAverage` range: what
             `init_ranges` made and `calibrate` filled. A range that has seen no data
             yet is replaced by that of the data at hand.
+        scales: for the leaves with an `Lsq` or `Pact` range: what
+            `jcompress.qat.init_scales` made. Gradients flow to them, so make the
+            transform inside the loss that takes them as an argument.
+        noise: what chance does to the weights at this call, such as
+            `jcompress.qat.StochasticRounding(key=key)`.
+        active: bool, may be traced, such as `step >= 1000`: whether anything is
+            quantized at all; where it is False the results are those of `fn`.
 
     Returns:
         A function with the arguments and results of `fn`. Called, it raises what
-        `check` raises, and MismatchError where activations cannot be quantized.
+        `check` raises, and MismatchError where activations cannot be quantized, or
+        ranges or scales are missing or of another shape.
 
     References:
         Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
@@ -60,7 +79,13 @@ def fake_quant(
                 "ranges=init_ranges(fn, rules, variables, ...) as calibrate updates it,"
                 " or use range=Dynamic()"
             )
-        outs, _ = plan.run(ranges, simulate=True)
+        outs, _ = plan.run(
+            ranges,
+            simulate=True,
+            scales=scales,
+            noise=noise,
+            active=None if active is None else jnp.asarray(active, jnp.bool_),
+        )
         return plan.traced.rebuild(outs)
 
     return simulated
@@ -79,7 +104,8 @@ def calibrate(
         rules: the rules that will be given to `fake_quant` and `quantize`.
         simulate: whether the outputs are those of the fake-quantized function, for
             training with quantization, rather than those of `fn`. It quantizes with
-            the ranges given, not yet with those of this batch.
+            the ranges given, not yet with those of this batch. Scales that are learned
+            it does not know, so that it raises.
 
     Returns:
         The function. Its ranges after a batch are

@@ -1,4 +1,4 @@
-"""How the scale of a weight is chosen: frozen specs that `Weights` carries."""
+"""How scales are chosen: frozen specs that `Weights` and `Activation` carry."""
 
 import dataclasses
 import math
@@ -77,5 +77,35 @@ class MeanAbsolute:
     """
 
 
-WeightRange = FullRange | LeastError | Percentile | MeanAbsolute
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lsq:
+    """A scale is trained, with the gradient of learned step size quantization.
+
+    For weights and for data, integers only. With an asymmetric format the offset, what
+    the smallest number stands for, is trained as well (LSQ+). `jcompress.qat` makes
+    the scales, `fake_quant(..., scales=...)` trains with them and
+    `quantize(..., scales=...)` stores them.
+
+    References:
+        Esser et al. 2019, "Learned Step Size Quantization", section 2; Bhalgat et al.
+        2020, "LSQ+: Improving low-bit quantization through learnable offsets and
+        better initialization", section 3.
+    """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pact:
+    """The value at which data is clipped is trained, by the data that it clips.
+
+    The range is [0, high] for an asymmetric format, as after a ReLU, and [-high, high]
+    for a symmetric one; integers only. The paper adds the squares of the trained
+    values to the loss, which is left to the loss here.
+
+    References:
+        Choi et al. 2018, "PACT: Parameterized Clipping Activation for Quantized Neural
+        Networks", section 3.
+    """
+
+
+WeightRange = FullRange | LeastError | Percentile | MeanAbsolute | Lsq
 """How the range of weights that share a scale is chosen."""

@@ -13,7 +13,13 @@ from jcompress.formats import (
     ScaleFormat,
     Ternary,
 )
-from jcompress.tensors.range_specs import FullRange, MeanAbsolute, WeightRange
+from jcompress.tensors.range_specs import (
+    FullRange,
+    Lsq,
+    MeanAbsolute,
+    Pact,
+    WeightRange,
+)
 
 Spec = TypeVar("Spec")
 
@@ -59,6 +65,20 @@ def _check_format(spec: "Weights | Activation") -> None:
         raise TypeError(
             f"{type(spec).__name__}: format is one of jcompress.formats, such as "
             f"Int(bits) or Float8(), not {spec.format!r}"
+        )
+
+
+def _check_learned(spec: "Weights | Activation") -> None:
+    stored = spec.scales if isinstance(spec, Weights) else FloatScales()
+    if isinstance(spec.range, Lsq) and stored != FloatScales():
+        raise ValueError(
+            "Weights: range=Lsq() learns float32 scales, so scales is FloatScales(), "
+            f"not {stored!r}"
+        )
+    if isinstance(spec.range, Lsq | Pact) and not isinstance(spec.format, Int):
+        raise TypeError(
+            f"{type(spec).__name__}: range={spec.range!r} learns the scale of "
+            f"integers, so format is Int(bits), not {spec.format!r}"
         )
 
 
@@ -160,6 +180,10 @@ class MovingAverage:
             raise ValueError(f"MovingAverage: decay is in [0, 1), not {self.decay!r}")
 
 
+Granularity = PerTensor | PerChannel | PerGroup | PerBlock
+"""Which weights share a scale."""
+
+
 @explain_arguments
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
@@ -177,23 +201,21 @@ class Weights:
     """
 
     format: NumberFormat = Int(8)
-    granularity: PerTensor | PerChannel | PerGroup | PerBlock = PerChannel()
+    granularity: Granularity = PerChannel()
     range: WeightRange = FullRange()
     scales: ScaleFormat = FloatScales()
 
     def __post_init__(self) -> None:
         _check_format(self)
-        if not isinstance(
-            self.granularity, PerTensor | PerChannel | PerGroup | PerBlock
-        ):
+        if not isinstance(self.granularity, Granularity):
             raise TypeError(
                 "Weights: granularity is PerTensor(), PerChannel(), PerGroup(size) or "
                 f"PerBlock(...), not {self.granularity!r}"
             )
         if not isinstance(self.range, WeightRange):
             raise TypeError(
-                "Weights: range is FullRange(), LeastError(...), Percentile(...) or "
-                f"MeanAbsolute(), not {self.range!r}"
+                "Weights: range is FullRange(), LeastError(...), Percentile(...), "
+                f"MeanAbsolute() or Lsq(), not {self.range!r}"
             )
         if not isinstance(self.scales, ScaleFormat):
             raise TypeError(
@@ -210,6 +232,7 @@ class Weights:
             raise ValueError(
                 "Weights: Binary() needs range=MeanAbsolute(), the scale of least error"
             )
+        _check_learned(self)
 
 
 @explain_arguments
@@ -222,7 +245,7 @@ class Activation:
             range need not be centred at 0, as after a ReLU.
         granularity: `PerRow()`, so that an example does not depend on its neighbours
             in the batch, or `PerTensor()`, one range for all. Left out, it is
-            `PerRow()` with a dynamic range and `PerTensor()` with a moving average.
+            `PerRow()` with a dynamic range and `PerTensor()` with any other.
         range: where the range comes from.
 
     Raises:
@@ -233,26 +256,27 @@ class Activation:
 
     format: NumberFormat = Int(8, symmetric=False)
     granularity: PerTensor | PerRow | None = None
-    range: Dynamic | MovingAverage = Dynamic()
+    range: Dynamic | MovingAverage | Lsq | Pact = Dynamic()
 
     def __post_init__(self) -> None:
         _check_format(self)
         if self.granularity is None:
-            averaged = isinstance(self.range, MovingAverage)
-            default = PerTensor() if averaged else PerRow()
+            dynamic = isinstance(self.range, Dynamic)
+            default = PerRow() if dynamic else PerTensor()
             object.__setattr__(self, "granularity", default)
         if not isinstance(self.granularity, PerTensor | PerRow):
             raise TypeError(
                 "Activation: granularity is PerTensor() or PerRow(), not "
                 f"{self.granularity!r}"
             )
-        if not isinstance(self.range, Dynamic | MovingAverage):
+        if not isinstance(self.range, Dynamic | MovingAverage | Lsq | Pact):
             raise TypeError(
-                "Activation: range is Dynamic() or MovingAverage(decay=...), not "
-                f"{self.range!r}"
+                "Activation: range is Dynamic(), MovingAverage(decay=...), Lsq() or "
+                f"Pact(), not {self.range!r}"
             )
+        _check_learned(self)
         if isinstance(self.granularity, PerRow) and not isinstance(self.range, Dynamic):
             raise ValueError(
                 "Activation: PerRow() needs range=Dynamic(), because no two batches "
-                "have the same rows; a moving average goes with PerTensor()"
+                "have the same rows; every other range goes with PerTensor()"
             )

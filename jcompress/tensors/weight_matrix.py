@@ -8,7 +8,12 @@ import numpy as np
 
 from jcompress.formats import NumberFormat
 from jcompress.tensors.axes import Axes, from_matrix, to_matrix
-from jcompress.tensors.range_specs import LeastError, MeanAbsolute, Percentile
+from jcompress.tensors.range_specs import (
+    LeastError,
+    Lsq,
+    MeanAbsolute,
+    Percentile,
+)
 from jcompress.tensors.ranges import Range, range_of, scale_and_zero
 from jcompress.tensors.rounding import (
     dequantize_values,
@@ -17,20 +22,26 @@ from jcompress.tensors.rounding import (
     round_to,
     within_range,
 )
-from jcompress.tensors.specs import PerBlock, PerGroup, PerTensor, Weights
+from jcompress.tensors.specs import Granularity, PerBlock, PerGroup, PerTensor, Weights
 
 
-def _grouped(matrix: jax.Array, spec: Weights) -> jax.Array:
-    """[*S, N, K] -> [*S, R, N / R, G, K / G], the weights of R x G scales."""
-    *stacks, outputs, inputs = matrix.shape
+def scale_shape(
+    matrix_shape: tuple[int, ...], granularity: Granularity
+) -> tuple[int, ...]:
+    """The shape [*S, R, G] of the scales of a matrix [*S, N, K].
+
+    Raises:
+        ValueError: the size of the groups or blocks does not divide K or N.
+    """
+    *stacks, outputs, inputs = matrix_shape
     rows, size = outputs, inputs
-    match spec.granularity:
+    match granularity:
         case PerTensor():
             rows = 1
         case PerGroup():
-            size = spec.granularity.size
+            size = granularity.size
         case PerBlock():
-            size, high = spec.granularity.inputs, spec.granularity.outputs
+            size, high = granularity.inputs, granularity.outputs
             if outputs % high:
                 raise ValueError(
                     f"blocks of {high} do not divide {outputs} outputs; sizes that do: "
@@ -42,14 +53,20 @@ def _grouped(matrix: jax.Array, spec: Weights) -> jax.Array:
             f"groups of {size} do not divide {inputs} inputs; sizes that do: "
             f"{divisors(inputs)}"
         )
-    groups = inputs // size if inputs else 1
+    return (*stacks, rows, inputs // size if inputs else 1)
+
+
+def grouped(matrix: jax.Array, scales: tuple[int, ...]) -> jax.Array:
+    """[*S, N, K] -> [*S, R, N / R, G, K / G], for scales of the shape [*S, R, G]."""
+    *stacks, outputs, inputs = matrix.shape
+    rows, groups = scales[-2:]
     high = outputs // rows if rows else 1
-    return matrix.reshape(*stacks, rows, high, groups, size if inputs else 0)
+    return matrix.reshape(*stacks, rows, high, groups, inputs // groups)
 
 
-def _spread(numbers: jax.Array) -> jax.Array:
-    """[*S, R, G] -> [*S, R, 1, G, 1], against what `_grouped` gives."""
-    return numbers[..., :, None, :, None]
+def spread(numbers: jax.Array) -> jax.Array:
+    """[*S, R, G] -> [*S, R, 1, G, 1], against what `grouped` gives."""
+    return jax.lax.expand_dims(numbers, (numbers.ndim - 1, numbers.ndim + 1))
 
 
 def divisors(number: int) -> list[int]:
@@ -75,30 +92,36 @@ def weight_scales(
         None.
 
     Raises:
-        ValueError: the size of the groups or blocks does not divide K or N.
+        ValueError: the size of the groups or blocks does not divide K or N, or the
+            scales are learned.
     """
-    grouped = _grouped(matrix, spec)
+    if isinstance(spec.range, Lsq):
+        raise ValueError(
+            f"the scales of {spec.range!r} come from training, not from the weights: "
+            "quantize(..., scales=...), fake_quant(..., scales=...)"
+        )
+    blocks = grouped(matrix, scale_shape(matrix.shape, spec.granularity))
     over = (-3, -1)
     match spec.range:
         case Percentile():
-            span = _percentiles(grouped, over, spec.range.percent, spec.format)
+            span = _percentiles(blocks, over, spec.range.percent, spec.format)
         case MeanAbsolute():
-            size = jnp.mean(jnp.abs(grouped.astype(jnp.float32)), over, keepdims=True)
+            size = jnp.mean(jnp.abs(blocks.astype(jnp.float32)), over, keepdims=True)
             span = Range(-size, size)
         case _:
-            span = range_of(grouped, over)
+            span = range_of(blocks, over)
     if isinstance(spec.range, LeastError):
-        fraction = _best_fraction(grouped, span, over, spec, spec.range, importance)
+        fraction = _best_fraction(blocks, span, over, spec, spec.range, importance)
         span = _shrunk(span, fraction)
     flat = Range(*(jax.lax.squeeze(end, (end.ndim - 3, end.ndim - 1)) for end in span))
     return scale_and_zero(flat, spec.format, spec.scales)
 
 
 def _percentiles(
-    grouped: jax.Array, over: tuple[int, ...], percent: float, format: NumberFormat
+    blocks: jax.Array, over: tuple[int, ...], percent: float, format: NumberFormat
 ) -> Range:
-    wide = grouped.astype(jnp.float32)
-    if 0 in grouped.shape:
+    wide = blocks.astype(jnp.float32)
+    if 0 in blocks.shape:
         return range_of(wide, over)
     part = np.float32(percent / 100)
     if format.symmetric:
@@ -114,7 +137,7 @@ def _shrunk(span: Range, fraction: jax.Array) -> Range:
 
 
 def _best_fraction(
-    grouped: jax.Array,
+    blocks: jax.Array,
     span: Range,
     over: tuple[int, ...],
     spec: Weights,
@@ -122,10 +145,10 @@ def _best_fraction(
     importance: jax.Array | None,
 ) -> jax.Array:
     """The part of each range that makes the least squared error, of its shape."""
-    wide = grouped.astype(jnp.float32)
+    wide = blocks.astype(jnp.float32)
     weight = None
     if importance is not None:
-        *_, groups, size = grouped.shape
+        *_, groups, size = blocks.shape
         # Its own size must neither overflow nor vanish in the sums.
         most = jnp.max(importance, axis=-1, keepdims=True, initial=0)
         share = importance / jnp.where(most > 0, most, np.float32(1))
@@ -137,7 +160,7 @@ def _best_fraction(
         part = _shrunk(span, fraction)
         flat = Range(*(end[..., 0, :, 0] for end in part))
         scale, zero = scale_and_zero(flat, spec.format, spec.scales)
-        scale, zero = _spread(scale), None if zero is None else _spread(zero)
+        scale, zero = spread(scale), None if zero is None else spread(zero)
         numbers = quantize_values(wide, scale, zero, spec.format)
         errors = jnp.square(dequantize_values(numbers, scale, zero) - wide)
         if weight is not None:
@@ -173,9 +196,9 @@ def quantize_matrix(
     """
     scales, zeros = weight_scales(matrix, spec, importance)
     values = quantize_values(
-        _grouped(matrix, spec),
-        _spread(scales),
-        None if zeros is None else _spread(zeros),
+        grouped(matrix, scales.shape),
+        spread(scales),
+        None if zeros is None else spread(zeros),
         spec.format,
     )
     if spec.format.unit != 1:
@@ -211,13 +234,13 @@ def dequantize_matrix(
     if rows not in (1, outputs):
         shape = [*stacks, rows, outputs // rows, groups, inputs // groups]
         added = (last - 1, last + 1)
-    grouped = values
+    blocks = values
     if tuple(shape) != values.shape:
-        grouped = jax.lax.reshape(values, tuple(shape))
+        blocks = jax.lax.reshape(values, tuple(shape))
     if added:
         scales = jax.lax.expand_dims(scales, added)
         zeros = None if zeros is None else jax.lax.expand_dims(zeros, added)
-    dense = dequantize_values(grouped, scales, zeros)
+    dense = dequantize_values(blocks, scales, zeros)
     dense = round_to(within_range(dense, dtype), dtype)
     return dense if dense.shape == values.shape else dense.reshape(values.shape)
 
@@ -242,9 +265,9 @@ def fake_quantize_weight(leaf: jax.Array, axes: Axes, spec: Weights) -> jax.Arra
     matrix = to_matrix(leaf, axes)
     scales, zeros = weight_scales(jax.lax.stop_gradient(matrix), spec)
     faked = fake_quantize(
-        _grouped(matrix, spec),
-        _spread(scales),
-        None if zeros is None else _spread(zeros),
+        grouped(matrix, scales.shape),
+        spread(scales),
+        None if zeros is None else spread(zeros),
         spec.format,
     )
     return from_matrix(faked.reshape(matrix.shape), axes, leaf.shape)

@@ -1,0 +1,37 @@
+"""Rounding of numbers that a symmetric range covers: there is nothing to clip."""
+
+import functools
+from typing import Any
+
+import jax
+
+from jcompress.formats import NumberFormat
+from jcompress.tensors.rounding import fake_quantize
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def fake_quantize_within(
+    x: jax.Array, scale: jax.Array, format: NumberFormat
+) -> jax.Array:
+    """`fake_quantize` of numbers whose own largest made the scale.
+
+    The largest is `format.high` steps but for the rounding of a quotient, so all round
+    to numbers of the format, and `fake_quantize` would find nothing clipped: the same
+    values and the same derivative, 1. No mask has to be made and kept for it, which a
+    training step is faster without.
+
+    Args:
+        x: floats of any shape.
+        scale: of a symmetric range that holds all of `x`; broadcasts against it.
+        format: a symmetric one.
+    """
+    return fake_quantize(x, scale, None, format)
+
+
+@fake_quantize_within.defjvp
+def _fake_quantize_within_jvp(
+    format: NumberFormat, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[jax.Array, jax.Array]:
+    x, scale = primals
+    out = fake_quantize_within(x, scale, format)
+    return out, tangents[0]
