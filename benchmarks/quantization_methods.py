@@ -37,7 +37,14 @@ from jcompress.quantization import (
     quantize_by_layers,
 )
 from jcompress.report import stored_bytes
-from jcompress.rounding import Gptq, Nearest
+from jcompress.rounding import (
+    AdaRound,
+    CoordinateDescent,
+    Gptq,
+    Nearest,
+    Rounding,
+    SignRound,
+)
 from jcompress.rules import Rules
 from jcompress.sites import PRODUCTS, Sites, find_sites, leaf_axes
 from jcompress.statistics import SecondMoments, observe
@@ -53,14 +60,14 @@ class Method(NamedTuple):
 
     Attributes:
         searched: whether scales make the least error.
-        data: whether that counts inputs by their second moments.
-        gptq: whether errors are passed on to the inputs that follow.
+        data: whether the method knows the second moments of the inputs.
+        rounding: how numbers are chosen.
         by_layers: whether the data is what the quantized layers before give.
     """
 
     searched: bool = False
     data: bool = False
-    gptq: bool = False
+    rounding: Rounding = Nearest()
     by_layers: bool = False
 
     def rules(self, bits: int) -> Rules[Quantize]:
@@ -70,10 +77,9 @@ class Method(NamedTuple):
             granularity=PerGroup(GROUP),
             range=LeastError() if self.searched else FullRange(),
         )
-        rounding = Gptq() if self.gptq else Nearest()
         return [
             ("*_emb", Quantize(weights=weights)),
-            (..., Quantize(weights=weights, rounding=rounding)),
+            (..., Quantize(weights=weights, rounding=self.rounding)),
         ]
 
 
@@ -81,9 +87,14 @@ METHODS: Mapping[str, Method] = {
     NEAREST: Method(),
     "least error": Method(searched=True),
     "least error, by data": Method(searched=True, data=True),
-    "gptq": Method(gptq=True, data=True),
-    "gptq, least error": Method(searched=True, gptq=True, data=True),
-    "gptq, least error, by layers": Method(True, True, True, True),
+    "adaround": Method(False, True, AdaRound()),
+    "signround": Method(False, True, SignRound()),
+    "signround, least error": Method(True, True, SignRound()),
+    "gptq": Method(False, True, Gptq()),
+    "gptq, least error": Method(True, True, Gptq()),
+    "gptq, least error, by layers": Method(True, True, Gptq(), True),
+    "gptq, sweeps": Method(False, True, CoordinateDescent()),
+    "gptq, least error, sweeps": Method(True, True, CoordinateDescent()),
 }
 
 

@@ -14,10 +14,12 @@ The namespaces, each the one home of its names:
     allocation    a budget shared out; what competes for staying
     rescaling     scales moved between neighbours: folding
     formats       which numbers a quantized array is made of
-    rounding      how the numbers of a weight are chosen: nearest, GPTQ
+    rounding      how the numbers of a weight are chosen: nearest, GPTQ, AdaRound, ...
     quantization  rules, fake quantization, calibration, conversion
     qat           quantization-aware training: learned scales, noise
     optimizers    states in 8 bits, gradients averaged in int8
+    sensitivity   what each leaf loses in each format; formats within a budget
+    correction    biases that make up for rounding
     tensors       the compressed leaves that stand in a tree for arrays
     execution     run a function on a tree with compressed leaves
     kernels       products with compressed weights
@@ -38,6 +40,7 @@ if _TYPE_CHECKING:
     from jcompress import allocation as allocation
     from jcompress import checkpoint as checkpoint
     from jcompress import conversion as conversion
+    from jcompress import correction as correction
     from jcompress import depth as depth
     from jcompress import distillation as distillation
     from jcompress import errors as errors
@@ -55,6 +58,7 @@ if _TYPE_CHECKING:
     from jcompress import rescaling as rescaling
     from jcompress import rounding as rounding
     from jcompress import rules as rules
+    from jcompress import sensitivity as sensitivity
     from jcompress import sharing as sharing
     from jcompress import shrinking as shrinking
     from jcompress import sites as sites
@@ -64,11 +68,12 @@ if _TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMESPACES = (
-    *("allocation", "checkpoint", "conversion", "depth", "distillation", "errors"),
-    *("execution", "formats", "interchange", "kernels", "low_rank", "optimizers"),
+    *("allocation", "checkpoint", "conversion", "correction", "depth"),
+    *("distillation", "errors", "execution", "formats", "interchange"),
+    *("kernels", "low_rank", "optimizers"),
     *("pruning", "qat", "quantization", "recipes", "report", "rescaling", "rounding"),
     "rules",
-    *("sharing", "shrinking", "sites", "statistics", "tensors"),
+    *("sensitivity", "sharing", "shrinking", "sites", "statistics", "tensors"),
 )
 
 _here = _pathlib.Path(__file__).parent

@@ -25,7 +25,9 @@ _CLASSES: dict[str, type[Any]] = {
     "QTensor": tensors.QTensor,
     "RemovedArray": tensors.RemovedArray,
     # What their fields hold.
+    "AdaRound": rounding.AdaRound,
     "Activation": specs.Activation,
+    "CoordinateDescent": rounding.CoordinateDescent,
     "Dynamic": specs.Dynamic,
     "Binary": formats.Binary,
     "Float4": formats.Float4,
@@ -52,6 +54,7 @@ _CLASSES: dict[str, type[Any]] = {
     "Quantize": Quantize,
     "QuantizedScales": formats.QuantizedScales,
     "Range": ranges.Range,
+    "SignRound": rounding.SignRound,
     "Ternary": formats.Ternary,
     "Weights": specs.Weights,
     # Learned scales.

@@ -10,11 +10,18 @@ import numpy as np
 
 from jcompress.formats import NumberFormat
 from jcompress.rounding.base import Rounded, Rounding, diagonal
+from jcompress.rounding.copies import counted, over_copies
 from jcompress.tensors.specs import Weights
 from jcompress.tensors.weight_matrix import weight_scales
 
-_BLOCK = 64
-"""Inputs that are rounded before the rest of the matrix hears of their errors."""
+_BLOCK = 16
+"""Inputs that are rounded between two products: their errors stay in the cache."""
+
+_CHUNK = 1024
+"""Inputs that are rounded by one compiled loop."""
+
+_MOST_CHUNKS = 8
+"""Loops that are compiled at most, each for its own number of inputs before it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +43,8 @@ class Gptq(Rounding):
 
     References:
         Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative
-        Pre-trained Transformers", algorithm 1.
+        Pre-trained Transformers", algorithm 1; computed as in Chen et al. 2025, "The
+        Geometry of LLM Quantization: GPTQ as Babai's Nearest Plane Algorithm".
     """
 
     damping: float = 0.01
@@ -68,15 +76,19 @@ def gptq_numbers(
 ) -> jax.Array:
     """Numbers of a format whose matrix W' has a small error of outputs.
 
-    With H the second moments, damped, the error is `tr((W - W') H (W - W')^T)`. Input
-    after input is rounded to the nearest number; the error e of input i is divided by
-    the pivot of the inverse of H and taken from the inputs that are left,
-    `W[:, j] -= e R[i, j] / R[i, i]` for j > i, where `H^-1 = R^T R` with R upper
-    triangular.
+    With H the second moments, damped, the error is `tr((W - W') H (W - W')^T)`; with
+    `H = T^T T`, T lower triangular, `|T (w - w')|^2` for each output. The term of input
+    i holds the errors e = w - w' of the inputs up to it, so that its own makes up for
+    those before it if it is rounded to the nearest number of
+
+        w[i] + sum over j < i of e[j] T[i, j] / T[i, i]
+
+    This is algorithm 1 of GPTQ, which takes the errors from the weights that are left,
+    by an inverse of H that this form does without.
 
     Args:
         matrix: floats [*S, N, K].
-        scales: float32 [*S, N or 1, G].
+        scales: float32 [*S, R, G], where R divides N and G divides K.
         zeros: integers in float32 of the shape of the scales, or None.
         moments: float32 [*S, K, K], the sum of x x^T over the inputs x of each copy, up
             to a factor.
@@ -85,112 +97,135 @@ def gptq_numbers(
 
     Returns:
         Numbers of the format, of its dtype, [*S, N, K].
-
-    References:
-        Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative
-        Pre-trained Transformers", algorithm 1.
     """
-    *stacks, outputs, inputs = matrix.shape
     if 0 in matrix.shape:
         return jnp.zeros(matrix.shape, format.dtype)
-    groups = scales.shape[-1]
-    wide = (*stacks, outputs, groups)
-
-    def by_stack(x: jax.Array, *shape: int) -> jax.Array:
-        return x.astype(jnp.float32).reshape(-1, *shape)
-
-    def one(parts: tuple[jax.Array, ...]) -> jax.Array:
-        numbers: jax.Array = _one(*parts, format=format, spec=spec)
-        return numbers
-
-    parts = [
-        by_stack(matrix, outputs, inputs),
-        by_stack(jnp.broadcast_to(scales, wide), outputs, groups),
-        by_stack(moments, inputs, inputs),
-    ]
-    if zeros is not None:
-        parts.append(by_stack(jnp.broadcast_to(zeros, wide), outputs, groups))
-    numbers: jax.Array = jax.lax.map(one, tuple(parts))
-    return numbers.reshape(matrix.shape).astype(format.dtype)
+    run = functools.partial(_one, format=format, spec=spec)
+    numbers: jax.Array = over_copies(run, matrix, scales, zeros, moments)
+    return counted(numbers, format)
 
 
 @functools.partial(jax.jit, static_argnames=("format", "spec"))
 def _one(
     matrix: jax.Array,
     scales: jax.Array,
+    zeros: jax.Array | None,
     moments: jax.Array,
-    zeros: jax.Array | None = None,
     *,
     format: NumberFormat,
     spec: Gptq,
 ) -> jax.Array:
-    """The numbers [N, K] of one matrix."""
+    """The numbers [N, K] of one matrix, in float32."""
     outputs, inputs = matrix.shape
+    moments = moments.astype(jnp.float32)
     order = jnp.arange(inputs)
     if spec.by_importance:
         order = jnp.argsort(-jnp.diagonal(moments), stable=True)
-    factor = _inverse_factor(moments[order][:, order], spec.damping)
+    factor = _factor(damped(moments, spec.damping), order)
     group = order // (inputs // scales.shape[1])
-    # Inputs lead: those of one block then lie beside each other in memory.
     short = -inputs % _BLOCK
-    w = jnp.pad(matrix.T[order], ((0, short), (0, 0)))
-    scale = jnp.pad(scales.T[group], ((0, short), (0, 0)), constant_values=1)
-    zero = None if zeros is None else jnp.pad(zeros.T[group], ((0, short), (0, 0)))
+
+    def led(x: jax.Array, places: jax.Array, fill: float = 0) -> jax.Array:
+        """Inputs lead, in their order: those of a block lie side by side."""
+        tall = jnp.repeat(
+            x.astype(jnp.float32), outputs // x.shape[0], 0, total_repeat_length=outputs
+        )
+        return jnp.pad(tall.T[places], ((0, short), (0, 0)), constant_values=fill)
+
+    w, scale = led(matrix, order), led(scales, group, 1)
+    zero = None if zeros is None else led(zeros, group)
     factor = jnp.pad(factor, ((0, short), (0, short)))
-    factor = factor + jnp.diag((jnp.arange(inputs + short) >= inputs).astype(w.dtype))
+
+    numbers = jnp.zeros((0, outputs), jnp.float32)
+    errors = numbers
+    chunk = max(_CHUNK, -(-inputs // (_MOST_CHUNKS * _BLOCK)) * _BLOCK)
+    for start in range(0, inputs, chunk):
+        own = slice(start, min(start + chunk, inputs + short))
+        # What the chunks before make of these inputs, in one product.
+        base = w[own] + jnp.matmul(factor[own, :start], errors, precision="highest")
+        grid = (w[own], scale[own], None if zero is None else zero[own])
+        found, more = _chunk(base, factor[own, own], grid, format)
+        numbers = jnp.concatenate([numbers, found])
+        errors = jnp.concatenate([errors, more])
+    rounded: jax.Array = numbers[:inputs][jnp.argsort(order)].T
+    return rounded
+
+
+def _chunk(
+    base: jax.Array,
+    factor: jax.Array,
+    grid: tuple[jax.Array, jax.Array, jax.Array | None],
+    format: NumberFormat,
+) -> tuple[jax.Array, jax.Array]:
+    """The numbers and the errors [C, N] of some inputs.
+
+    Args:
+        base: the weights with what earlier inputs add, [C, N].
+        factor: what the error of one of these inputs (column) adds to a later one.
+        grid: the weights themselves, the scales, and the zero points or None, [C, N].
+        format: which numbers there are.
+    """
 
     def block(
         number: jax.Array, state: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
-        w, numbers = state
+        numbers, errors = state
         start = number * _BLOCK
 
         def part(x: jax.Array) -> jax.Array:
             own: jax.Array = jax.lax.dynamic_slice_in_dim(x, start, _BLOCK, 0)
             return own
 
+        w, scale, zero = jax.tree.map(part, grid)
+        wanted = part(base) + jnp.matmul(part(factor), errors, precision="highest")
         own = jax.lax.dynamic_slice(factor, (start, start), (_BLOCK, _BLOCK))
-        s, z = part(scale), None if zero is None else part(zero)
 
-        def step(i: jax.Array, now: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            rows, found, errors = now
-            offset = None if z is None else z[i]
-            number = format.round(rows[i] * (np.float32(1) / s[i]), offset)
-            value = (number if offset is None else number - offset) * s[i]
-            error = (rows[i] - value) / own[i, i]
-            # R is 0 before i, so that what is rounded stays as it is.
-            rows = rows - own[i][:, None] * error[None]
-            return rows, found.at[i].set(number), errors.at[i].set(error)
+        def step(
+            i: jax.Array, now: tuple[jax.Array, jax.Array]
+        ) -> tuple[jax.Array, jax.Array]:
+            found, made = now
+            offset = None if zero is None else zero[i]
+            target = wanted[i] + jnp.sum(own[i][:, None] * made, axis=0)
+            rounded = format.round(target * (np.float32(1) / scale[i]), offset)
+            value = (rounded if offset is None else rounded - offset) * scale[i]
+            return found.at[i].set(rounded), made.at[i].set(w[i] - value)
 
-        nothing = jnp.zeros((_BLOCK, outputs), jnp.float32)
-        _, found, errors = jax.lax.fori_loop(
-            0, _BLOCK, step, (part(w), nothing, nothing)
+        nothing = jnp.zeros_like(w)
+        found, made = jax.lax.fori_loop(0, _BLOCK, step, (nothing, nothing))
+        return (
+            jax.lax.dynamic_update_slice_in_dim(numbers, found, start, 0),
+            jax.lax.dynamic_update_slice_in_dim(errors, made, start, 0),
         )
-        # The rows of this block are not read again, whatever is taken from them.
-        w = w - jnp.matmul(part(factor).T, errors, precision="highest")
-        numbers = jax.lax.dynamic_update_slice_in_dim(numbers, found, start, 0)
-        return w, numbers
 
-    blocks = (inputs + short) // _BLOCK
-    _, numbers = jax.lax.fori_loop(0, blocks, block, (w, jnp.zeros_like(w)))
-    found: jax.Array = numbers[:inputs][jnp.argsort(order)].T
-    return found
+    nothing = jnp.zeros_like(base)
+    result: tuple[jax.Array, jax.Array] = jax.lax.fori_loop(
+        0, len(base) // _BLOCK, block, (nothing, nothing)
+    )
+    return result
 
 
-def _inverse_factor(moments: jax.Array, damping: float) -> jax.Array:
-    """The upper triangular R with `R^T R` the inverse of the damped moments [K, K].
+def damped(moments: jax.Array, damping: float) -> jax.Array:
+    """Moments [K, K] that can be factored.
 
-    With J the reversal of all inputs, `J H J = L L^T` gives `H = U U^T` for the upper
-    triangular `U = J L J`, whose inverse R is. Inputs that are always 0 count as those
-    of mean size, so that all of them can be inverted.
+    Args:
+        moments: the sum of x x^T over the inputs, up to a factor.
+        damping: what is added to the diagonal, as a fraction of its mean. Inputs that
+            are always 0 count as those of mean size.
     """
     size = jnp.diagonal(moments)
     mean = jnp.mean(size)
     usual = jnp.where(mean > 0, mean, np.float32(1))
     extra = np.float32(damping) * usual + jnp.where(size > 0, np.float32(0), usual)
-    lower = jnp.linalg.cholesky((moments + jnp.diag(extra))[::-1, ::-1])
-    identity = jnp.eye(len(moments), dtype=moments.dtype)
-    inverse: jax.Array = jax.lax.linalg.triangular_solve(
-        lower, identity, left_side=True, lower=True
-    )
-    return inverse[::-1, ::-1]
+    return moments + jnp.diag(extra)
+
+
+def _factor(moments: jax.Array, order: jax.Array) -> jax.Array:
+    """`T[i, j] / T[i, i]` for j < i, else 0, of moments [K, K] in another order.
+
+    With J the reversal of all inputs, `J H J = L L^T` gives `T = J L^T J`.
+    """
+    back = order[::-1]
+    lower = jnp.linalg.cholesky(moments[back][:, back])
+    t = lower.T[::-1, ::-1]
+    factor: jax.Array = t / jnp.diagonal(t)[:, None] - jnp.eye(len(t), dtype=t.dtype)
+    return factor

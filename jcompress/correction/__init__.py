@@ -1,0 +1,3 @@
+"""Make up for what compression did to a model, without training."""
+
+from jcompress.correction.biases import correct_biases as correct_biases

@@ -1,0 +1,12 @@
+"""What each leaf loses in each format, and the formats that a budget then buys."""
+
+from jcompress.sensitivity.choosing import Choice as Choice
+from jcompress.sensitivity.choosing import choose_formats as choose_formats
+from jcompress.sensitivity.estimates import HessianError as HessianError
+from jcompress.sensitivity.estimates import LayerError as LayerError
+from jcompress.sensitivity.measuring import OutputError as OutputError
+from jcompress.sensitivity.measuring import kl_divergence as kl_divergence
+from jcompress.sensitivity.measuring import squared_error as squared_error
+from jcompress.sensitivity.table import Measure as Measure
+from jcompress.sensitivity.table import Sensitivity as Sensitivity
+from jcompress.sensitivity.table import measure_sensitivity as measure_sensitivity

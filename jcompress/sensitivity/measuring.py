@@ -1,0 +1,86 @@
+"""Sensitivity by running the model, one leaf at a time in one format at a time."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jcompress.conversion import replace_leaves
+from jcompress.sensitivity.table import Measure, Trial
+from jcompress.sites import Sites
+
+
+def squared_error(wanted: Any, got: Any) -> jax.Array:
+    """The mean squared difference of all floats that two trees of outputs hold."""
+    pairs = [
+        (jnp.asarray(a), jnp.asarray(b))
+        for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(got), strict=True)
+    ]
+    floats = [(a, b) for a, b in pairs if jnp.issubdtype(a.dtype, jnp.floating)]
+    total = sum(
+        (jnp.sum(jnp.square((a - b).astype(jnp.float32))) for a, b in floats),
+        start=jnp.zeros(()),
+    )
+    return total / max(1, sum(a.size for a, _ in floats))
+
+
+def kl_divergence(wanted: jax.Array, got: jax.Array) -> jax.Array:
+    """The mean of KL(softmax(wanted) || softmax(got)) of logits [..., C], in nats."""
+    first, second = (
+        jax.nn.log_softmax(x.astype(jnp.float32), axis=-1) for x in (wanted, got)
+    )
+    # A class of probability 0 counts for nothing.
+    share = jnp.exp(first)
+    terms = jnp.where(share > 0, share * (first - second), 0)
+    return jnp.mean(jnp.sum(terms, axis=-1))
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputError(Measure):
+    """How far the outputs go from those of the float model.
+
+    The model is compiled once, whatever the number of leaves and formats: a leaf in a
+    format is an ordinary array of the same shape. A pass over the batches for each.
+
+    Attributes:
+        fn: the function of the tree, such as `model.apply`.
+        batches: its further arguments, one tuple for each batch, of the same shapes.
+        divergence: takes the outputs of the float model and the others, and gives a
+            number: `squared_error`, `kl_divergence` or one of your own.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+
+    fn: Callable[..., Any]
+    batches: Sequence[tuple[Any, ...]]
+    divergence: Callable[[Any, Any], jax.Array] = squared_error
+
+    def __post_init__(self) -> None:
+        if not self.batches:
+            raise ValueError(
+                "OutputError: batches is empty; give at least one tuple of the "
+                "arguments that the function takes after the tree"
+            )
+
+    def errors(
+        self, params: Any, trials: Iterator[Trial], sites: Sites
+    ) -> dict[str, list[float]]:
+        """The mean over the batches, for each trial."""
+        run = jax.jit(self.fn)
+        wanted = [run(params, *batch) for batch in self.batches]
+        score = jax.jit(
+            lambda params, wanted, *batch: self.divergence(
+                wanted, self.fn(params, *batch)
+            )
+        )
+        found: dict[str, list[float]] = {}
+        for trial in trials:
+            tree = replace_leaves(params, {trial.path: trial.small})
+            pairs = zip(wanted, self.batches, strict=True)
+            scores = [score(tree, outputs, *batch) for outputs, batch in pairs]
+            mean = sum(map(float, scores)) / len(scores)
+            found.setdefault(trial.path, []).append(mean)
+        return found
