@@ -12,7 +12,7 @@ The namespaces, each the one home of its names:
     sharing       weights that share values: codebooks, ties, hashing
     statistics    what weights meet, and values from inside a function
     allocation    a budget shared out; what competes for staying
-    rescaling     scales moved between neighbours: folding
+    rescaling     scales and rotations moved between neighbours: folding, smoothing
     formats       which numbers a quantized array is made of
     rounding      how the numbers of a weight are chosen: nearest, GPTQ, AdaRound, ...
     quantization  rules, fake quantization, calibration, conversion
