@@ -16,6 +16,7 @@ The namespaces, each the one home of its names:
     formats       which numbers a quantized array is made of
     rounding      how the numbers of a weight are chosen: nearest, GPTQ, AdaRound, ...
     quantization  rules, fake quantization, calibration, conversion
+    calibration   fixed ranges of data: percentile, least error, entropy
     qat           quantization-aware training: learned scales, noise
     optimizers    states in 8 bits, gradients averaged in int8
     sensitivity   what each leaf loses in each format; formats within a budget
@@ -38,6 +39,7 @@ from typing import Any as _Any
 
 if _TYPE_CHECKING:
     from jcompress import allocation as allocation
+    from jcompress import calibration as calibration
     from jcompress import checkpoint as checkpoint
     from jcompress import conversion as conversion
     from jcompress import correction as correction
@@ -68,7 +70,7 @@ if _TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMESPACES = (
-    *("allocation", "checkpoint", "conversion", "correction", "depth"),
+    *("allocation", "calibration", "checkpoint", "conversion", "correction", "depth"),
     *("distillation", "errors", "execution", "formats", "interchange"),
     *("kernels", "low_rank", "optimizers"),
     *("pruning", "qat", "quantization", "recipes", "report", "rescaling", "rounding"),

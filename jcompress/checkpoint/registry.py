@@ -29,6 +29,7 @@ _CLASSES: dict[str, type[Any]] = {
     "Activation": specs.Activation,
     "CoordinateDescent": rounding.CoordinateDescent,
     "Dynamic": specs.Dynamic,
+    "Entropy": specs.Entropy,
     "Binary": formats.Binary,
     "Float4": formats.Float4,
     "Float6": formats.Float6,
@@ -55,6 +56,7 @@ _CLASSES: dict[str, type[Any]] = {
     "QuantizedScales": formats.QuantizedScales,
     "Range": ranges.Range,
     "SignRound": rounding.SignRound,
+    "Static": specs.Static,
     "Ternary": formats.Ternary,
     "Weights": specs.Weights,
     # Learned scales.

@@ -11,7 +11,7 @@ from jcompress.quantization._within import fake_quantize_within
 from jcompress.quantization.learned import Learned, fake_quantize_learned
 from jcompress.tensors.ranges import Range, input_scale, range_of
 from jcompress.tensors.rounding import fake_quantize
-from jcompress.tensors.specs import Activation, Dynamic, MovingAverage
+from jcompress.tensors.specs import Activation, Dynamic, MovingAverage, Static
 from jcompress.tracing.handlers import Bind
 from jcompress.tracing.products import contracted
 from jcompress.tracing.values import Use
@@ -38,7 +38,7 @@ class InputRead(NamedTuple):
     """What the handler of an input is given when it runs.
 
     Attributes:
-        range: the stored range, for a moving average.
+        range: the stored range, for `MovingAverage` and `Static`.
         learned: the learned scale, for `Lsq` and `Pact`.
         active: bool, whether the input is quantized now; None for yes.
     """
@@ -62,7 +62,7 @@ class QuantizeInput:
         inputs = list(inputs)
         x = inputs[use.data]
         seen = None
-        if isinstance(self.activation.range, MovingAverage):
+        if isinstance(self.activation.range, MovingAverage | Static):
             seen = range_of(jax.lax.stop_gradient(x), None)
             seen = Range(seen.low.reshape(()), seen.high.reshape(()))
         if self.simulate:

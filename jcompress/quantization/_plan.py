@@ -26,7 +26,7 @@ from jcompress.tensors import is_compressed
 from jcompress.tensors.axes import matrix_shape
 from jcompress.tensors.range_specs import Lsq
 from jcompress.tensors.ranges import Range
-from jcompress.tensors.specs import Activation, MovingAverage
+from jcompress.tensors.specs import Activation, MovingAverage, Static
 from jcompress.tensors.weight_matrix import scale_shape
 from jcompress.tracing.handlers import Handler
 from jcompress.tracing.interpreter import Program
@@ -34,7 +34,7 @@ from jcompress.tracing.trace import Traced, trace
 from jcompress.tracing.values import Location, Use
 
 Ranges = Mapping[str, Sequence[Range]]
-"""For each leaf with moving-average inputs, one range for each of its products.
+"""For each leaf with stored ranges of inputs, one for each of its products.
 
 `low` and `high` are float32, shaped by the lengths of the scans that take the leaf
 apart: scalars for a plain layer, [layers] for a scan over layers.
@@ -49,7 +49,7 @@ class QuantizationPlan:
         traced: the function.
         specs: the spec of each leaf that is acted on.
         inputs: the activation spec of each product whose input is quantized.
-        averaged: the locations of each leaf's products, for moving averages.
+        stored: the locations of each leaf's products, for ranges that are stored.
         learned: the same of each leaf with learned scales, for its inputs' scales;
             empty where only those of its own numbers are learned.
     """
@@ -57,7 +57,7 @@ class QuantizationPlan:
     traced: Traced
     specs: Mapping[str, Quantize]
     inputs: Mapping[Location, Activation]
-    averaged: Mapping[str, tuple[Location, ...]]
+    stored: Mapping[str, tuple[Location, ...]]
     learned: Mapping[str, tuple[Location, ...]]
 
     @classmethod
@@ -85,7 +85,7 @@ class QuantizationPlan:
                     f"dense weight, or exclude it by a rule ({path!r}, None)"
                 )
         inputs: dict[Location, Activation] = {}
-        averaged: dict[str, list[Location]] = {}
+        stored: dict[str, list[Location]] = {}
         learned: dict[str, list[Location]] = {
             path: [] for path, spec in specs.items() if learns(spec.weights)
         }
@@ -95,8 +95,8 @@ class QuantizationPlan:
                 continue
             _check_input(site, traced.uses[site.location], specs, transform)
             inputs[site.location] = activation
-            if isinstance(activation.range, MovingAverage):
-                averaged.setdefault(site.path, []).append(site.location)
+            if isinstance(activation.range, MovingAverage | Static):
+                stored.setdefault(site.path, []).append(site.location)
             if learns(activation):
                 learned.setdefault(site.path, []).append(site.location)
         for path, spec in specs.items():
@@ -111,10 +111,11 @@ class QuantizationPlan:
                     f"{transform}: {path} is only looked up, so it meets no numbers "
                     "to quantize; its rule needs weights=Weights(...)"
                 )
-        return cls(traced, specs, inputs, _fixed(averaged), _fixed(learned))
+        return cls(traced, specs, inputs, _fixed(stored), _fixed(learned))
 
     def require_averages(self, transform: str) -> None:
-        if not self.averaged:
+        kinds = (self.inputs[where[0]].range for where in self.stored.values())
+        if not any(isinstance(kind, MovingAverage) for kind in kinds):
             raise MismatchError(
                 f"{transform}: no rule has an Activation(range=MovingAverage(...)), so "
                 "there is no range to keep"
@@ -225,11 +226,12 @@ class QuantizationPlan:
 
     def _stored_ranges(self, ranges: Ranges | None) -> dict[Location, Range]:
         reads = {}
-        for path, locations in self.averaged.items():
+        for path, locations in self.stored.items():
             if ranges is None or path not in ranges:
                 raise MismatchError(
                     f"ranges has no entry for {path}; make it with "
-                    "init_ranges(fn, rules, variables, ...)"
+                    "init_ranges(fn, rules, variables, ...), for range=Static() with "
+                    "jcompress.calibration.choose_ranges"
                 )
             if len(ranges[path]) != len(locations):
                 raise MismatchError(
@@ -251,8 +253,11 @@ class QuantizationPlan:
     ) -> dict[str, tuple[Range, ...]]:
         """The moving averages after a batch."""
         result = {}
-        for path, locations in self.averaged.items():
+        for path, locations in self.stored.items():
             kind = self.inputs[locations[0]].range
+            if isinstance(kind, Static):
+                result[path] = tuple(ranges[path])
+                continue
             assert isinstance(kind, MovingAverage)
             result[path] = tuple(
                 moving_average(old, seen[where], kind.decay)
@@ -293,7 +298,7 @@ def _check_input(
         raise MismatchError(
             f"{transform}: {' and '.join(sorted(others))} are one matrix when they "
             "meet their input, which can have one range only, so none of "
-            f"{wanted.range!r}; use range=Dynamic() or MovingAverage()"
+            f"{wanted.range!r}; use range=Dynamic(), Static() or MovingAverage()"
         )
     for path in others - {site.path}:
         spec = specs.get(path)

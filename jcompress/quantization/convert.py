@@ -33,6 +33,7 @@ from jcompress.tensors.specs import (
     MovingAverage,
     PerBlock,
     PerGroup,
+    Static,
     Weights,
 )
 from jcompress.tensors.weight_matrix import divisors
@@ -318,12 +319,13 @@ def _input_ranges(
     products: int,
     ranges: Mapping[str, Sequence[Range]],
 ) -> tuple[Range, ...]:
-    if activation is None or not isinstance(activation.range, MovingAverage):
+    stored = MovingAverage | Static
+    if activation is None or not isinstance(activation.range, stored):
         return ()
     if path not in ranges:
         given = ", ".join(ranges) or "none"
         raise MismatchError(
-            f"quantize: the activation of {path} has a moving-average range, and "
+            f"quantize: the activation of {path} has {activation.range!r}, and "
             f"`ranges` has none for it (it has: {given}); pass what calibration or "
             "training collected, or use range=Dynamic()"
         )

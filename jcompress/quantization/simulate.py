@@ -72,12 +72,13 @@ def fake_quant(
         plan = QuantizationPlan.of(
             fn, rules, variables, args, kwargs, transform="fake_quant"
         )
-        if plan.averaged and ranges is None:
+        if plan.stored and ranges is None:
             raise MismatchError(
                 "fake_quant: the inputs of "
-                f"{', '.join(plan.averaged)} have moving-average ranges; pass "
-                "ranges=init_ranges(fn, rules, variables, ...) as calibrate updates it,"
-                " or use range=Dynamic()"
+                f"{', '.join(plan.stored)} have stored ranges; pass "
+                "ranges=init_ranges(fn, rules, variables, ...) as calibrate updates "
+                "it, for range=Static() what jcompress.calibration.choose_ranges "
+                "gives, or use range=Dynamic()"
             )
         outs, _ = plan.run(
             ranges,
@@ -154,5 +155,5 @@ def init_ranges(
             empty_range(tuple(n for _, n in plan.traced.uses[where].stacked))
             for where in locations
         )
-        for path, locations in plan.averaged.items()
+        for path, locations in plan.stored.items()
     }

@@ -15,9 +15,11 @@ from jcompress.formats import (
 )
 from jcompress.tensors.range_specs import (
     FullRange,
+    LeastError,
     Lsq,
     MeanAbsolute,
     Pact,
+    Percentile,
     WeightRange,
 )
 
@@ -235,6 +237,54 @@ class Weights:
         _check_learned(self)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entropy:
+    """Data is clipped where its distribution and the quantized one differ least.
+
+    They are compared by the Kullback-Leibler divergence of their histograms.
+
+    Attributes:
+        bins: equally wide bins of the data up to its largest number.
+
+    Raises:
+        ValueError: there are fewer than 256 bins.
+
+    References:
+        Migacz 2017, "8-bit Inference with TensorRT".
+    """
+
+    bins: int = 2048
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bins, int) or self.bins < 256:
+            raise ValueError(f"Entropy: bins is an int from 256 on, not {self.bins!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Static:
+    """The range is chosen once, from data, and stays.
+
+    `jcompress.calibration.choose_ranges` chooses it.
+
+    Attributes:
+        by: `FullRange()` covers all that is seen, `Percentile(...)` all but the
+            outermost numbers, `LeastError(...)` makes the least squared error,
+            `Entropy(...)` the least divergence.
+
+    Raises:
+        TypeError: `by` is of another kind.
+    """
+
+    by: FullRange | Percentile | LeastError | Entropy = LeastError()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.by, FullRange | Percentile | LeastError | Entropy):
+            raise TypeError(
+                "Static: by is FullRange(), Percentile(...), LeastError(...) or "
+                f"Entropy(...), not {self.by!r}"
+            )
+
+
 @explain_arguments
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Activation:
@@ -256,7 +306,7 @@ class Activation:
 
     format: NumberFormat = Int(8, symmetric=False)
     granularity: PerTensor | PerRow | None = None
-    range: Dynamic | MovingAverage | Lsq | Pact = Dynamic()
+    range: Dynamic | Static | MovingAverage | Lsq | Pact = Dynamic()
 
     def __post_init__(self) -> None:
         _check_format(self)
@@ -269,10 +319,10 @@ class Activation:
                 "Activation: granularity is PerTensor() or PerRow(), not "
                 f"{self.granularity!r}"
             )
-        if not isinstance(self.range, Dynamic | MovingAverage | Lsq | Pact):
+        if not isinstance(self.range, Dynamic | Static | MovingAverage | Lsq | Pact):
             raise TypeError(
-                "Activation: range is Dynamic(), MovingAverage(decay=...), Lsq() or "
-                f"Pact(), not {self.range!r}"
+                "Activation: range is Dynamic(), Static(...), MovingAverage(...), "
+                f"Lsq() or Pact(), not {self.range!r}"
             )
         _check_learned(self)
         if isinstance(self.granularity, PerRow) and not isinstance(self.range, Dynamic):
