@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jcompress import checkpoint
 from jcompress.errors import MismatchError
@@ -242,3 +244,35 @@ def test_one_error_names_what_is_not_finite(name: str) -> None:
     rules = [("out", Quantize(weights=FORMATS[name]))]
     with pytest.raises(ValueError, match="'out' holds 1 of 1536 numbers"):
         quantize(broken, rules, sites=SITES)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from(sorted(FORMATS)),
+    power=st.integers(-44, 37),
+    constant=st.booleans(),
+    holes=st.integers(0, 3),
+    seed=st.integers(0, 99),
+)
+def test_any_finite_weights(
+    name: str, power: int, constant: bool, holes: int, seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    w = np.ones((64, 8)) if constant else np.clip(draw.normal(size=(64, 8)), -3, 3)
+    w[: 16 * holes] = 0
+    w = np.asarray(w * 10.0**power, np.float32)
+    spec, axes = FORMATS[name], Axes((), (1,), (0,))
+    made = _quantized(jnp.asarray(w), axes, spec)
+    eager = QTensor.quantize(jnp.asarray(w), axes, spec)
+    jax.tree.map(np.testing.assert_array_equal, made, eager)
+    abstract = jax.eval_shape(lambda x: QTensor.quantize(x, axes, spec), w)
+    assert jax.tree.structure(abstract) == jax.tree.structure(made)
+    dense = np.asarray(made.dense())
+    assert np.isfinite(dense).all()
+    # The coarsest, ternary, makes 0 of what is less than half of the mean.
+    assert np.abs(dense - w).max() <= np.abs(w).max() * 0.9 + 1e-37
+    if constant and not holes and power > -36 and spec.format.symmetric:
+        np.testing.assert_allclose(dense, w, rtol=0.13)
+
+
+_quantized = jax.jit(QTensor.quantize, static_argnums=(1, 2))
