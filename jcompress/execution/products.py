@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jcompress.formats import Float8, Int, NumberFormat
 from jcompress.kernels import Implementation
@@ -24,6 +25,7 @@ from jcompress.tensors import (
     LowRank,
     NMSparse,
     QTensor,
+    WithOutliers,
 )
 from jcompress.tensors.low_rank import Factor
 from jcompress.tensors.specs import Activation, PerRow
@@ -137,6 +139,10 @@ class LeafKernel:
                 return cls(How.SPARSE, _nm_sparse)
             case Codebook():
                 return cls(How.CODEBOOK, _codebook)
+            case WithOutliers():
+                if tensor.stack_axes:
+                    return "its outliers are those of several matrices"
+                return cls(How.WEIGHT_ONLY, _with_outliers)
             case QTensor():
                 if activation is None:
                     return cls(How.WEIGHT_ONLY, _weight_only)
@@ -250,6 +256,21 @@ def _weight_only(
 ) -> jax.Array:
     parts = (leaf.values, leaf.scales, leaf.zeros)
     return weight_only_matmul(x, *parts, bits=leaf.format.bits, **how)
+
+
+def _with_outliers(
+    x: jax.Array, _: None, __: None, leaf: WithOutliers, **how: Any
+) -> jax.Array:
+    outputs, inputs = leaf.matrix_shape
+    most = _weight_only(x, None, None, leaf.base, **how)
+    picked = jnp.take(x, leaf.places % np.int32(inputs), axis=-1)
+    flat = picked.reshape(-1, picked.shape[-1]).astype(jnp.float32)
+    flat = flat * leaf.values.astype(jnp.float32)[None]
+    rest = jax.ops.segment_sum(
+        flat.T, leaf.places // np.int32(inputs), outputs, indices_are_sorted=True
+    ).T
+    both = most.astype(jnp.float32) + rest.reshape(most.shape)
+    return both.astype(most.dtype)
 
 
 def _integer(

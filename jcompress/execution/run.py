@@ -14,7 +14,7 @@ from jcompress.execution.site import CompressedSite
 from jcompress.execution.together import make_dense
 from jcompress.kernels import Implementation
 from jcompress.sites import PRODUCTS, WEIGHTS
-from jcompress.tensors import QTensor, is_compressed
+from jcompress.tensors import QTensor, WithOutliers, is_compressed
 from jcompress.tensors.matrix import MatrixTensor
 from jcompress.tensors.ranges import Range
 from jcompress.tracing.handlers import Handler
@@ -141,7 +141,8 @@ def _evaluate(
         if any(s.path in tensors and s.operation in WEIGHTS for s in use.sites):
             handlers[where] = CompressedSite(None, record, implementation)
     for name, tensor in tensors.items():
-        if not isinstance(tensor, QTensor) or tensor.activation is None:
+        kinds = QTensor | WithOutliers
+        if not isinstance(tensor, kinds) or tensor.activation is None:
             continue
         products = [s for s in traced.sites.of(name) if s.operation in PRODUCTS]
         for number, site in enumerate(products):

@@ -16,7 +16,7 @@ from jcompress.execution.pointwise import Pointwise
 from jcompress.execution.products import Execution, How, LeafKernel
 from jcompress.kernels import Implementation
 from jcompress.sites import Operation
-from jcompress.tensors import Adapted, CompressedTensor, LowRank, QTensor
+from jcompress.tensors import Adapted, CompressedTensor, LowRank, QTensor, WithOutliers
 from jcompress.tensors.ranges import input_scale
 from jcompress.tensors.rounding import fake_quantize, round_to
 from jcompress.tensors.specs import Activation
@@ -78,6 +78,10 @@ class CompressedSite:
             known = leaf.tensor
             if isinstance(known, QTensor):
                 known = known.for_kernels()
+            elif isinstance(known, WithOutliers):
+                base = known.base.for_kernels()
+                whole = isinstance(base, QTensor)
+                known = dataclasses.replace(known, base=base) if whole else base
             if isinstance(known, str):
                 faked = self._faked(use, inputs, scaling)
                 return self._dense(use, faked, bind, known), None

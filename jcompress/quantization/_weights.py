@@ -1,5 +1,7 @@
 """Weights as a fake-quantized function meets them, with learned scales and noise."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -13,6 +15,7 @@ from jcompress.quantization.learned import (
 )
 from jcompress.quantization.noise import WeightNoise
 from jcompress.tensors.axes import Axes, from_matrix, to_matrix
+from jcompress.tensors.outliers import split_outliers
 from jcompress.tensors.range_specs import FullRange
 from jcompress.tensors.ranges import scale_and_zero
 from jcompress.tensors.rounding import fake_quantize
@@ -43,6 +46,15 @@ def simulate_weight(
         noise: what chance does.
         path: the leaf's name, of which its random numbers depend.
     """
+    if spec.outliers:
+        matrix, places, values = split_outliers(to_matrix(leaf, axes), spec.outliers)
+        plain = dataclasses.replace(spec, outliers=0.0)
+        rest = from_matrix(matrix, axes, leaf.shape)
+        faked = simulate_weight(rest, axes, plain, step, noise, path)
+        shape = matrix.shape
+        flat = to_matrix(faked, axes).reshape(*shape[:-2], shape[-2] * shape[-1])
+        whole = jnp.put_along_axis(flat, places, values, axis=-1, inplace=False)
+        return from_matrix(whole.reshape(shape), axes, leaf.shape)
     covered = spec.format.symmetric and isinstance(spec.range, FullRange)
     covered = covered and isinstance(spec.format, Int | Float8)
     covered = covered and spec.scales == FloatScales()

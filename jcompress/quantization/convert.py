@@ -1,5 +1,6 @@
 """`quantize`: replace the weights of a parameter tree by small stored numbers."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,8 +25,9 @@ from jcompress.rounding.base import Rounded, diagonal
 from jcompress.rules import Resolved, Rules
 from jcompress.sites import PRODUCTS, Site, Sites, leaf_axes
 from jcompress.statistics.moments import moments_of
-from jcompress.tensors import QTensor
-from jcompress.tensors.axes import Axes, matrix_shape, to_matrix
+from jcompress.tensors import QTensor, WithOutliers
+from jcompress.tensors.axes import Axes, from_matrix, matrix_shape, to_matrix
+from jcompress.tensors.outliers import split_outliers
 from jcompress.tensors.range_specs import LeastError
 from jcompress.tensors.ranges import Range
 from jcompress.tensors.specs import (
@@ -158,7 +160,7 @@ def quantize(
     known = _moments(specs, moments, sites)
     learned = _learned(specs, scales, sites)
 
-    def convert(name: str, leaf: Any, spec: Quantize) -> QTensor:
+    def convert(name: str, leaf: Any, spec: Quantize) -> QTensor | WithOutliers:
         return _convert(
             name,
             leaf,
@@ -253,8 +255,28 @@ def _convert(
     ranges: Mapping[str, Sequence[Range]],
     moments: jax.Array | None,
     learned: LearnedScales | None,
-) -> QTensor:
+) -> QTensor | WithOutliers:
     assert spec.weights is not None
+    if spec.weights.outliers:
+        axes = leaf_axes(uses)
+        matrix, places, values = _split(jnp.asarray(leaf), axes, spec.weights.outliers)
+        if _known(values) and not np.isfinite(np.asarray(values)).all():
+            raise ValueError(_broken(path, leaf))
+        plain = dataclasses.replace(spec.weights, outliers=0.0)
+        rest = from_matrix(matrix, axes, leaf.shape)
+        own = dataclasses.replace(spec, weights=plain)
+        base = _convert(path, rest, own, uses, ranges, moments, learned)
+        assert isinstance(base, QTensor)
+        return WithOutliers(
+            base=base,
+            places=places,
+            values=values,
+            shape=leaf.shape,
+            dtype=leaf.dtype,
+            stack_axes=axes.stack,
+            output_axes=axes.output,
+            input_axes=axes.input,
+        )
     products = _products(uses)
     activation = spec.activation if products else None
     axes = leaf_axes(uses)
@@ -283,8 +305,7 @@ def _convert(
             values, scales, zeros, spec.weights, leaf, axes, **remembered
         )
     # A number that is not finite makes the scale so that serves it.
-    traced = isinstance(tensor.scales, jax.core.Tracer)
-    if not traced and not np.isfinite(np.asarray(tensor.float_scales)).all():
+    if _known(tensor.scales) and not np.isfinite(np.asarray(tensor.float_scales)).all():
         raise ValueError(_broken(path, leaf))
     return tensor
 
@@ -298,6 +319,17 @@ def _rounded(
     rounding: Rounding,
 ) -> Rounded:
     return rounding.round(to_matrix(leaf, axes), weights, moments)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _split(
+    leaf: jax.Array, axes: Axes, fraction: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return split_outliers(to_matrix(leaf, axes), fraction)
+
+
+def _known(array: jax.Array) -> bool:
+    return not isinstance(array, jax.core.Tracer)
 
 
 def _broken(path: str, leaf: Any) -> str:

@@ -8,5 +8,6 @@ from jcompress.tensors.codebook import Codebook as Codebook
 from jcompress.tensors.hashed import Hashed as Hashed
 from jcompress.tensors.low_rank import LowRank as LowRank
 from jcompress.tensors.nm_sparse import NMSparse as NMSparse
+from jcompress.tensors.outliers import WithOutliers as WithOutliers
 from jcompress.tensors.qtensor import QTensor as QTensor
 from jcompress.tensors.removed import RemovedArray as RemovedArray

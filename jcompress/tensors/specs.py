@@ -196,19 +196,34 @@ class Weights:
         granularity: which weights share a scale.
         range: how a scale is chosen.
         scales: how scales are stored.
+        outliers: the part of each matrix, its largest numbers, that is stored as
+            floats in a sparse matrix of its own, below 0.5; 0 for none. A thousandth
+            lets the others have much smaller scales where a few weights are large.
 
     Raises:
         TypeError: a field is of another kind.
-        ValueError: the range does not suit the format.
+        ValueError: the range does not suit the format, or there can be no outliers.
     """
 
     format: NumberFormat = Int(8)
     granularity: Granularity = PerChannel()
     range: WeightRange = FullRange()
     scales: ScaleFormat = FloatScales()
+    outliers: float = 0.0
 
     def __post_init__(self) -> None:
         _check_format(self)
+        number = isinstance(self.outliers, int | float)
+        if not number or not 0 <= self.outliers < 0.5:
+            raise ValueError(
+                f"Weights: outliers is from 0 to below 0.5, not {self.outliers!r}"
+            )
+        odd = isinstance(self.format, Binary) or isinstance(self.range, Lsq)
+        if self.outliers and odd:
+            raise ValueError(
+                "Weights: outliers leave 0 in their places, which Binary() does not "
+                "have and Lsq() does not learn"
+            )
         if not isinstance(self.granularity, Granularity):
             raise TypeError(
                 "Weights: granularity is PerTensor(), PerChannel(), PerGroup(size) or "
