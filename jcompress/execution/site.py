@@ -75,13 +75,7 @@ class CompressedSite:
             scaling = input_scale(x, contracted(use), self.activation, read)
         if one:
             leaf = inputs[found[0]]
-            known = leaf.tensor
-            if isinstance(known, QTensor):
-                known = known.for_kernels()
-            elif isinstance(known, WithOutliers):
-                base = known.base.for_kernels()
-                whole = isinstance(base, QTensor)
-                known = dataclasses.replace(known, base=base) if whole else base
+            known = _for_kernels(leaf.tensor)
             if isinstance(known, str):
                 faked = self._faked(use, inputs, scaling)
                 return self._dense(use, faked, bind, known), None
@@ -308,6 +302,16 @@ class CompressedSite:
         out = use.eqn.outvars[0].aval
         rows = round_to(rows_of(leaf.tensor, picked), leaf.tensor.dtype)
         return [leaf.viewed(rows.reshape(out.shape))]
+
+
+def _for_kernels(tensor: CompressedTensor) -> CompressedTensor | str:
+    """The leaf in a form that kernels take, or why there is none."""
+    if isinstance(tensor, QTensor):
+        return tensor.for_kernels()
+    if isinstance(tensor, WithOutliers):
+        base = tensor.base.for_kernels()
+        return base if isinstance(base, str) else dataclasses.replace(tensor, base=base)
+    return tensor
 
 
 def _on_cpu() -> bool:
