@@ -50,7 +50,9 @@ def pytest_collection_modifyitems(
         first = zlib.crc32(name.encode()) % min(share, len(cases))
         chosen.update(cases[first::share])
     config.hook.pytest_deselected(items=[i for i in items if i not in chosen])
-    items[:] = [item for item in items if item in chosen]
+    kept = [item for item in items if item in chosen]
+    # The longest first, so that no worker ends long after the others.
+    items[:] = sorted(kept, key=lambda item: not item.get_closest_marker("slow"))
 
 
 @pytest.fixture(autouse=True, scope="module")
