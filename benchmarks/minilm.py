@@ -51,21 +51,24 @@ from jcompress.quantization import (
 )
 from jcompress.report import stored_bytes
 from jcompress.rules import Rules
-from jcompress.sites import PRODUCTS, find_sites
+from jcompress.sites import PRODUCTS, Operation, find_sites
 
 BASE = "jax f32"
 
 
-def specs() -> Mapping[str, Quantize]:
-    """What each compressed model does with the weights of its products."""
+FOUR = Weights(format=Int(4), granularity=PerGroup(32))
+
+
+def specs() -> Mapping[str, tuple[Quantize, Weights | None]]:
+    """What becomes of the weights of products, and of the tables; None: floats."""
     eight = Activation(format=Int(8), granularity=PerRow())
     return {
-        "W8A8": Quantize(activation=eight),
-        "W8": Quantize(),
-        "W4 g32": Quantize(weights=Weights(format=Int(4), granularity=PerGroup(32))),
-        "W4A8 g32": Quantize(
-            weights=Weights(format=Int(4), granularity=PerGroup(32)), activation=eight
-        ),
+        "W8A8, float tables": (Quantize(activation=eight), None),
+        "W8A8": (Quantize(activation=eight), Weights()),
+        "W8": (Quantize(), Weights()),
+        "W4 g32": (Quantize(weights=FOUR), Weights()),
+        "W4A8 g32": (Quantize(weights=FOUR, activation=eight), Weights()),
+        "W4A8 g32, 4-bit tables": (Quantize(weights=FOUR, activation=eight), FOUR),
     }
 
 
@@ -80,8 +83,10 @@ def our_runs(place: pathlib.Path) -> Iterator[tuple[str, Run, int]]:
         return lambda *batch: np.asarray(run(tree, *batch))
 
     yield BASE, made(apply, variables), stored_bytes(variables)
-    for name, spec in specs().items():
+    for name, (spec, tables) in specs().items():
         rules: Rules[Quantize] = [(lambda site: site.operation in PRODUCTS, spec)]
+        if tables is not None:
+            rules = [(Operation.LOOKUP, Quantize(weights=tables)), *rules]
         small = quantize(variables, rules, sites=sites)
         yield f"ours {name}", made(compressed(apply), small), stored_bytes(small)
 

@@ -23,6 +23,7 @@ The namespaces, each the one home of its names:
     correction    biases that make up for rounding
     tensors       the compressed leaves that stand in a tree for arrays
     execution     run a function on a tree with compressed leaves
+    kv_cache      keys and values of a decoder's attention in 8 or 4 bits
     kernels       products with compressed weights
     distillation  losses against a teacher
     errors        what every transform raises
@@ -50,6 +51,7 @@ if _TYPE_CHECKING:
     from jcompress import formats as formats
     from jcompress import interchange as interchange
     from jcompress import kernels as kernels
+    from jcompress import kv_cache as kv_cache
     from jcompress import low_rank as low_rank
     from jcompress import optimizers as optimizers
     from jcompress import pruning as pruning
@@ -72,7 +74,7 @@ __version__ = "0.1.0"
 _NAMESPACES = (
     *("allocation", "calibration", "checkpoint", "conversion", "correction", "depth"),
     *("distillation", "errors", "execution", "formats", "interchange"),
-    *("kernels", "low_rank", "optimizers"),
+    *("kernels", "kv_cache", "low_rank", "optimizers"),
     *("pruning", "qat", "quantization", "recipes", "report", "rescaling", "rounding"),
     "rules",
     *("sensitivity", "sharing", "shrinking", "sites", "statistics", "tensors"),

@@ -11,14 +11,14 @@ from jcompress.errors import MismatchError
 from jcompress.execution.convolutions import Windowed, takes_data
 from jcompress.execution.experts import by_expert, by_factor, why_not_by_expert
 from jcompress.execution.factored_convolutions import FactoredConv
-from jcompress.execution.lookups import rows_of, why_not_by_rows
+from jcompress.execution.lookups import Lookup
 from jcompress.execution.pointwise import Pointwise
 from jcompress.execution.products import Execution, How, LeafKernel
 from jcompress.kernels import Implementation
 from jcompress.sites import Operation
 from jcompress.tensors import Adapted, CompressedTensor, LowRank, QTensor, WithOutliers
 from jcompress.tensors.ranges import input_scale
-from jcompress.tensors.rounding import fake_quantize, round_to
+from jcompress.tensors.rounding import fake_quantize
 from jcompress.tensors.specs import Activation
 from jcompress.tracing.deferred import Deferred
 from jcompress.tracing.handlers import Bind
@@ -284,24 +284,11 @@ class CompressedSite:
         return [out]
 
     def _lookup(self, use: Use, inputs: list[Any], bind: Bind) -> list[jax.Array]:
-        leaf, indices = inputs[0], inputs[1]
-        why = why_not_by_rows(use, leaf)
-        if why:
-            return self._dense(use, inputs, bind, why)
+        leaf, plan = inputs[0], Lookup.of(use, inputs[0])
+        if isinstance(plan, str):
+            return self._dense(use, inputs, bind, plan)
         self._note(use, inputs, How.ROWS)
-
-        def picked(array: jax.Array) -> jax.Array:
-            return jax.lax.gather(
-                array,
-                indices,
-                use.eqn.params["dimension_numbers"],
-                (1, array.shape[1]),
-                mode=use.eqn.params["mode"],
-            ).reshape(-1, array.shape[1])
-
-        out = use.eqn.outvars[0].aval
-        rows = round_to(rows_of(leaf.tensor, picked), leaf.tensor.dtype)
-        return [leaf.viewed(rows.reshape(out.shape))]
+        return [plan.run(leaf, inputs[1:], use.eqn.outvars[0].aval)]
 
 
 def _for_kernels(tensor: CompressedTensor) -> CompressedTensor | str:
