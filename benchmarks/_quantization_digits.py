@@ -33,7 +33,8 @@ class Model(NamedTuple):
 def _perceptron(params: Params, x: jax.Array) -> jax.Array:
     x = jax.nn.relu(x @ params["first"] + params["first_bias"][None])
     x = jax.nn.relu(x @ params["second"] + params["second_bias"][None])
-    return x @ params["last"] + params["last_bias"][None]
+    logits: jax.Array = x @ params["last"] + params["last_bias"][None]
+    return logits
 
 
 def _convolve(params: Params, name: str, x: jax.Array, stride: int) -> jax.Array:
@@ -47,7 +48,9 @@ def _convolutional(params: Params, x: jax.Array) -> jax.Array:
     x = _convolve(params, "first", x, 1)
     x = _convolve(params, "second", x, 2)
     x = _convolve(params, "third", x, 2)
-    return x.reshape(x.shape[0], -1) @ params["last"] + params["last_bias"][None]
+    flat = x.reshape(x.shape[0], -1)
+    logits: jax.Array = flat @ params["last"] + params["last_bias"][None]
+    return logits
 
 
 def _starts(**shapes: tuple[int, ...]) -> Callable[[np.random.Generator], Params]:
@@ -113,7 +116,8 @@ def trained(model: Model, x: Host, labels: Host, steps: int = 300) -> Params:
     def step(params: Params, state: Any, x: Any, y: Any) -> tuple[Params, Any]:
         def loss(params: Params) -> jax.Array:
             logits = model.apply(params, x)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+            return jnp.mean(losses)
 
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state

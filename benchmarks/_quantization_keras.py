@@ -86,13 +86,11 @@ def run(*, quick: bool) -> tuple[list[Row], list[str]]:
     rows = []
     for key, one in made.items():
         found = np.asarray(one.run(judged))
-        error = float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+        off = float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
         low, middle, high = np.percentile(np.array(times[key]) / base, (25, 50, 75))
         quartiles = float(low), float(middle), float(high)
         mine = key[1].startswith("jcompress")
-        rows.append(
-            Row(*key, mine, error, one.bytes, one.seconds, times[key], quartiles)
-        )
+        rows.append(Row(*key, mine, off, one.bytes, one.seconds, times[key], quartiles))
     return rows, absent
 
 

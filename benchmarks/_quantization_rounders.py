@@ -57,7 +57,8 @@ class Contender(NamedTuple):
 
 
 def _apply(params: Any, x: jax.Array) -> jax.Array:
-    return (x * params["scale"][None]) @ params["w"]
+    result: jax.Array = (x * params["scale"][None]) @ params["w"]
+    return result
 
 
 def _rules(

@@ -185,13 +185,13 @@ def run(*, quick: bool) -> tuple[list[Row], list[str]]:
         right = float((exact.argmax(-1) == truth).mean())
         rows.append(Row(model.name, "float32", False, 0.0, right, 0.0, 0.0))
         for name, logits in made.items():
-            error = np.linalg.norm(logits - exact) / np.linalg.norm(exact)
+            off = np.linalg.norm(logits - exact) / np.linalg.norm(exact)
             right = float((logits.argmax(-1) == truth).mean())
             first, *rest = seconds[name]
             ours_too = name.startswith("jcompress")
             middle = float(np.median(rest))
             rows.append(
-                Row(model.name, name, ours_too, float(error), right, middle, first)
+                Row(model.name, name, ours_too, float(off), right, middle, first)
             )
     return rows, absent
 

