@@ -107,6 +107,8 @@ def weight_scales(
             span = _percentiles(blocks, over, spec.range.percent, spec.format)
         case MeanAbsolute():
             size = jnp.mean(jnp.abs(blocks.astype(jnp.float32)), over, keepdims=True)
+            # Signs have no 0: what is 0 throughout is nearly 0, not -1 and 1.
+            size = jnp.maximum(size, np.finfo(np.float32).tiny)
             span = Range(-size, size)
         case _:
             span = range_of(blocks, over)

@@ -53,7 +53,7 @@ def test_a_loud_neighbour_changes_nothing(model, shape):
 def test_the_granularity_follows_the_range():
     assert Activation().granularity == PerRow()
     assert Activation(range=MovingAverage()).granularity == PerTensor()
-    with pytest.raises(ValueError, match=r"moving average goes with PerTensor\(\)"):
+    with pytest.raises(ValueError, match=r"every other range goes with PerTensor\(\)"):
         Activation(granularity=PerRow(), range=MovingAverage())
 
 

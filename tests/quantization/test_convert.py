@@ -1,5 +1,6 @@
 """`quantize`: what it stores, that it equals fake quantization, and its errors."""
 
+import math
 from typing import Any
 
 import jax
@@ -83,7 +84,8 @@ def test_stores_what_fake_quantization_computes(
         faked = fake_quantize_weight(jnp.asarray(w), axes, spec)
         np.testing.assert_array_equal(tensor.dense(), faked)
         stored = tensor.scales.size * (4 if symmetric else 5)
-        size = len(tensor.values) * -(-tensor.matrix_shape[-1] * bits // 8)
+        *rows, inputs = tensor.matrix_shape
+        size = math.prod(rows) * -(-inputs * bits // 8)
         assert tensor.values.nbytes == size
         assert tensor.stored_bytes == size + stored
         assert tensor.shape == leaf.shape
@@ -190,7 +192,7 @@ AVERAGED = [("w", Quantize(activation=Activation(range=MovingAverage())))]
         ([("w", None)], "nothing to do"),
         ([("w", Quantize(weights=None, activation=Activation()))],
          "gives w no weights format.*nothing to store.*exclude it"),
-        (AVERAGED, r"w has a moving-average range.*it has: none.*Dynamic\(\)"),
+        (AVERAGED, r"of w has MovingAverage.*it has: none.*Dynamic\(\)"),
     ],
 )  # fmt: skip
 def test_rules_that_cannot_apply(rules: Any, message: str) -> None:

@@ -262,7 +262,7 @@ def test_errors() -> None:
             make()
     for make, message in (
         (lambda: Quantize(rounding=8), r"Nearest\(\) or Gptq"),
-        (lambda: Weights(range=0.5), r"FullRange\(\) or LeastError"),
+        (lambda: Weights(range=0.5), r"FullRange\(\), LeastError"),
     ):
         with pytest.raises(TypeError, match=message):
             make()

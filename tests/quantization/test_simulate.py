@@ -295,7 +295,7 @@ def test_training_step_composes_with_jit_grad_vmap_and_donation() -> None:
         ),
         (
             [("w", Quantize(activation=Activation(range=MovingAverage())))],
-            "w have moving-average ranges; pass",
+            "w have stored ranges; pass",
         ),
     ],
 )
