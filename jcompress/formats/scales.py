@@ -107,8 +107,7 @@ class PowerOfTwoScales(ScaleFormat):
     """Scales are powers of 2, of which a byte holds the exponent plus 127 (E8M0).
 
     The largest weight of a range is clipped by half a step at most. (The example in
-    section 6.3 of the specification clips it by up to a quarter, and errs more on
-    normally distributed weights.)
+    section 6.3 of the specification clips it by up to a quarter of its size.)
 
     References:
         Open Compute Project 2023, "OCP Microscaling Formats (MX) Specification",

@@ -122,7 +122,7 @@ def quantize(
         params: the parameters, with dense leaves.
         rules: pairs of a predicate and a `Quantize`, the same as for `fake_quant`.
         sites: the sites of the function that will use the tree, with the same names.
-        ranges: for the leaves with a moving-average activation, one range for each of
+        ranges: for the leaves with a `MovingAverage` or `Static` range, one for each of
             their product sites in order, by the leaf's name.
         moments: for each leaf whose rounding learns, such as `Gptq()`, the second
             moments of its inputs, float32 [*S, K, K], up to a factor: what

@@ -36,9 +36,10 @@ def fake_quant(
     Args:
         fn: any function of a parameter tree, such as `model.apply`.
         rules: pairs of a predicate and a `Quantize`.
-        ranges: for the leaves whose inputs have a `MovingAverage` range: what
-            `init_ranges` made and `calibrate` filled. A range that has seen no data
-            yet is replaced by that of the data at hand.
+        ranges: for the leaves whose inputs have a `MovingAverage` range what
+            `init_ranges` made and `calibrate` filled, for those with a `Static` one
+            what `jcompress.calibration.choose_ranges` gave. A range that has seen no
+            data yet is replaced by that of the data at hand.
         scales: for the leaves with an `Lsq` or `Pact` range: what
             `jcompress.qat.init_scales` made. Gradients flow to them, so make the
             transform inside the loss that takes them as an argument.

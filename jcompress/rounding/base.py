@@ -16,8 +16,9 @@ class Rounded(NamedTuple):
 
     Attributes:
         values: numbers of the format, of its dtype, [*S, N, K].
-        scales: float32 [*S, N or 1, G].
-        zeros: int8 of the shape of the scales; None if the format is symmetric.
+        scales: float32 [*S, R, G], such as `Weights.scales` can store.
+        zeros: of the format's dtype and the shape of the scales; None if it is
+            symmetric.
     """
 
     values: jax.Array

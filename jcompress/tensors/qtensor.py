@@ -248,11 +248,8 @@ class QTensor(MatrixTensor):
     def float_scales(self) -> jax.Array:
         """What the number 1 stands for, float32 of the shape of `scales`."""
         scales = self.scale_format.read(self.scales, self.scale_factor)
-        return scales if self.format.unit == 1 else scales * self._unit
-
-    @property
-    def _unit(self) -> np.float32:
-        return np.float32(self.format.unit)
+        unit = self.format.unit
+        return scales if unit == 1 else scales * np.float32(unit)
 
     def _dense(self) -> jax.Array:
         matrix = dequantize_matrix(

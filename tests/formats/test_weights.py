@@ -158,7 +158,7 @@ def test_data_that_no_kernel_takes_is_rounded_first(format: Any) -> None:
         (Weights(format=Int(4)), 0.126),
         (Weights(format=Int(4), range=LeastError()), 0.111),
         (Weights(format=NormalFloat4(), granularity=PerGroup(32)), 0.099),
-        # A fourth byte of scales less than nvfp4; the least of all powers of 2: 0.1074.
+        # Its scales are powers of 2 for 32 weights, those of nvfp4 float8 for 16.
         (FORMATS["mxfp4"], 0.1085),
         (FORMATS["nvfp4"], 0.0896),
         (dataclasses.replace(FORMATS["nvfp4"], range=LeastError()), 0.0846),
