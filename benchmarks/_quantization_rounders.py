@@ -65,7 +65,7 @@ def _rules(
     bits: int, group: int | None, symmetric: bool, searched: bool, how: Rounding
 ) -> Any:
     weights = Weights(
-        format=Int(bits, symmetric=symmetric),
+        format=Int(bits, symmetric=symmetric, full=symmetric),
         granularity=PerChannel() if group is None else PerGroup(group),
         range=LeastError() if searched else FullRange(),
     )

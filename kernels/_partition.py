@@ -50,7 +50,8 @@ def partitioned(
 
     def rule(mesh: Any, operands: Any, results: Any) -> SdyShardingRule:
         shapes = [tuple(one.shape) for one in (*operands, *results)]
-        return _rule(letters, shapes, cuts_inputs=of_parts is not None)
+        common = _by_whole_axes(_common(letters, shapes), mesh)
+        return _rule(letters, shapes, common, cuts_inputs=of_parts is not None)
 
     def run_whole(*parts: jax.Array) -> jax.Array:
         with _no_mesh():
@@ -130,9 +131,26 @@ def _common(
     return common
 
 
+def _by_whole_axes(common: dict[str, int], mesh: Any) -> dict[str, int]:
+    """The same with as many parts as no axis of the mesh has to be split for.
+
+    Shardy would cut 2 parts by half of an axis of 4 devices, which JAX cannot read.
+    """
+    sizes = [size for size in mesh.shape.values() if size > 1]
+
+    def fits(parts: int) -> bool:
+        return all(math.gcd(parts, size) in (1, size) for size in sizes)
+
+    return {
+        letter: max(n for n in range(1, parts + 1) if parts % n == 0 and fits(n))
+        for letter, parts in common.items()
+    }
+
+
 def _rule(
     letters: Sequence[str],
     shapes: Sequence[tuple[int, ...]],
+    common: dict[str, int],
     *,
     cuts_inputs: bool,
 ) -> SdyShardingRule:
@@ -141,7 +159,6 @@ def _rule(
     An axis with more elements than the common number of parts is a part number and,
     under a name of its own, a number within the part.
     """
-    common = _common(letters, shapes)
     sizes: dict[str, int] = {}
     whole_axes: set[str] = set()
     fixed: list[str] = []
@@ -150,7 +167,7 @@ def _rule(
         dims: list[Any] = []
         for axis, (letter, size) in enumerate(zip(role, shape, strict=True)):
             own = f"i{number}x{axis}"
-            if letter == OTHER:
+            if letter == OTHER or common[letter] == 1 < size:
                 fixed.append(own)
                 dims.append(own)
             elif size == common[letter]:
@@ -166,7 +183,8 @@ def _rule(
         mapping(number, role, shape)
         for number, (role, shape) in enumerate(zip(letters, shapes, strict=True))
     )
-    if "k" in common and not cuts_inputs:
+    inputs_are_cut = common.get("k", 1) > 1
+    if inputs_are_cut and not cuts_inputs:
         fixed.append("k")
     in_part: dict[str, Any] = {
         name: size for name, size in sizes.items() if name not in whole_axes
@@ -174,7 +192,7 @@ def _rule(
     return SdyShardingRule(
         tuple(operands),
         (product,),
-        reduction_factors=("k",) if "k" in common and cuts_inputs else (),
+        reduction_factors=("k",) if inputs_are_cut and cuts_inputs else (),
         need_replication_factors=tuple(fixed),
         **in_part,
     )

@@ -13,6 +13,7 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_cpu_parallel_codegen_split_count=1"
 )
 
+import hypothesis
 import jax
 import pytest
 
@@ -24,6 +25,12 @@ jax.config.update("jax_compilation_cache_dir", str(CACHE))
 # Tests compile thousands of tiny programs, many of them the same in every worker:
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+# The same examples in each run: what is found must fall for who changed something.
+hypothesis.settings.register_profile(
+    "same", derandomize=True, deadline=None, database=None
+)
+hypothesis.settings.load_profile("same")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

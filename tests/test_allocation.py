@@ -36,7 +36,7 @@ def best(options: Mapping[str, Options], budget: float) -> float | None:
     return min(fits, default=None)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(leaves, st.integers(0, 60))
 def test_against_all_combinations(options: Mapping[str, Options], budget: int) -> None:
     least = best(options, budget)
@@ -58,7 +58,7 @@ def test_against_all_combinations(options: Mapping[str, Options], budget: int) -
     assert found.error <= least + max(steps)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(
     st.lists(st.lists(numbers, min_size=1, max_size=5), min_size=1, max_size=3),
     st.integers(3, 20),

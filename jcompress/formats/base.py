@@ -42,6 +42,11 @@ class NumberFormat(abc.ABC):
             """That of the numbers when they are unpacked."""
 
     @property
+    def reach(self) -> float:
+        """The largest size that the scale of a symmetric range stretches to cover."""
+        return self.high
+
+    @property
     def unit(self) -> float:
         """What the unpacked number 1 stands for."""
         return 1.0

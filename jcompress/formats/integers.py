@@ -15,29 +15,42 @@ class Int(NumberFormat):
     """Integers of a number of bits, stored without gaps.
 
     Symmetric: `[-(2^(bits-1) - 1), 2^(bits-1) - 1]`, where 0 stands for 0.
+    Symmetric and full: `[-2^(bits-1), 2^(bits-1) - 1]`, one number more. The largest
+    weight lies half a step beyond `2^(bits-1) - 1`, so that none errs by more than
+    half a step. From 4 bits down this errs clearly less: 2 bits have 4 numbers, not 3.
     Asymmetric: `[-2^(bits-1), 2^(bits-1) - 1]` with an integer that stands for 0, its
     zero point (Jacob et al. 2018, "Quantization and Training of Neural Networks for
     Efficient Integer-Arithmetic-Only Inference", section 2.1).
 
     Attributes:
         bits: bits of a number, 2 to 8 or 16.
-        symmetric: whether the range is centred at 0.
+        symmetric: whether 0 stands for 0, so that no zero points are stored.
+        full: whether a symmetric format has the number -2^(bits-1), too; for weights.
 
     Raises:
-        ValueError: `bits` is not an int from 2 to 8, or 16.
-        TypeError: `symmetric` is not a bool.
+        ValueError: `bits` is not an int from 2 to 8, or 16; `full` of an asymmetric
+            format, which has all numbers anyway.
+        TypeError: `symmetric` or `full` is not a bool.
     """
 
     bits: int
     symmetric: bool = dataclasses.field(default=True, kw_only=True)
+    full: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         bits = self.bits
         whole = isinstance(bits, int) and not isinstance(bits, bool)
         if not whole or not (2 <= bits <= 8 or bits == 16):
             raise ValueError(f"Int: bits is an int from 2 to 8, or 16, not {bits!r}")
-        if not isinstance(self.symmetric, bool):
-            raise TypeError(f"Int: symmetric is True or False, not {self.symmetric!r}")
+        for name in ("symmetric", "full"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(
+                    f"Int: {name} is True or False, not {getattr(self, name)!r}"
+                )
+        if self.full and not self.symmetric:
+            raise ValueError(
+                "Int: symmetric=False has all numbers of its bits; leave out full=True"
+            )
 
     @property
     def high(self) -> int:
@@ -47,7 +60,12 @@ class Int(NumberFormat):
     @property
     def low(self) -> int:
         """The smallest number."""
-        return -self.high if self.symmetric else -self.high - 1
+        return -self.high if self.symmetric and not self.full else -self.high - 1
+
+    @property
+    def reach(self) -> float:
+        """The largest size in units of the scale that a symmetric range covers."""
+        return self.high + 0.5 if self.full else self.high
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -89,8 +107,16 @@ class Int(NumberFormat):
         )
 
     def covers(self, steps: jax.Array, zero: jax.Array | None = None) -> jax.Array:
-        """Where `round` would give the same without clipping; a bool an element."""
+        """Where `round` would give the same without clipping; a bool an element.
+
+        Of a full format all that its scale covers, too: where 7.5 becomes 7.
+        """
         integers = self._integers(steps, zero)
+        if self.full:
+            # A little more: the largest weight is `reach` times the scale but for the
+            # rounding of a quotient.
+            most = np.float32(self.reach * (1 + 2.0**-20))
+            return (integers >= np.float32(self.low)) & (steps <= most)
         return (integers >= np.float32(self.low)) & (integers <= np.float32(self.high))
 
     @staticmethod

@@ -45,8 +45,7 @@ def to_qtensor(
 ) -> QTensor:
     """A leaf of these numbers.
 
-    It is symmetric if every zero point is the middle and no number is the lowest,
-    which symmetric formats do not have.
+    It is symmetric if every zero point is the middle.
 
     Args:
         numbers: what it is made of.
@@ -56,8 +55,8 @@ def to_qtensor(
     """
     values, scales, zeros, bits = numbers
     half = np.uint8(2 ** (bits - 1))
-    middle = zeros is None or bool((zeros == half).all())
-    symmetric = middle and not bool((values == 0).any())
+    symmetric = zeros is None or bool((zeros == half).all())
+    full = symmetric and bool((values == 0).any())
     # Without borrowing from bits above: values - half, in two's complement.
     if bits < 8:
         stored = pack(values ^ half, bits)
@@ -65,9 +64,7 @@ def to_qtensor(
         stored = (values - half).view(np.int8)
     signed = None
     if not symmetric:
-        signed = np.zeros(scales.shape, np.int8)
-        if zeros is not None:
-            signed = (zeros - half).view(np.int8)
+        signed = (zeros - half).view(np.int8)
     *stacks, outputs, inputs = values.shape
     if shape is None:
         shape = (*stacks, inputs, outputs)
@@ -77,7 +74,7 @@ def to_qtensor(
         values=jnp.asarray(np.ascontiguousarray(stored)),
         scales=jnp.asarray(np.ascontiguousarray(scales, np.float32)),
         zeros=None if signed is None else jnp.asarray(np.ascontiguousarray(signed)),
-        format=Int(bits, symmetric=symmetric),
+        format=Int(bits, symmetric=symmetric, full=full),
         shape=shape,
         dtype=dtype,
         stack_axes=axes.stack,

@@ -15,10 +15,10 @@ def fake_quantize_within(
 ) -> jax.Array:
     """`fake_quantize` of numbers whose own largest made the scale.
 
-    The largest is `format.high` steps but for the rounding of a quotient, so all round
-    to numbers of the format, and `fake_quantize` would find nothing clipped: the same
-    values and the same derivative, 1. No mask has to be made and kept for it, which a
-    training step is faster without.
+    The largest is `format.reach` steps but for the rounding of a quotient, so all are
+    covered, and `fake_quantize` would find nothing clipped: the same values and the
+    same derivative, 1. No mask has to be made and kept for it, which a training step
+    is faster without.
 
     Args:
         x: floats of any shape.

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from jcompress.conversion import convert_leaves, resolve_specs
 from jcompress.errors import MismatchError
@@ -28,6 +29,7 @@ from jcompress.statistics.moments import moments_of
 from jcompress.tensors import QTensor, WithOutliers
 from jcompress.tensors.axes import Axes, from_matrix, matrix_shape, to_matrix
 from jcompress.tensors.outliers import split_outliers
+from jcompress.tensors.placing import keep_rows, rows_of
 from jcompress.tensors.range_specs import LeastError
 from jcompress.tensors.ranges import Range
 from jcompress.tensors.specs import (
@@ -259,7 +261,9 @@ def _convert(
     assert spec.weights is not None
     if spec.weights.outliers:
         axes = leaf_axes(uses)
-        matrix, places, values = _split(jnp.asarray(leaf), axes, spec.weights.outliers)
+        matrix, places, values = _split(
+            jnp.asarray(leaf), axes, spec.weights.outliers, rows_of(leaf, axes)
+        )
         if _known(values) and not np.isfinite(np.asarray(values)).all():
             raise ValueError(_broken(path, leaf))
         plain = dataclasses.replace(spec.weights, outliers=0.0)
@@ -289,6 +293,8 @@ def _convert(
             learned_range(one, activation.format) for one in learned.inputs
         )
     if learned is not None and learned.weights is not None:
+        if _known(leaf) and not np.isfinite(np.asarray(leaf)).all():
+            raise ValueError(_broken(path, leaf))
         numbers = learned_numbers(
             jnp.asarray(leaf), axes, learned.weights, spec.weights.format
         )
@@ -299,7 +305,12 @@ def _convert(
         )
     else:
         values, scales, zeros = _rounded(
-            jnp.asarray(leaf), moments, axes, spec.weights, spec.rounding
+            jnp.asarray(leaf),
+            moments,
+            axes,
+            spec.weights,
+            spec.rounding,
+            rows_of(leaf, axes),
         )
         tensor = QTensor.pack(
             values, scales, zeros, spec.weights, leaf, axes, **remembered
@@ -310,22 +321,26 @@ def _convert(
     return tensor
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def _rounded(
     leaf: jax.Array,
     moments: jax.Array | None,
     axes: Axes,
     weights: Weights,
     rounding: Rounding,
+    place: NamedSharding | None,
 ) -> Rounded:
-    return rounding.round(to_matrix(leaf, axes), weights, moments)
+    matrix = keep_rows(to_matrix(leaf, axes), place)
+    made = rounding.round(matrix, weights, moments)
+    return Rounded(*jax.tree.map(lambda array: keep_rows(array, place), tuple(made)))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _split(
-    leaf: jax.Array, axes: Axes, fraction: float
+    leaf: jax.Array, axes: Axes, fraction: float, place: NamedSharding | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return split_outliers(to_matrix(leaf, axes), fraction)
+    matrix, places, values = split_outliers(to_matrix(leaf, axes), fraction)
+    return keep_rows(matrix, place), places, values
 
 
 def _known(array: jax.Array) -> bool:

@@ -108,9 +108,11 @@ def learned_range(learned: Learned, format: NumberFormat) -> Range:
     if isinstance(learned, Clip):
         high = jnp.abs(learned.high)
         return Range(-high if format.symmetric else jnp.zeros_like(high), high)
-    width = jnp.abs(learned.scale) * np.float32(numbers_between(format))
+    scale = jnp.abs(learned.scale)
     if learned.offset is None:
+        width = scale * np.float32(format.reach)
         return Range(-width, width)
+    width = scale * np.float32(numbers_between(format))
     return Range(learned.offset, learned.offset + width)
 
 

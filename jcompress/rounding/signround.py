@@ -89,8 +89,11 @@ def _learned(
     shape, format = matrix.shape, weights.format
     matrix = matrix.astype(jnp.float32)
     moments = per_weight(moments.astype(jnp.float32))
-    base = np.float32(0) if zeros is None else zeros
-    span = Range((format.low - base) * scales, (format.high - base) * scales)
+    if zeros is None:
+        width = np.float32(format.reach) * scales
+        span = Range(-width, width)
+    else:
+        span = Range((format.low - zeros) * scales, (format.high - zeros) * scales)
 
     def to_steps(scale: jax.Array) -> jax.Array:
         return matrix * (np.float32(1) / spread(scale, *shape))

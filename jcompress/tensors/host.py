@@ -77,7 +77,7 @@ def _rounded(matrix: Host, spec: Weights) -> tuple[Host, Host, Host | None]:
     zero = None
     if format.symmetric:
         width = np.maximum(np.abs(low), np.abs(high))
-        scale = _invertible(width * np.float32(1 / int(qmax)))
+        scale = _invertible(width * np.float32(1 / format.reach))
     else:
         low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
         scale = _invertible((high - low) * np.float32(1 / int(qmax - qmin)))

@@ -48,7 +48,7 @@ def scale_and_zero(
 ) -> tuple[jax.Array, jax.Array | None]:
     """What the number 1 stands for, and the integer that stands for 0.
 
-    Symmetric: `scale = max(|low|, |high|) / format.high`.
+    Symmetric: `scale = max(|low|, |high|) / format.reach`.
     Asymmetric, after widening the range to contain 0:
     `scale = (high - low) / (format.high - format.low)` and
     `zero = clip(round(format.low - low / scale), format.low, format.high)` (Jacob et
@@ -62,7 +62,7 @@ def scale_and_zero(
     low, high = range.low.astype(jnp.float32), range.high.astype(jnp.float32)
     if format.symmetric:
         width = jnp.maximum(jnp.abs(low), jnp.abs(high))
-        return scales.fit(width, format.high), None
+        return scales.fit(width, format.reach), None
     low = jnp.minimum(low, np.float32(0))
     high = jnp.maximum(high, np.float32(0))
     first, last = np.float32(format.low), np.float32(format.high)

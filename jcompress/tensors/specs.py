@@ -70,6 +70,14 @@ def _check_format(spec: "Weights | Activation") -> None:
         )
 
 
+def _check_full(spec: "Activation") -> None:
+    if isinstance(spec.format, Int) and spec.format.full:
+        raise ValueError(
+            "Activation: full=True is for weights; the products of integers round "
+            f"data to numbers centred at 0: Int({spec.format.bits})"
+        )
+
+
 def _check_learned(spec: "Weights | Activation") -> None:
     stored = spec.scales if isinstance(spec, Weights) else FloatScales()
     if isinstance(spec.range, Lsq) and stored != FloatScales():
@@ -315,7 +323,7 @@ class Activation:
 
     Raises:
         ValueError: `PerRow()` has a range that is not dynamic: the rows of the next
-            batch are others.
+            batch are others; the format is full.
         TypeError: `format`, `granularity` or `range` is of another kind.
     """
 
@@ -325,6 +333,7 @@ class Activation:
 
     def __post_init__(self) -> None:
         _check_format(self)
+        _check_full(self)
         if self.granularity is None:
             dynamic = isinstance(self.range, Dynamic)
             default = PerRow() if dynamic else PerTensor()

@@ -59,6 +59,7 @@ def numbers_of(format: NumberFormat) -> np.ndarray[Any, Any]:
 ALL = [
     *(Int(bits) for bits in (2, 3, 4, 5, 6, 7, 8)),
     Int(6, symmetric=False),
+    Int(2, full=True),
     *SMALL_FLOATS,
     NormalFloat4(),
     Ternary(),
@@ -85,6 +86,21 @@ def test_rounds_to_the_nearest_and_covers_what_is_not_clipped(
     last_step = known[-1] - known[-2]
     beyond = (steps > known[-1] + last_step) | (steps < known[0] - last_step)
     assert not covered[beyond].any()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_full_format_has_all_numbers_of_its_bits(bits: int) -> None:
+    format, half = Int(bits, full=True), 2 ** (bits - 1)
+    assert (format.low, format.high, format.reach) == (-half, half - 1, half - 0.5)
+    # What the scale covers is half a step from a number at most, and gets a gradient.
+    steps = jnp.linspace(-format.reach, format.reach, 257, dtype=jnp.float32)
+    assert float(jnp.abs(format.round(steps) - steps).max()) <= 0.5
+    assert bool(format.covers(steps).all())
+    assert not format.covers(jnp.array([-half - 0.51, format.reach + 0.01])).any()
+    with pytest.raises(ValueError, match="symmetric=False has all numbers"):
+        Int(bits, symmetric=False, full=True)
+    with pytest.raises(TypeError, match="full is True or False, not 1"):
+        Int(bits, full=1)
 
 
 @pytest.mark.parametrize("format", SMALL_FLOATS, ids=str)

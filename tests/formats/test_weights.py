@@ -49,6 +49,9 @@ FORMATS = {
     "int6 shifted": Weights(format=Int(6, symmetric=False), granularity=PerGroup(8)),
     "int7": Weights(format=Int(7), range=Percentile(percent=99)),
     "int16": Weights(format=Int(16, symmetric=False)),
+    "int2 full": Weights(format=Int(2, full=True), granularity=PerGroup(32)),
+    "int4 full": Weights(format=Int(4, full=True)),
+    "int8 full": Weights(format=Int(8, full=True)),
     "e5m2": Weights(format=Float8(5)),
     "mxfp8": Weights(format=Float8(), granularity=PerGroup(32), scales=MX),
     "mxfp6": Weights(format=Float6(), granularity=PerGroup(32), scales=MX),
@@ -124,13 +127,17 @@ def test_what_runs_is_what_was_simulated(name: str, tmp_path: Any) -> None:
     assert float(jnp.abs(run(broken, X) - simulated).max()) > 1e-3 * size
     ways = {use.path: use.how for use in inspect(model, small, X)}
     product = How.DENSE if name in DENSE else How.WEIGHT_ONLY
-    assert ways == {"table": How.ROWS, "layers": product, "out": product}
+    # Those of the kernels' own formats that are small become dense in one step.
+    last = How.DENSE if name.endswith("full") else product
+    assert ways == {"table": How.ROWS, "layers": product, "out": last}
     checkpoint.save(tmp_path / "saved", small)
     loaded = checkpoint.load(tmp_path / "saved", like=small)
     jax.tree.map(np.testing.assert_array_equal, loaded, small)
 
 
-@pytest.mark.parametrize("name", ["mxfp4", "ternary", "binary", "int6 shifted"])
+@pytest.mark.parametrize(
+    "name", ["mxfp4", "ternary", "binary", "int6 shifted", "int8 full"]
+)
 def test_integers_behind_other_formats_multiply_integers(name: str) -> None:
     rules = [("out", Quantize(weights=FORMATS[name], activation=Activation()))]
     small = quantize(PARAMS, rules, sites=SITES)
@@ -156,6 +163,8 @@ def test_data_that_no_kernel_takes_is_rounded_first(format: Any) -> None:
     [
         (Weights(format=Int(8)), 0.0077),
         (Weights(format=Int(4)), 0.126),
+        (Weights(format=Int(4, full=True)), 0.1195),
+        (Weights(format=Int(2, full=True), range=LeastError()), 0.43),
         (Weights(format=Int(4), range=LeastError()), 0.111),
         (Weights(format=NormalFloat4(), granularity=PerGroup(32)), 0.099),
         # Its scales are powers of 2 for 32 weights, those of nvfp4 float8 for 16.
@@ -163,13 +172,52 @@ def test_data_that_no_kernel_takes_is_rounded_first(format: Any) -> None:
         (FORMATS["nvfp4"], 0.0896),
         (dataclasses.replace(FORMATS["nvfp4"], range=LeastError()), 0.0846),
     ],
-    ids=["int8", "int4", "int4 least", "nf4", "mxfp4", "nvfp4", "nvfp4 least"],
+    ids=[
+        "int8",
+        "int4",
+        "int4 full",
+        "int2 full",
+        "int4 least",
+        "nf4",
+        "mxfp4",
+        "nvfp4",
+        "nvfp4 least",
+    ],
 )
 def test_relative_errors_on_normal_weights(spec: Weights, most: float) -> None:
     w = jax.random.normal(jax.random.key(0), (512, 128))
     dense = QTensor.quantize(w, Axes((), (0,), (1,)), spec).dense()
     error = float(jnp.abs(dense - w).mean() / jnp.abs(w).mean())
     assert error <= most
+
+
+def test_the_lowest_number_of_8_bits_meets_the_largest_data() -> None:
+    # Where sums of two products of bytes come nearest to leaving 16 bits.
+    numbers = np.where(np.arange(64) % 3 == 0, 127, -128).astype(np.int8)
+    numbers = np.tile(numbers, (256, 1))
+    leaf = QTensor.pack(
+        jnp.asarray(numbers),
+        jnp.ones((256, 1)),
+        None,
+        FORMATS["int8 full"],
+        jax.ShapeDtypeStruct((64, 256), jnp.float32),
+        Axes((), (1,), (0,)),
+        activation=Activation(format=Int(8)),
+    )
+    for x in (jnp.ones((3, 64)), -jnp.ones((3, 64))):
+        y = compressed(product)(leaf, x)
+        np.testing.assert_allclose(y, np.asarray(x) @ numbers.T, rtol=1e-6)
+    (use,) = inspect(product, leaf, x)
+    assert use.how is How.INTEGER
+
+
+def product(w: Any, x: jax.Array) -> jax.Array:
+    return x @ w
+
+
+def test_data_is_not_rounded_to_a_full_format() -> None:
+    with pytest.raises(ValueError, match=r"full=True is for weights.*Int\(8\)"):
+        Activation(format=Int(8, full=True))
 
 
 def test_the_scale_of_a_block_is_that_of_its_largest_weight() -> None:
@@ -246,7 +294,7 @@ def test_one_error_names_what_is_not_finite(name: str) -> None:
         quantize(broken, rules, sites=SITES)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     name=st.sampled_from(sorted(FORMATS)),
     power=st.integers(-44, 37),
@@ -269,10 +317,12 @@ def test_any_finite_weights(
     assert jax.tree.structure(abstract) == jax.tree.structure(made)
     dense = np.asarray(made.dense())
     assert np.isfinite(dense).all()
-    # The coarsest, ternary, makes 0 of what is less than half of the mean.
-    assert np.abs(dense - w).max() <= np.abs(w).max() * 0.9 + 1e-37
-    if constant and not holes and power > -36 and spec.format.symmetric:
-        np.testing.assert_allclose(dense, w, rtol=0.13)
+    # The scale of ternary numbers is a mean, small where most weights are 0.
+    assert np.abs(dense - w).max() <= np.abs(w).max() + 1e-37
+    exact = spec.format.symmetric and not name.endswith("full")
+    if constant and not holes and power > -36 and exact:
+        # 5, in the middle between two numbers of mxfp4, becomes 4.
+        np.testing.assert_allclose(dense, w, rtol=0.201)
 
 
 _quantized = jax.jit(QTensor.quantize, static_argnums=(1, 2))

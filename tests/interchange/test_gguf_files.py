@@ -82,7 +82,7 @@ def test_a_known_block(tmp_path: pathlib.Path) -> None:
     raw = struct.pack("<e", 0.5) + nibbles
     put(path, "Q4_0", (1, 32), np.frombuffer(raw, np.uint8))
     leaf = read_gguf(path).tensors["w"]
-    assert leaf.format == Int(4, symmetric=False)  # -8 is there
+    assert leaf.format == Int(4, full=True)  # -8 is there
     row = np.zeros(32, np.float32)
     row[15], row[16], row[31] = 3.5, 0.5, -4
     np.testing.assert_array_equal(leaf.dense()[:, 0], row)

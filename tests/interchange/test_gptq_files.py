@@ -88,7 +88,9 @@ def test_runs_compressed(tmp_path: pathlib.Path) -> None:
     np.testing.assert_allclose(y, np.asarray(x) @ dense, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("format", [Int(4), Int(3), Int(4, symmetric=False), Int(8)])
+@pytest.mark.parametrize(
+    "format", [Int(4), Int(3, full=True), Int(4, symmetric=False), Int(8)]
+)
 def test_writes_the_bits(tmp_path: pathlib.Path, format: Int) -> None:
     path = tmp_path / "m.safetensors"
     kernel = jax.random.normal(jax.random.key(0), (64, 32))

@@ -165,9 +165,9 @@ def test_the_state_of_an_nnx_module() -> None:
     ("kind", "low", "high", "qtype", "format"),
     [
         (jnp.int8, -127, 128, None, Int(8)),
-        (jnp.int8, -128, -126, None, Int(8, symmetric=False)),
+        (jnp.int8, -128, -126, None, Int(8, full=True)),
         (jnp.int4, -7, 8, None, Int(4)),
-        (jnp.int2, -2, 2, None, Int(2, symmetric=False)),
+        (jnp.int2, -2, 2, None, Int(2, full=True)),
         (jnp.uint4, 0, 16, None, Int(4, symmetric=False)),
         (jnp.uint8, 0, 256, None, Int(8, symmetric=False)),
         (jnp.int8, -3, 4, "int3", Int(3)),

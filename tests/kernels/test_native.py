@@ -32,9 +32,6 @@ pytestmark = [
 EXAMPLES = 25 if SANITIZED else 20
 many = settings(
     max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=True,
-    database=None,
     suppress_health_check=list(HealthCheck),
 )
 

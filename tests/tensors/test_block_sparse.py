@@ -38,7 +38,7 @@ def make(matrix: Any, block: tuple[int, int] = (2, 3), **changes: Any) -> BlockS
     return BlockSparse(**{**given, **changes})
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     stack=st.integers(1, 3),
     block=st.tuples(st.integers(1, 4), st.integers(1, 4)),

@@ -27,6 +27,7 @@ W[0, 0, 0] = -0.0
         Weights(format=Int(8, symmetric=False), granularity=PerTensor()),
         Weights(format=Int(4, symmetric=False)),
         Weights(format=Int(3)),
+        Weights(format=Int(4, full=True)),
         Weights(format=Float8()),
     ],
 )

@@ -41,7 +41,7 @@ def make(matrix: Any, n: int = 2, m: int = 4, **changes: Any) -> NMSparse:
     return NMSparse(**{**given, **changes})
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     pattern=st.sampled_from([(1, 2), (2, 4), (1, 4), (2, 8), (4, 8), (3, 5)]),
     inputs=st.integers(1, 21),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jcompress.formats.packing import pack_bits, packed_size, unpack_bits
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     bits=st.integers(2, 8),
     rows=st.integers(0, 3),

@@ -141,7 +141,7 @@ def test_a_given_range_clips_and_stops_the_gradient(
     np.testing.assert_array_equal(kept, expected.kept)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     low=st.floats(-1e6, 1e6, width=32, allow_subnormal=False),
     width=st.floats(0, 1e6, width=32, allow_subnormal=False),
@@ -240,7 +240,7 @@ def test_more_bits_and_smaller_groups_have_smaller_errors() -> None:
     assert by_group == sorted(by_group, reverse=True)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     stacks=st.lists(st.integers(1, 3), max_size=2),
     outputs=st.integers(1, 4),
