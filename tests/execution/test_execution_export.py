@@ -118,7 +118,9 @@ def test_for_any_number_of_rows(portable: bool) -> None:
 
 def test_the_layers_run_as_stored() -> None:
     entries = {entry.path: entry for entry in inspect(model, *case())}
-    assert "in floats" in entries.pop("conv").why
+    # Which is faster depends on the instructions of the machine.
+    conv = entries.pop("conv")
+    assert conv.how is How.WEIGHT_ONLY or "in floats" in conv.why
     hows = {path: entry.how for path, entry in entries.items()}
     assert hows.pop("table") is How.ROWS
     assert hows.pop("w8a8") is How.INTEGER
