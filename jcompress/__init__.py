@@ -26,6 +26,8 @@ The namespaces, each the one home of its names:
     kv_cache      keys and values of a decoder's attention in 8 or 4 bits
     kernels       products with compressed weights
     distillation  losses against a teacher
+    ensembles     several models as one: means, votes, learned combinations
+    merging       several models' weights in one tree: soups, averages, task arithmetic
     errors        what every transform raises
     checkpoint    save and load trees with compressed leaves
     interchange   quantized weights in the files and trees of other libraries
@@ -46,6 +48,7 @@ if _TYPE_CHECKING:
     from jcompress import correction as correction
     from jcompress import depth as depth
     from jcompress import distillation as distillation
+    from jcompress import ensembles as ensembles
     from jcompress import errors as errors
     from jcompress import execution as execution
     from jcompress import formats as formats
@@ -53,6 +56,7 @@ if _TYPE_CHECKING:
     from jcompress import kernels as kernels
     from jcompress import kv_cache as kv_cache
     from jcompress import low_rank as low_rank
+    from jcompress import merging as merging
     from jcompress import optimizers as optimizers
     from jcompress import pruning as pruning
     from jcompress import qat as qat
@@ -73,8 +77,8 @@ __version__ = "0.1.0"
 
 _NAMESPACES = (
     *("allocation", "calibration", "checkpoint", "conversion", "correction", "depth"),
-    *("distillation", "errors", "execution", "formats", "interchange"),
-    *("kernels", "kv_cache", "low_rank", "optimizers"),
+    *("distillation", "ensembles", "errors", "execution", "formats", "interchange"),
+    *("kernels", "kv_cache", "low_rank", "merging", "optimizers"),
     *("pruning", "qat", "quantization", "recipes", "report", "rescaling", "rounding"),
     "rules",
     *("sensitivity", "sharing", "shrinking", "sites", "statistics", "tensors"),

@@ -64,6 +64,7 @@ def to_qtensor(
         stored = (values - half).view(np.int8)
     signed = None
     if not symmetric:
+        assert zeros is not None
         signed = (zeros - half).view(np.int8)
     *stacks, outputs, inputs = values.shape
     if shape is None:
