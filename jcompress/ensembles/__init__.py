@@ -15,6 +15,10 @@ from jcompress.ensembles.combining import mean_probabilities as mean_probabiliti
 from jcompress.ensembles.members import ensemble as ensemble
 from jcompress.ensembles.members import stack as stack
 from jcompress.ensembles.members import unstack as unstack
+from jcompress.ensembles.rank_one import Factors as Factors
+from jcompress.ensembles.rank_one import RankOne as RankOne
+from jcompress.ensembles.rank_one import rank_one_members as rank_one_members
+from jcompress.ensembles.rank_one import with_factors as with_factors
 from jcompress.ensembles.stacking import Stacker as Stacker
 from jcompress.ensembles.stacking import fit_stacker as fit_stacker
 from jcompress.ensembles.stacking import folds as folds

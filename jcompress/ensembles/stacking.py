@@ -151,7 +151,8 @@ def _fit(
         out = _combined(stacker, row)
         likely = optax.softmax_cross_entropy_with_integer_labels(out, labels)
         moved = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b)), stacker, start)
-        return jnp.mean(likely) + decay * sum(jax.tree.leaves(moved))
+        total: jax.Array = sum(jax.tree.leaves(moved), jnp.zeros(()))
+        return jnp.mean(likely) + decay * total
 
     solver = optax.lbfgs()
     slope = optax.value_and_grad_from_state(loss)
@@ -164,6 +165,7 @@ def _fit(
         )
         return optax.apply_updates(stacker, updates), state
 
+    fitted: Stacker
     fitted, _ = jax.lax.fori_loop(0, steps, step, (start, solver.init(start)))
     return fitted
 

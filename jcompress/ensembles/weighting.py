@@ -103,4 +103,5 @@ def _fit_weights(logits: jax.Array, labels: jax.Array, steps: int) -> jax.Array:
 
     members = len(logits)
     start = jnp.full((members,), np.float32(1 / members))
-    return jax.lax.fori_loop(0, steps, step, start)
+    found: jax.Array = jax.lax.fori_loop(0, steps, step, start)
+    return found

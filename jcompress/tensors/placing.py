@@ -48,4 +48,5 @@ def keep_rows(array: jax.Array, place: NamedSharding | None) -> jax.Array:
     for part in parts:
         if array.ndim <= rows or array.shape[rows] % part:
             return array
-    return jax.lax.with_sharding_constraint(array, place)
+    kept: jax.Array = jax.lax.with_sharding_constraint(array, place)
+    return kept

@@ -1,5 +1,6 @@
 """Ensembles of functions: stacked, compressed, of other architectures, trained."""
 
+import doctest
 import functools
 from typing import Any
 
@@ -11,13 +12,17 @@ import optax
 import pytest
 
 from jcompress.ensembles import (
+    RankOne,
     ensemble,
     fit_stacker,
     majority_vote,
     mean_logits,
     mean_probabilities,
+    rank_one,
+    rank_one_members,
     stack,
     unstack,
+    with_factors,
 )
 from jcompress.errors import MismatchError
 from jcompress.execution import compressed
@@ -129,6 +134,54 @@ def test_members_are_trained_side_by_side_as_alone() -> None:
         for _ in range(3):
             alone = step(alone, orders[number], smoothing[number])
         chex.assert_trees_all_close(tree, alone[0], atol=1e-5)
+
+
+def test_members_that_share_all_but_two_vectors() -> None:
+    def network(params: Any, x: jax.Array) -> jax.Array:
+        x = jax.lax.conv_general_dilated(
+            x[:, :, None],
+            params["conv"],
+            (1,),
+            "SAME",
+            dimension_numbers=("NHC", "HIO", "NHC"),
+        )
+        return jax.nn.relu(x).mean(1) @ params["out"]
+
+    params = {
+        "conv": jax.random.normal(jax.random.key(0), (3, 1, 4)),
+        "out": jax.random.normal(jax.random.key(1), (4, 3), jnp.bfloat16),
+    }
+    run_one = lambda params, x: network(  # noqa: E731
+        {**params, "out": params["out"].astype(jnp.float32)}, x
+    )
+    sites = find_sites(run_one, params, X)
+    rules = [("conv", RankOne()), ("out", RankOne(deviation=0.5))]
+    key = jax.random.key(2)
+    vectors = rank_one_members(params, rules, sites=sites, members=5, key=key)
+    assert vectors["conv"].inputs.shape == (5, 3, 1, 1)
+    assert set(np.unique(vectors["conv"].outputs).tolist()) == {-1, 1}
+    run = ensemble(lambda v, x: run_one(with_factors(params, v), x), None)
+    found = jax.jit(run)(vectors, X)
+    for e in range(5):
+        member = {
+            name: (
+                np.asarray(leaf, np.float32)
+                * np.asarray(vectors[name].inputs[e])
+                * np.asarray(vectors[name].outputs[e])
+            ).astype(leaf.dtype)
+            for name, leaf in params.items()
+        }
+        np.testing.assert_allclose(found[e], run_one(member, X), rtol=1e-4, atol=1e-4)
+    assert float(jnp.abs(found[0] - found[1]).max()) > 0.01
+    grads = jax.grad(lambda v: run(v, X).sum())(vectors)
+    assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(grads))
+    with pytest.raises(MismatchError, match="give those of one member"):
+        with_factors(params, vectors)
+    with pytest.raises(ValueError, match="members is an int of 1 or more, not 0"):
+        rank_one_members(params, rules, sites=sites, members=0, key=key)
+    with pytest.raises(ValueError, match="deviation is None, 0 or more"):
+        RankOne(deviation=-1)
+    assert doctest.testmod(rank_one).failed == 0
 
 
 def test_members_that_do_not_fit() -> None:
