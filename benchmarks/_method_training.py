@@ -11,7 +11,7 @@ from _bench import Bench, Made
 from _methods import GROUP, integers, rules_of
 from _subjects import Speaker
 
-from jcompress.distillation import soft_targets
+from jcompress.distillation.logits import soft_targets
 from jcompress.formats import Int
 from jcompress.qat import Lsq, init_scales
 from jcompress.quantization import (

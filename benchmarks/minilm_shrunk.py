@@ -44,7 +44,7 @@ from _timing import machine, pin
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "examples"))
 import minilm_bert
 
-from jcompress.distillation import hidden_cosine
+from jcompress.distillation.features import hidden_cosine
 from jcompress.report import stored_bytes
 from jcompress.sites import find_sites
 
@@ -140,7 +140,7 @@ def recover(
         vectors, states = student.states({"params": {**frozen, **trained}}, *batch)
         kept = batch[1].astype(bool)
         far = hidden_cosine(vectors, wanted[0])
-        return jnp.mean(far + hidden_cosine(states, wanted[1], mask=kept))
+        return jnp.mean(far + hidden_cosine(states, wanted[1], where=kept))
 
     @jax.jit
     def step(trained: Any, state: Any, *args: Any) -> Any:

@@ -11,7 +11,7 @@ import optax
 from fashion_mnist import batches, load
 from flax import nnx
 
-from jcompress.distillation import soft_targets
+from jcompress.distillation.logits import soft_targets
 from jcompress.execution import compressed
 from jcompress.formats import Int
 from jcompress.pruning import Prune, Unstructured, cubic_schedule, prune

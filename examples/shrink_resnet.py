@@ -27,7 +27,7 @@ import optax
 from fashion_mnist import batches, load
 
 from jcompress import report
-from jcompress.distillation import soft_targets
+from jcompress.distillation.logits import soft_targets
 from jcompress.pruning import score_by_magnitude
 from jcompress.shrinking import (
     Cost,

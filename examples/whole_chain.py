@@ -16,7 +16,7 @@ import optax
 from fashion_mnist import batches, load
 
 from jcompress import report
-from jcompress.distillation import soft_targets
+from jcompress.distillation.logits import soft_targets
 from jcompress.execution import compressed
 from jcompress.formats import Int
 from jcompress.pruning import (

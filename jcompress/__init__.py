@@ -25,7 +25,7 @@ The namespaces, each the one home of its names:
     execution     run a function on a tree with compressed leaves
     kv_cache      keys and values of a decoder's attention in 8 or 4 bits
     kernels       products with compressed weights
-    distillation  losses against a teacher
+    distillation  losses against a teacher, steps that train with them, students
     ensembles     several models as one: means, votes, learned combinations
     merging       several models' weights in one tree: soups, averages, task arithmetic
     errors        what every transform raises

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jcompress.distillation import soft_targets
+from jcompress.distillation.logits import soft_targets
 from jcompress.formats import Int
 from jcompress.pruning import Prune, Unstructured, cubic_schedule, prune
 from jcompress.quantization import Quantize, Weights, fake_quant

@@ -1,6 +1,7 @@
 """`tap`: values from inside a function."""
 
 import dataclasses
+import difflib
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -184,6 +185,8 @@ def _found(
     hint = ""
     if any(matches_name(f"**/{pattern}", name) for name in names):
         hint = f"; '**/{pattern}' finds what is below another"
+    elif near := difflib.get_close_matches(pattern, names, n=1):
+        hint = f"; the nearest is {near[0]!r}"
     raise MismatchError(
         f"tap: {place!r} matches nothing; the {what} are "
         + (", ".join(names) if names else "none")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jcompress.distillation import hidden_cosine, hidden_mse
+from jcompress.distillation.features import hidden_cosine, hidden_mse
 
 RNG = np.random.default_rng(0)
 LOSSES = [hidden_mse, hidden_cosine]
@@ -47,7 +47,7 @@ def test_values_and_gradients(loss, projected, masked):
     mask = RNG.random((3, 4)) < 0.6 if masked else None
     if masked:
         mask[0] = False
-    options = {} if mask is None else {"mask": jnp.asarray(mask)}
+    options = {} if mask is None else {"where": jnp.asarray(mask)}
 
     def ours(s, w):
         w = None if w is None else w
@@ -74,7 +74,7 @@ def test_padding_has_no_effect_even_if_not_finite(loss):
     student, teacher = RNG.normal(size=(2, 2, 3, 4)).astype(np.float32)
     mask = jnp.array([[True, True, False], [True, False, False]])
     dirty = [np.where(mask[..., None], x, np.nan) for x in (student, teacher)]
-    run = lambda s, t: loss(s, t, mask=mask).sum()  # noqa: E731
+    run = lambda s, t: loss(s, t, where=mask).sum()  # noqa: E731
     value, grad = jax.value_and_grad(run)(jnp.asarray(dirty[0]), dirty[1])
     clean, clean_grad = jax.value_and_grad(run)(jnp.asarray(student), teacher)
     assert value == clean
@@ -119,7 +119,7 @@ def test_bfloat16_is_accumulated_in_float32(loss):
         ((2, 3, 4), (2, 5, 4), None, None, "all axes but the last must agree"),
         ((2, 4), (2, 6), None, None, r"4 wide .* 6; give a projection .*\(4, 6\)"),
         ((2, 4), (2, 6), (6, 4), None, r"shape \(6, 4\), .* need \(4, 6\)"),
-        ((2, 3, 4), (2, 3, 4), None, (3, 2), r"mask has shape \(3, 2\).*\(2, 3\)"),
+        ((2, 3, 4), (2, 3, 4), None, (3, 2), r"where has shape \(3, 2\).*\(2, 3\)"),
         ((4,), (4,), None, (), "at least one axis"),
         ((2, 0), (2, 0), None, None, "empty"),
         ((), (), None, None, "scalar"),
@@ -131,7 +131,7 @@ def test_bad_shapes(loss, student, teacher, projection, mask, text):
             jnp.ones(student),
             jnp.ones(teacher),
             projection=None if projection is None else jnp.ones(projection),
-            mask=None if mask is None else jnp.ones(mask, bool),
+            where=None if mask is None else jnp.ones(mask, bool),
         )
 
 
@@ -140,5 +140,5 @@ def test_bad_dtypes(loss):
     x = jnp.ones((2, 3))
     with pytest.raises(TypeError, match="student's input is of dtype int32"):
         loss(x.astype(jnp.int32), x)
-    with pytest.raises(TypeError, match="mask is of dtype float32; it must be bool"):
-        loss(x, x, mask=jnp.ones(2))
+    with pytest.raises(TypeError, match="where is of dtype float32; it must be bool"):
+        loss(x, x, where=jnp.ones(2))

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jcompress.distillation import soft_targets
+from jcompress.distillation.logits import (
+    decoupled_targets,
+    jensen_shannon,
+    mixed_targets,
+    normalized_targets,
+    reverse_kl,
+    smoothed_labels,
+    soft_targets,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -133,3 +141,86 @@ def test_bad_input(student, teacher, temperature, error, text):
 def test_integer_logits():
     with pytest.raises(TypeError, match="teacher's input is of dtype int32"):
         soft_targets(jnp.ones((2, 3)), jnp.ones((2, 3), jnp.int32), temperature=1.0)
+
+
+LABELLED = {
+    "smoothed": lambda s, y, **more: smoothed_labels(s, y, **more),
+    "decoupled": lambda s, y, **more: decoupled_targets(
+        s, s, labels=y, temperature=2.0, **more
+    ),
+    "normalized": lambda s, y, **more: normalized_targets(s, s, labels=y, **more),
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_labels_that_are_no_classes(name):
+    loss, logits = LABELLED[name], jnp.ones((2, 4))
+    for wrong in (4, -1):
+        with pytest.raises(
+            ValueError, match=f"the label {wrong} is no class; .*0 to 3"
+        ):
+            loss(logits, jnp.array([0, wrong]))
+        traced = jax.jit(loss)(logits, jnp.array([0, wrong]))
+        assert np.isnan(traced[1])
+        assert not np.isnan(traced[0])
+        # Where nothing counts stands any number, such as -1 for padding.
+        loss(logits, jnp.array([0, wrong]), where=jnp.array([True, False]))
+    with pytest.raises(TypeError, match="labels are of dtype float32"):
+        loss(logits, jnp.ones(2))
+    with pytest.raises(ValueError, match=r"labels have shape \(3,\).* need \(2,\)"):
+        loss(logits, jnp.array([0, 1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("weights", "text"),
+    [
+        ((0.5, 0.6), "must not be negative and sum to 1"),
+        ((1.5, -0.5), "must not be negative"),
+        ((1.0,), r"shape \(1,\), but 2 teachers need \(2,\)"),
+    ],
+)
+def test_weights_off_the_simplex(weights, text):
+    z = jnp.ones((3, 4))
+    with pytest.raises(ValueError, match=text):
+        mixed_targets(z, [z, z], weights=weights, temperature=1.0)
+
+
+def test_options_out_of_range():
+    z = jnp.ones((3, 4))
+    for beta in (0.0, 1.0, -1.0):
+        with pytest.raises(ValueError, match="beta must be between 0 and 1"):
+            jensen_shannon(z, z, beta=beta)
+    with pytest.raises(ValueError, match="smoothing must be from 0 to 1, not 2"):
+        smoothed_labels(z, jnp.zeros(3, jnp.int32), smoothing=2)
+    with pytest.raises(ValueError, match="there are no teachers"):
+        mixed_targets(z, [], temperature=1.0)
+    with pytest.raises(ValueError, match="at least 2 classes are needed"):
+        decoupled_targets(
+            z[:, :1], z[:, :1], labels=jnp.zeros(3, jnp.int32), temperature=1.0
+        )
+
+
+def test_jensen_shannon_lies_between_the_two_divergences():
+    student, teacher = RNG.normal(size=(2, 5, 8)).astype(np.float32)
+    for loss, beta in ((soft_targets, 1e-3), (reverse_kl, 1 - 1e-3)):
+        got = jensen_shannon(student, teacher, beta=beta) / 1e-3
+        wanted = loss(student, teacher, temperature=1.0)
+        np.testing.assert_allclose(got, wanted, rtol=0.02)
+
+
+def test_classes_impossible_for_both():
+    """Such as the padding of a vocabulary."""
+    student, teacher = RNG.normal(size=(2, 5, 8)).astype(np.float32)
+    padded = [
+        jnp.pad(z, ((0, 0), (0, 2)), constant_values=-jnp.inf)
+        for z in (student, teacher)
+    ]
+    for loss in (soft_targets, reverse_kl, jensen_shannon):
+        run = jax.value_and_grad(
+            lambda s, t, loss=loss: loss(s, t, temperature=1.0).sum()
+        )
+        got, slope = run(*padded)
+        wanted, wanted_slope = run(student, teacher)
+        np.testing.assert_allclose(got, wanted, rtol=1e-5)
+        np.testing.assert_allclose(slope[:, :8], wanted_slope, rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(slope[:, 8:], 0)
