@@ -19,6 +19,9 @@ import pytest
 
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / f"jax-{jax.__version__}"
 
+MOST_MEMORY = 3 * 2**30
+"""Bytes of a worker from which on programs in memory are given up."""
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
@@ -66,9 +69,25 @@ def pytest_collection_modifyitems(
 def compile_programs(request: pytest.FixtureRequest) -> Iterator[None]:
     """Most programs of the tests run once: to compile them takes longer than they do.
 
-    And thousands of them would fill the memory; they are cached on disk.
+    A program that is in memory is taken again whatever the compiler; and thousands of
+    them would fill the memory. They are cached on disk.
     """
     hasty = not request.node.get_closest_marker("bits")
+    if [hasty] != compiled or _resident() > MOST_MEMORY:
+        jax.clear_caches()
+    compiled[:] = [hasty]
     jax.config.update("jax_disable_most_optimizations", hasty)
     yield
-    jax.clear_caches()
+
+
+compiled: list[bool] = []
+"""How what is in memory was compiled: hastily or not; nothing before the first test."""
+
+
+def _resident() -> int:
+    """Bytes of memory that this process holds; 0 where that cannot be read."""
+    try:
+        pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")

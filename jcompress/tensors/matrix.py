@@ -90,7 +90,10 @@ class MatrixTensor(CompressedTensor):
             ValueError: the stored arrays do not fit each other (see `check_whole`).
         """
         self.check_whole()
-        return self._dense()
+        if any(isinstance(part, jax.core.Tracer) for part in jax.tree.leaves(self)):
+            return self._dense()
+        # One program where there would be a dozen.
+        return _compiled_dense(self)
 
     @abc.abstractmethod
     def _dense(self) -> jax.Array:
@@ -151,3 +154,8 @@ class MatrixTensor(CompressedTensor):
             f"{' or '.join(map(str, kinds))} "
             f"{' or '.join(str([*sizes]) for sizes in shapes)}"
         )
+
+
+@jax.jit
+def _compiled_dense(leaf: MatrixTensor) -> jax.Array:
+    return leaf._dense()
