@@ -91,6 +91,17 @@ def _gru(params: Params, name: str, x: jax.Array, h: jax.Array) -> jax.Array:
     return (1 - z) * new + z * h
 
 
+def _read(params: Params, letters: jax.Array) -> jax.Array:
+    """What is left of words when they are read, [B, 256]."""
+
+    def read(h: jax.Array, column: jax.Array) -> tuple[jax.Array, None]:
+        new = _gru(params, "enc", params["enc_emb"][column], h)
+        return jnp.where((column > 0)[:, None], new, h), None
+
+    nothing = jnp.zeros((letters.shape[0], 256), jnp.float32)
+    return jax.lax.scan(read, nothing, letters.T)[0]
+
+
 def apply(params: Params, letters: jax.Array) -> tuple[jax.Array, jax.Array]:
     """What is said of words: the most likely phoneme at each step.
 
@@ -101,14 +112,7 @@ def apply(params: Params, letters: jax.Array) -> tuple[jax.Array, jax.Array]:
     Returns:
         Phonemes, int32 [LONGEST, B], and their logits, float32 [LONGEST, B, 74].
     """
-    batch = letters.shape[0]
-
-    def read(h: jax.Array, column: jax.Array) -> tuple[jax.Array, None]:
-        new = _gru(params, "enc", params["enc_emb"][column], h)
-        return jnp.where((column > 0)[:, None], new, h), None
-
-    nothing = jnp.zeros((batch, 256), jnp.float32)
-    h, _ = jax.lax.scan(read, nothing, letters.T)
+    h = _read(params, letters)
 
     def say(state: tuple[jax.Array, jax.Array], _: None) -> tuple[Any, Any]:
         h, last = state
@@ -117,9 +121,36 @@ def apply(params: Params, letters: jax.Array) -> tuple[jax.Array, jax.Array]:
         said = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         return (h, said), (said, logits)
 
-    start = jnp.full(batch, _START, jnp.int32)
+    start = jnp.full(letters.shape[0], _START, jnp.int32)
     _, (said, logits) = jax.lax.scan(say, (h, start), None, length=LONGEST)
     return said, logits
+
+
+def taught(params: Params, letters: jax.Array, said: jax.Array) -> jax.Array:
+    """The logits of `apply` where the phonemes said before are given.
+
+    What a network says after another phoneme is no measure of its weights: all of it
+    differs, however small the change that made the first one differ.
+
+    Args:
+        params: the weights.
+        letters: as of `apply`.
+        said: int32 [LONGEST, B], such as the float weights' own.
+
+    Returns:
+        Logits, float32 [LONGEST, B, 74]; 0 after the end of each word.
+    """
+    h = _read(params, letters)
+
+    def say(h: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array]:
+        h = _gru(params, "dec", params["dec_emb"][last], h)
+        return h, h @ params["fc_w"].T + params["fc_b"][None]
+
+    start = jnp.full((1, letters.shape[0]), _START, jnp.int32)
+    _, logits = jax.lax.scan(say, h, jnp.concatenate([start, said[:-1]]))
+    ended = said == _END
+    over = jnp.cumsum(ended, axis=0) > ended
+    return jnp.where(over[..., None], 0, logits)
 
 
 def exact(said: Any, words: Words) -> float:

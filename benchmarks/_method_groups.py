@@ -200,10 +200,14 @@ def _mixed(bench: Bench, bits: int, rounding: Rounding, draw: int) -> Made:
     # A quarter of the data tells formats apart, at a quarter of the time.
     first = subject.calibration(draw)[0]
     few = [tuple(array[: -(-len(array) // 4)] for array in first)]
+    judged = subject.apply
+    if subject.judged is not None:
+        judged, batch_of = subject.judged
+        few = [batch_of(batch) for batch in few]
     choice = choose_formats(
         params,
         [integers(each, rounding) for each in (2, 3, 4, 6, 8)],
-        OutputError(subject.apply, few, subject.divergence),
+        OutputError(judged, few, subject.divergence),
         budget,
         sites=subject.sites,
         leaves=lambda site: site.path in names,

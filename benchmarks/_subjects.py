@@ -38,7 +38,9 @@ class Subject:
         calibration: batches of calibration data by the number of the draw, all of the
             same shapes.
         unseen: a batch on which the layers' errors are told, of these shapes, too.
-        divergence: how far one output of `apply` is from another.
+        divergence: how far one output of `judged`'s function is from another.
+        judged: the function whose outputs tell how much the weights err, and its
+            batch for one of `apply`; None for `apply` itself.
         score: what a run and its weights make of the test data, and other figures.
         metric: what the score is, in words.
         higher: whether more of it is better.
@@ -53,6 +55,7 @@ class Subject:
     score: Callable[[Run, Any], Score]
     metric: str
     higher: bool
+    judged: tuple[Run, Callable[[Batch], Batch]] | None = None
 
     @functools.cached_property
     def sites(self) -> Any:
@@ -79,16 +82,20 @@ def g2p(folder: pathlib.Path, quick: bool) -> Subject:
     def calibration(draw: int) -> Sequence[Batch]:
         return [(jnp.asarray(rest.letters[draw * seen : (draw + 1) * seen]),)]
 
-    def divergence(wanted: Any, got: Any) -> jax.Array:
-        return kl_divergence(wanted[1], got[1])
+    params = _g2p.weights(folder)
+
+    def taught(batch: Batch) -> Batch:
+        """With what the float weights say."""
+        return (*batch, jax.jit(_g2p.apply)(params, *batch)[0])
 
     return Subject(
         name="g2p-en",
-        params=_g2p.weights(folder),
+        params=params,
         apply=_g2p.apply,
         calibration=calibration,
         unseen=(jnp.asarray(rest.letters[-seen:]),),
-        divergence=divergence,
+        divergence=kl_divergence,
+        judged=(_g2p.taught, taught),
         score=lambda run, params: (_g2p.exact(run(params, letters)[0], test), {}),
         metric="words",
         higher=True,

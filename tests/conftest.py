@@ -3,7 +3,6 @@
 import os
 import pathlib
 import zlib
-from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -66,7 +65,7 @@ def pytest_collection_modifyitems(
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compile_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+def compile_programs(request: pytest.FixtureRequest) -> None:
     """Most programs of the tests run once: to compile them takes longer than they do.
 
     A program that is in memory is taken again whatever the compiler; and thousands of
@@ -77,7 +76,6 @@ def compile_programs(request: pytest.FixtureRequest) -> Iterator[None]:
         jax.clear_caches()
     compiled[:] = [hasty]
     jax.config.update("jax_disable_most_optimizations", hasty)
-    yield
 
 
 compiled: list[bool] = []

@@ -1,4 +1,4 @@
-"""Compressed leaves in the arguments of programs that `jax.export` writes.
+"""Compressed leaves and caches in the arguments of programs that `jax.export` writes.
 
 Registered when `jcompress.checkpoint` is imported: a serialized program then takes a
 tree with compressed leaves like any other, and a process that loads it has to import
@@ -12,13 +12,14 @@ from typing import Any
 from jax import export
 
 from jcompress.checkpoint.manifest import from_manifest, to_manifest
+from jcompress.kv_cache import KVCache, Stored
 from jcompress.tensors import CompressedTensor
 
 
 def register_with_export(kind: type[Any], name: str) -> None:
     """Teach `jax.export` a type of compressed leaves, or a tuple in one, once."""
     full = f"jcompress.{name}"
-    if issubclass(kind, CompressedTensor):
+    if issubclass(kind, CompressedTensor | KVCache | Stored):
         export.register_pytree_node_serialization(
             kind,
             serialized_name=full,

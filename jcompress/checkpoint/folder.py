@@ -16,7 +16,8 @@ from jcompress.checkpoint.manifest import (
     to_manifest,
 )
 from jcompress.checkpoint.storage import DRAFT, read, require_orbax, versions, write
-from jcompress.leaves import named_leaves
+from jcompress.kv_cache import KVCache
+from jcompress.leaves import path_name
 from jcompress.tensors import is_compressed
 
 FORMAT = 1
@@ -39,7 +40,8 @@ def save(path: Path, tree: Any) -> None:
     Args:
         path: the directory; made if absent.
         tree: any pytree of JAX and NumPy arrays, typed random keys, Python numbers and
-            strings, and compressed leaves. Its leaf names must be unique. Of functions
+            strings, compressed leaves, and caches of `jcompress.kv_cache`. Its leaf
+            names must be unique. Of functions
             among the leaves, such as the activations of an Equinox module, only the
             name is stored; `load` takes them from its template.
 
@@ -55,7 +57,7 @@ def save(path: Path, tree: Any) -> None:
     _refuse_foreign(folder)
     arrays: dict[str, np.ndarray[Any, Any] | jax.Array] = {}
     leaves: dict[str, Any] = {}
-    for name, leaf in named_leaves(tree):
+    for name, leaf in _named(tree):
         if name in leaves:
             raise CheckpointError(
                 f"save: two leaves of the tree are named {name!r}; keys that contain "
@@ -110,6 +112,16 @@ def exists(path: Path) -> bool:
     return folder.is_dir() and bool(versions(folder))
 
 
+def _is_whole(node: Any) -> bool:
+    """Whether a node of a tree is stored as one leaf, with its static fields."""
+    return is_compressed(node) or isinstance(node, KVCache)
+
+
+def _named(tree: Any) -> list[tuple[str, Any]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_whole)
+    return [(path_name(path), leaf) for path, leaf in leaves]
+
+
 def _refuse_foreign(folder: pathlib.Path) -> None:
     if not folder.exists():
         return
@@ -151,7 +163,8 @@ def _nested(found: dict[str, Any]) -> Any:
 
 
 def _placed(found: dict[str, Any], like: Any) -> Any:
-    names = [name for name, _ in named_leaves(like)]
+    wanted = _named(like)
+    names = [name for name, _ in wanted]
     absent = [name for name in names if name not in found]
     surplus = [name for name in found if name not in names]
     if absent or surplus:
@@ -162,8 +175,8 @@ def _placed(found: dict[str, Any], like: Any) -> Any:
             else f"the stored leaf {surplus[0]!r} is not in the template"
         )
         raise CheckpointError(f"load: {which}; stored are {stored}")
-    leaves = [_fitted(name, found[name], leaf) for name, leaf in named_leaves(like)]
-    structure = jax.tree.structure(like, is_leaf=is_compressed)
+    leaves = [_fitted(name, found[name], leaf) for name, leaf in wanted]
+    structure = jax.tree.structure(like, is_leaf=_is_whole)
     return jax.tree.unflatten(structure, leaves)
 
 
@@ -175,6 +188,13 @@ def _fitted(name: str, stored: Any, template: Any) -> Any:
         )
     if isinstance(stored, StoredFunction):
         return template
+    if isinstance(stored, KVCache):
+        return jax.tree.map(_moved, stored, template)
+    return _moved(stored, template)
+
+
+def _moved(stored: Any, template: Any) -> Any:
+    """An array, where the template's array is."""
     if isinstance(stored, jax.Array) and isinstance(
         template, jax.Array | jax.ShapeDtypeStruct
     ):
@@ -184,6 +204,13 @@ def _fitted(name: str, stored: Any, template: Any) -> Any:
 
 
 def _kind(leaf: Any) -> str:
+    if isinstance(leaf, KVCache):
+        keys, values = leaf.keys, leaf.values
+        scaled = "" if leaf.key_scales is None else ", keys scaled"
+        return (
+            f"KVCache{list(keys.numbers.shape[:3])} of {keys.size} {keys.dtype}, keys "
+            f"{keys.spec}, values {values.spec}{scaled}"
+        )
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         return f"{leaf.dtype}{list(leaf.shape)}"
     if isinstance(leaf, StoredFunction):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from jcompress import formats, rounding, tensors
+from jcompress import formats, kv_cache, rounding, tensors
 from jcompress.quantization.learned import Clip, LearnedScales, Step
 from jcompress.quantization.spec import Quantize
 from jcompress.tensors import range_specs, ranges, specs
@@ -60,6 +60,11 @@ _CLASSES: dict[str, type[Any]] = {
     "Static": specs.Static,
     "Ternary": formats.Ternary,
     "Weights": specs.Weights,
+    # Caches of keys and values.
+    "CacheFormat": kv_cache.CacheFormat,
+    "KVCache": kv_cache.KVCache,
+    "KVCacheVectors": kv_cache.Stored,
+    "Vectors": kv_cache.Vectors,
     # Learned scales.
     "Clip": Clip,
     "LearnedScales": LearnedScales,

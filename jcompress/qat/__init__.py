@@ -5,6 +5,7 @@ What is trained is made by `init_scales` and given to
 `jcompress.quantization.quantize(..., scales=...)`, which stores what was trained.
 """
 
+from jcompress.qat.freezing import freeze_statistics as freeze_statistics
 from jcompress.quantization.learned import Clip as Clip
 from jcompress.quantization.learned import LearnedScales as LearnedScales
 from jcompress.quantization.learned import Step as Step

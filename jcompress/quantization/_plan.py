@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.errors import MismatchError
+from jcompress.quantization._folds import Folds, factors_of, into, out_of
 from jcompress.quantization._inputs import (
     InputRead,
     QuantizeInput,
@@ -52,6 +53,8 @@ class QuantizationPlan:
         stored: the locations of each leaf's products, for ranges that are stored.
         learned: the same of each leaf with learned scales, for its inputs' scales;
             empty where only those of its own numbers are learned.
+        factors: what a leaf is multiplied with before it is rounded, and divided by
+            after, by name.
     """
 
     traced: Traced
@@ -59,6 +62,7 @@ class QuantizationPlan:
     inputs: Mapping[Location, Activation]
     stored: Mapping[str, tuple[Location, ...]]
     learned: Mapping[str, tuple[Location, ...]]
+    factors: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -70,6 +74,7 @@ class QuantizationPlan:
         kwargs: Mapping[str, Any],
         *,
         transform: str,
+        folds: Folds | None = None,
     ) -> "QuantizationPlan":
         traced = trace(fn, variables, args, kwargs)
         specs = check(traced.sites, rules, transform=transform).leaves
@@ -111,7 +116,12 @@ class QuantizationPlan:
                     f"{transform}: {path} is only looked up, so it meets no numbers "
                     "to quantize; its rule needs weights=Weights(...)"
                 )
-        return cls(traced, specs, inputs, _fixed(stored), _fixed(learned))
+        factors: dict[str, jax.Array] = {}
+        if folds is not None:
+            by_name = dict(zip(traced.names, traced.leaves, strict=True))
+            rounded = {p: spec for p, spec in specs.items() if spec.weights is not None}
+            factors = factors_of(transform, folds, by_name, rounded)
+        return cls(traced, specs, inputs, _fixed(stored), _fixed(learned), factors)
 
     def require_averages(self, transform: str) -> None:
         kinds = (self.inputs[where[0]].range for where in self.stored.values())
@@ -160,10 +170,12 @@ class QuantizationPlan:
         spec = self.specs.get(name)
         if spec is None or spec.weights is None:
             return leaf
-        leaf = jnp.asarray(leaf)
+        leaf, factor = jnp.asarray(leaf), self.factors.get(name)
         axes = leaf_axes(self.traced.sites.of(name))
         step = scales[name].weights if name in self.learned else None
-        faked = simulate_weight(leaf, axes, spec.weights, step, noise, name)
+        folded = into(leaf, factor)
+        faked = simulate_weight(folded, axes, spec.weights, step, noise, name)
+        faked = out_of(faked, factor, leaf)
         return faked if active is None else jnp.where(active, faked, leaf)
 
     def lengths(self, where: Location) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from jcompress.quantization.learned import (
 )
 from jcompress.quantization.spec import Quantize
 from jcompress.rounding import Nearest, Rounding
-from jcompress.rounding.base import Rounded, diagonal
+from jcompress.rounding.base import Rounded
 from jcompress.rules import Resolved, Rules
 from jcompress.sites import PRODUCTS, Site, Sites, leaf_axes
 from jcompress.statistics.moments import moments_of
@@ -128,9 +128,8 @@ def quantize(
             their product sites in order, by the leaf's name.
         moments: for each leaf whose rounding learns, such as `Gptq()`, the second
             moments of its inputs, float32 [*S, K, K], up to a factor: what
-            `jcompress.statistics.observe(fn, rules, SecondMoments())` gives. Their
-            diagonals tell `range=LeastError()` what the error of each input's weights
-            counts; leaves without count alike.
+            `jcompress.statistics.observe(fn, rules, SecondMoments())` gives. They tell
+            `range=LeastError()` what errors count; without, all count alike.
         scales: for each leaf with an `Lsq` or `Pact` range, what was trained with
             `fake_quant(..., scales=...)`.
 
@@ -301,7 +300,7 @@ def _convert(
         tensor = QTensor.pack(*numbers, spec.weights, leaf, axes, **remembered)
     elif isinstance(spec.rounding, Nearest):
         tensor = QTensor.quantize(
-            leaf, axes, spec.weights, importance=diagonal(moments), **remembered
+            leaf, axes, spec.weights, importance=moments, **remembered
         )
     else:
         values, scales, zeros = _rounded(

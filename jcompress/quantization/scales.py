@@ -10,6 +10,7 @@ import numpy as np
 
 from jcompress.errors import MismatchError
 from jcompress.formats import NumberFormat
+from jcompress.quantization._folds import Folds, into
 from jcompress.quantization._plan import QuantizationPlan
 from jcompress.quantization.learned import (
     Clip,
@@ -35,6 +36,7 @@ def init_scales(
     rules: Rules[Quantize],
     variables: Any,
     *args: Any,
+    folds: Folds | None = None,
     **kwargs: Any,
 ) -> dict[str, LearnedScales]:
     """Scales for `Lsq` and `Pact` to train, from the weights and a batch of data.
@@ -52,6 +54,7 @@ def init_scales(
         rules: the rules that will be given to `fake_quant` and `quantize`.
         variables: the tree of parameters.
         *args: further arguments of `fn`: a batch.
+        folds: as of `fake_quant`, which then gets the same.
         **kwargs: further keyword arguments of `fn`.
 
     Returns:
@@ -80,7 +83,7 @@ def init_scales(
         (1, 1)
     """
     plan = QuantizationPlan.of(
-        fn, rules, variables, args, kwargs, transform="init_scales"
+        fn, rules, variables, args, kwargs, transform="init_scales", folds=folds
     )
     if not plan.learned:
         raise MismatchError(
@@ -192,7 +195,8 @@ def _of_weights(plan: QuantizationPlan, path: str, leaf: Any) -> Step | None:
     spec = plan.specs[path].weights
     if shape is None or spec is None:
         return None
-    matrix = to_matrix(jnp.asarray(leaf), leaf_axes(plan.traced.sites.of(path)))
+    folded = into(jnp.asarray(leaf), plan.factors.get(path))
+    matrix = to_matrix(folded, leaf_axes(plan.traced.sites.of(path)))
     numbers = grouped(matrix, shape)
     axes = (numbers.ndim - 3, numbers.ndim - 1)
     step: Step = jax.tree.map(

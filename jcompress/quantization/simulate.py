@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.errors import MismatchError
+from jcompress.quantization._folds import Folds
 from jcompress.quantization._inputs import empty_range
 from jcompress.quantization._plan import QuantizationPlan, Ranges
 from jcompress.quantization.learned import Scales
@@ -25,6 +26,7 @@ def fake_quant(
     scales: Scales | None = None,
     noise: WeightNoise | None = None,
     active: bool | jax.Array | None = None,
+    folds: Folds | None = None,
 ) -> Callable[..., Any]:
     """Make a function compute with quantized weights and activations, in floats.
 
@@ -47,11 +49,16 @@ def fake_quant(
             `jcompress.qat.StochasticRounding(key=key)`.
         active: bool, may be traced, such as `step >= 1000`: whether anything is
             quantized at all; where it is False the results are those of `fn`.
+        folds: what `jcompress.rescaling.find_folds(evaluate, variables, x)` found in
+            the function that will be served. Weights that a normalization follows are
+            rounded as they will be when it is folded into them, and divided by its
+            factor again; no gradient flows through the factor. What is trained is then
+            what `fold` and `quantize` make of the tree.
 
     Returns:
         A function with the arguments and results of `fn`. Called, it raises what
-        `check` raises, and MismatchError where activations cannot be quantized, or
-        ranges or scales are missing or of another shape.
+        `check` raises, and MismatchError where activations cannot be quantized,
+        ranges or scales are missing or of another shape, or folds are of another tree.
 
     References:
         Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
@@ -71,7 +78,7 @@ def fake_quant(
     @functools.wraps(fn)
     def simulated(variables: Any, *args: Any, **kwargs: Any) -> Any:
         plan = QuantizationPlan.of(
-            fn, rules, variables, args, kwargs, transform="fake_quant"
+            fn, rules, variables, args, kwargs, transform="fake_quant", folds=folds
         )
         if plan.stored and ranges is None:
             raise MismatchError(
@@ -94,7 +101,11 @@ def fake_quant(
 
 
 def calibrate(
-    fn: Callable[..., Any], rules: Rules[Quantize], *, simulate: bool = False
+    fn: Callable[..., Any],
+    rules: Rules[Quantize],
+    *,
+    simulate: bool = False,
+    folds: Folds | None = None,
 ) -> Callable[..., Any]:
     """Make a function collect the moving-average ranges of its products' inputs.
 
@@ -108,6 +119,7 @@ def calibrate(
             training with quantization, rather than those of `fn`. It quantizes with
             the ranges given, not yet with those of this batch. Scales that are learned
             it does not know, so that it raises.
+        folds: as of `fake_quant`, for `simulate`.
 
     Returns:
         The function. Its ranges after a batch are
@@ -119,7 +131,7 @@ def calibrate(
     @functools.wraps(fn)
     def observed(variables: Any, ranges: Ranges, *args: Any, **kwargs: Any) -> Any:
         plan = QuantizationPlan.of(
-            fn, rules, variables, args, kwargs, transform="calibrate"
+            fn, rules, variables, args, kwargs, transform="calibrate", folds=folds
         )
         plan.require_averages("calibrate")
         outs, seen = plan.run(ranges, simulate=simulate)

@@ -5,6 +5,9 @@ import enum
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
+from jcompress.rescaling.known import Host
 from jcompress.tracing.jaxprs import aval_shape
 
 
@@ -23,12 +26,36 @@ class Mark(enum.Enum):
 P, E, R, S = Mark.PLAIN, Mark.EVEN, Mark.ROTATED, Mark.SQUARED
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Only:
+    """At which positions of a value its vectors are rotated.
+
+    Attributes:
+        where: bool, of the value's rank, with 1 along axes on which it does not depend.
+    """
+
+    where: Host
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Only) and np.array_equal(self.where, other.where)
+
+    def __hash__(self) -> int:
+        return hash((self.where.shape, self.where.tobytes()))
+
+
 @dataclasses.dataclass(frozen=True)
 class Turned:
-    """A value: what is known along each axis, and whether it is 0 everywhere."""
+    """A value.
+
+    Attributes:
+        marks: what is known along each axis.
+        zero: whether it is 0 everywhere.
+        only: where it is rotated, if not everywhere.
+    """
 
     marks: tuple[Mark, ...]
     zero: bool = False
+    only: Only | None = None
 
     @property
     def touched(self) -> bool:

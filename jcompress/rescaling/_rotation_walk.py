@@ -7,13 +7,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.rescaling._rotation_parts import parted
 from jcompress.rescaling._rotation_rules import RULES, other
 from jcompress.rescaling._rotation_value import (
     CannotRotateError,
     Mark,
+    Only,
     Rotation,
     Turned,
 )
+from jcompress.rescaling.known import Host
 from jcompress.tracing.jaxprs import CUSTOM_GRADIENTS, Kind, aval_shape, kind_of
 from jcompress.tracing.trace import Traced
 from jcompress.tracing.values import Place
@@ -25,6 +28,7 @@ def rotation_of(
     size: int,
     axes: Mapping[str, Sequence[int]],
     even: Mapping[str, Sequence[int]],
+    parts: Mapping[str, Host],
 ) -> Rotation:
     """What a rotation of axes needs, after following them through the function.
 
@@ -33,6 +37,7 @@ def rotation_of(
         size: the length of the vectors that are rotated, one or several to an axis.
         axes: by leaf the axes that are rotated.
         even: by leaf the axes along which all its entries are one number.
+        parts: by leaf where its vectors are rotated, if not everywhere, as of `Only`.
 
     Raises:
         CannotRotateError: an operation does not commute with rotations; it says which.
@@ -45,7 +50,8 @@ def rotation_of(
             marks[axis] = Mark.EVEN
         for axis in axes.get(name, ()):
             marks[axis] = Mark.ROTATED
-        inputs.append(Turned(tuple(marks)))
+        only = Only(parts[name]) if name in parts else None
+        inputs.append(Turned(tuple(marks), only=only))
     data = [Turned((Mark.PLAIN,) * np.ndim(x)) for x in traced.data]
     for out in walk(traced.body, [*inputs, *data], walker):
         if out.touched:
@@ -78,7 +84,9 @@ class _Rotations(Domain[Turned]):
             if not own and kind is not Kind.SHARD_MAP:
                 return inside(ins)
         try:
-            return rule(self.rotation, eqn, ins)
+            outs = rule(self.rotation, eqn, ins)
+            partial = any(value.only is not None for value in ins)
+            return parted(eqn, ins, outs) if partial else outs
         except CannotRotateError as error:
             where = f" in {scope}" if scope else ""
             why = f" {error}" if str(error) else ""
@@ -89,16 +97,27 @@ class _Rotations(Domain[Turned]):
         for x in xs:
             if x.marks[0] in (Mark.ROTATED, Mark.SQUARED):
                 raise CannotRotateError("a loop takes its vectors apart")
-        return [Turned(x.marks[1:], x.zero) for x in xs]
+            if x.only is not None and x.only.where.shape[0] > 1:
+                raise CannotRotateError("a loop's steps rotate other parts")
+        return [
+            Turned(x.marks[1:], x.zero, x.only and Only(x.only.where[0])) for x in xs
+        ]
 
     def stacked(
         self, eqn: Any, xs: list[Turned], ys: list[Turned], place: Place
     ) -> list[Turned]:
         """The results of all steps."""
-        return [Turned((Mark.PLAIN, *y.marks), y.zero) for y in ys]
+        return [
+            Turned((Mark.PLAIN, *y.marks), y.zero, y.only and Only(y.only.where[None]))
+            for y in ys
+        ]
 
     def join(self, eqn: Any, a: Turned, b: Turned, place: Place) -> Turned:
         """A rotated value, or 0, in every step and branch."""
+        if a.only != b.only and not (a.zero or b.zero):
+            raise CannotRotateError(
+                f"`{eqn.primitive.name}` joins it with what is rotated elsewhere"
+            )
         if a.marks == b.marks:
             return dataclasses.replace(a, zero=False) if a.zero and not b.zero else a
         if b.zero:
@@ -112,7 +131,7 @@ class _Rotations(Domain[Turned]):
                     f"`{eqn.primitive.name}` joins it with what is not rotated"
                 )
             marks.append(one if one is two else Mark.PLAIN)
-        joined = Turned(tuple(marks))
+        joined = Turned(tuple(marks), only=a.only)
         return a if joined == a else joined
 
 

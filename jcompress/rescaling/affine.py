@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,6 +15,8 @@ from jcompress.tracing.trace import Traced
 from jcompress.tracing.values import Location, Place
 from jcompress.tracing.views import View, follow
 from jcompress.tracing.walk import Domain, Inside, walk
+
+Array = TypeVar("Array", jax.Array, Host)
 
 OUTPUT: Location = (-1,)
 """Where a leaf is used that the function returns."""
@@ -46,14 +48,17 @@ class AffineStep:
     places: tuple[int, ...]
     data: int
 
-    def vector(self, values: Values) -> Host:
-        """What is added or multiplied, by channel, in float64."""
-        array = np.asarray(values(self.by)).astype(np.float64)
+    def by_channel(self, array: Array) -> Array:
+        """What `by` holds, of the shape of the channels, or () for a scalar."""
         if not self.places:
             return array.reshape(())
         sizes = [array.shape[place] for place in self.places]
         order = [*self.places, *(d for d in range(array.ndim) if d not in self.places)]
-        array = np.transpose(array, order).reshape(sizes)
+        return array.transpose(order).reshape(sizes)
+
+    def vector(self, values: Values) -> Host:
+        """What is added or multiplied, by channel, in float64."""
+        array = self.by_channel(np.asarray(values(self.by)).astype(np.float64))
         if self.scales and self.sign < 0:
             with np.errstate(divide="ignore"):
                 return np.asarray(1 / array)

@@ -44,6 +44,10 @@ def awq(
     are the second moments of the inputs. With `a = 0` all stays, so that no group is
     worse off on these data. Quantize the result with the same rules.
 
+    AWQ then clips the weights of each scale where that makes less error of the outputs.
+    Here that is the range of the rules, `Weights(range=LeastError())`, which is taken
+    into account while `a` is chosen: quantize with `moments=made.moments(moments)`.
+
     Args:
         fn: any function of a parameter tree, such as `model.apply`.
         params: the tree, with concrete arrays.
@@ -219,7 +223,7 @@ def _output_error(
     factor = factor[..., None, :]
     importance = None
     if not isinstance(weights.range, FullRange):
-        importance = jnp.diagonal(moments, axis1=-2, axis2=-1) / factor[..., 0, :] ** 2
+        importance = moments / (factor * jnp.swapaxes(factor, -2, -1))
     scaled = from_matrix(matrix * factor, axes, leaf.shape)
     small = QTensor.quantize(scaled, axes, weights, importance=importance)
     error = matrix - to_matrix(small.dense(), axes) / factor

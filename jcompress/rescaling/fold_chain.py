@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress.rescaling.affine import Affine, AffineStep, Chain
+from jcompress.rescaling.fold_factor import FoldFactor
 from jcompress.rescaling.known import Host, Values
 from jcompress.tensors import is_compressed
 from jcompress.tracing.trace import Traced
@@ -56,11 +57,13 @@ class Made:
         leaves: the leaves that change, by number.
         folded: what to tell of it.
         removed: the leaves that need not be stored.
+        factor: what the weight is multiplied with, for other values of the leaves.
     """
 
     leaves: Mapping[int, Any]
     folded: Folded
     removed: Mapping[str, Neutral]
+    factor: FoldFactor
 
 
 class Attempt:
@@ -98,10 +101,14 @@ class Attempt:
             new[bias] = value
         new[self._weight] = self._scaled(share)
         self._verify(new, share, shift)
-        return self._result(new, bias, (*scaling, *shifting))
+        return self._result(new, bias, (*scaling, *shifting), left)
 
     def _result(
-        self, new: Mapping[int, Any], bias: int | None, leaves: Sequence[int]
+        self,
+        new: Mapping[int, Any],
+        bias: int | None,
+        leaves: Sequence[int],
+        left: Host,
     ) -> Made:
         neutral = [leaf for leaf in leaves if leaf != bias]
         return Made(
@@ -120,6 +127,20 @@ class Attempt:
                 for leaf in neutral
                 if new[leaf].size
             },
+            factor=self._factor(left),
+        )
+
+    def _factor(self, left: Host) -> FoldFactor:
+        split, order, shape = self._by_leaf()
+        steps = tuple(step for step in self._chain.steps if step.scales)
+        return FoldFactor(
+            leaves=tuple(map(self._name, _leaves(self._chain, scales=True))),
+            shape=shape,
+            _names=tuple(self._traced.names),
+            _steps=steps,
+            _left=np.broadcast_to(left, self._chain.sizes),
+            _split=split,
+            _order=order,
         )
 
     def _name(self, leaf: int) -> str:
@@ -232,8 +253,16 @@ class Attempt:
 
     def _scaled(self, share: Host) -> jax.Array:
         """The weight times the factor of its channel."""
-        chain = self._chain
         leaf = self._array(self._weight)
+        split, order, shape = self._by_leaf()
+        by_leaf = np.transpose(share.reshape(split), order).reshape(shape)
+        return jnp.asarray(leaf.astype(np.float64) * by_leaf, leaf.dtype)
+
+    def _by_leaf(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """How an array by channel broadcasts against the weight: reshaped, transposed,
+        and reshaped again."""
+        chain = self._chain
+        sizes = self._traced.sites.leaves[self._weight][1].shape
         views = self._traced.uses[chain.location].views[chain.operand]
         name = self._name(self._weight)
         if len(views) != 1:
@@ -245,14 +274,15 @@ class Attempt:
             if factor.size > 1
         ]
         axes = [factor.axis for factor in factors]
-        whole = all(f.axis >= 0 and f.size == leaf.shape[f.axis] for f in factors)
+        whole = all(f.axis >= 0 and f.size == sizes[f.axis] for f in factors)
         if not whole or len(set(axes)) != len(axes):
             raise StaysError(f"only a part of {name} is in the product")
-        split = share.reshape([factor.size for factor in factors])
         order = np.argsort(np.asarray(axes, int), kind="stable")
-        shape = [n if axis in axes else 1 for axis, n in enumerate(leaf.shape)]
-        by_leaf = np.transpose(split, order).reshape(shape)
-        return jnp.asarray(leaf.astype(np.float64) * by_leaf, leaf.dtype)
+        return (
+            tuple(factor.size for factor in factors),
+            tuple(map(int, order)),
+            tuple(n if axis in axes else 1 for axis, n in enumerate(sizes)),
+        )
 
     def _verify(self, new: Mapping[int, Any], share: Host, shift: Host) -> None:
         """Raise unless the new leaves give what the old ones gave."""

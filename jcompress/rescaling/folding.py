@@ -12,15 +12,16 @@ import numpy as np
 from jcompress.errors import MismatchError
 from jcompress.leaves import path_name
 from jcompress.rescaling.affine import find_chains
-from jcompress.rescaling.fold_chain import Attempt, StaysError
+from jcompress.rescaling.fold_chain import Attempt, Made, StaysError
 from jcompress.rescaling.fold_chain import Folded as Folded
 from jcompress.rescaling.fold_chain import Neutral as Neutral
+from jcompress.rescaling.fold_factor import FoldFactor as FoldFactor
 from jcompress.rescaling.known import Host, Values
 from jcompress.sites import Operation
 from jcompress.tensors import is_compressed
 from jcompress.tracing.handlers import Bind, Handler
 from jcompress.tracing.interpreter import Program
-from jcompress.tracing.trace import trace
+from jcompress.tracing.trace import Traced, trace
 from jcompress.tracing.values import Location, Use
 
 
@@ -105,46 +106,12 @@ def fold(fn: Callable[..., Any], variables: Any, *args: Any, **kwargs: Any) -> F
         >>> folded(layer, made.removed)(made.small, jnp.array([[1.0, 2.0]]))
         Array([[0., 3.]], dtype=float32)
     """
-    traced = trace(fn, variables, args, kwargs)
-    for name, leaf in zip(traced.names, traced.leaves, strict=True):
-        parts = jax.tree.leaves(leaf)
-        if any(isinstance(part, jax.core.Tracer) for part in parts):
-            raise ValueError(
-                f"fold: {name} is traced, and folding looks at its values; call it "
-                "outside of jit"
-            )
-    affine = find_chains(traced)
+    traced, made, skipped = _attempted("fold", fn, variables, args, kwargs)
     changed: dict[int, Any] = {}
-    done: list[Folded] = []
     removed: dict[str, Neutral] = {}
-    skipped = {traced.names[leaf]: why for leaf, why in affine.broken.items()}
-    for chain in affine.chains:
-        attempt = Attempt(traced, affine, chain)
-        try:
-            made = attempt.fold()
-        except StaysError as stays:
-            for leaf in attempt.scaling:
-                skipped[traced.names[leaf]] = str(stays)
-            continue
-        if made is None:
-            continue
-        changed.update(made.leaves)
-        done.append(made.folded)
-        removed.update(made.removed)
-    gone = {path for one in done for path in (*one.neutral, one.weight, one.bias)}
-    for site in traced.sites:
-        scales = site.primitive in ("mul", "div")
-        if scales and site.operation is Operation.ELEMENTWISE:
-            why = "a loop, a branch or a function with a custom gradient uses it"
-            skipped.setdefault(site.path, why)
-    skipped = {path: why for path, why in skipped.items() if path not in gone}
-    if not done:
-        reasons = "; ".join(f"{path}: {why}" for path, why in skipped.items())
-        raise MismatchError(
-            "fold: nothing to fold. "
-            + (reasons or "No leaf scales the result of a product by channel")
-            + ". Batch normalization folds in evaluation mode only"
-        )
+    for one in made:
+        changed.update(one.leaves)
+        removed.update(one.removed)
     named = {traced.names[leaf]: value for leaf, value in changed.items()}
     full = jax.tree_util.tree_map_with_path(
         lambda path, leaf: named.get(path_name(path), leaf),
@@ -156,7 +123,119 @@ def fold(fn: Callable[..., Any], variables: Any, *args: Any, **kwargs: Any) -> F
         full,
         is_leaf=is_compressed,
     )
-    return Folding(full, small, removed, tuple(done), skipped)
+    done = tuple(one.folded for one in made)
+    return Folding(full, small, removed, done, skipped)
+
+
+def find_folds(
+    fn: Callable[..., Any], variables: Any, *args: Any, **kwargs: Any
+) -> dict[str, FoldFactor]:
+    """Find by what `fold` would multiply each weight, to train as it will be served.
+
+    A weight that is folded before it is quantized is rounded with the scale of its
+    normalization inside. `fake_quant(train, rules, folds=find_folds(evaluate,
+    variables, x))` rounds it so while it is trained: whatever the running variance and
+    the scale are at that step, and though the training itself normalizes with the
+    statistics of the batch. It matters where channels share a scale (`PerTensor()`,
+    `PerBlock(...)`), where scales are learned, or stored coarsely; a float scale for
+    each channel, taken from its weights, grows with them, and nothing changes.
+
+    Args:
+        fn: the function that will be served, in evaluation mode, of the tree that is
+            trained: the same names, statistics included.
+        variables: the tree, with concrete arrays; those of `model.init` will do.
+        *args: further arguments of `fn`; shapes suffice.
+        **kwargs: further keyword arguments of `fn`.
+
+    Returns:
+        For each weight that takes in what follows its product, by its name, its
+        factor, a function of the leaves.
+
+    Raises:
+        MismatchError, ValueError: as `fold`.
+
+    References:
+        Jacob et al. 2018, section 3.2; Krishnamoorthi 2018, "Quantizing deep
+        convolutional networks for efficient inference: A whitepaper", section 3.2.2.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jcompress.formats import Int
+        >>> from jcompress.quantization import (
+        ...     PerTensor, Quantize, Weights, fake_quant, quantize)
+        >>> from jcompress.rescaling import find_folds, fold, folded
+        >>> from jcompress.sites import find_sites
+        >>> def train(p, x):
+        ...     y = x @ p["w"]
+        ...     return y / jnp.sqrt(y.var(0, keepdims=True) + 1e-5) * p["scale"][None]
+        >>> def evaluate(p, x):
+        ...     return x @ p["w"] / jnp.sqrt(p["var"][None] + 1e-5) * p["scale"][None]
+        >>> w = jax.random.normal(jax.random.key(0), (8, 3))
+        >>> p = {"w": w, "var": jnp.array([1.0, 9, 25]), "scale": jnp.array([5., 1, 2])}
+        >>> x = jax.random.normal(jax.random.key(1), (4, 8))
+        >>> folds = find_folds(evaluate, p, x)
+        >>> spec = Weights(format=Int(4), granularity=PerTensor())
+        >>> rules = [("w", Quantize(weights=spec))]
+        >>> loss = lambda p: fake_quant(train, rules, folds=folds)(p, x).sum()
+        >>> jax.grad(loss)(p)["w"].shape
+        (8, 3)
+        >>> made = fold(evaluate, p, x)  # and serve it
+        >>> serve = folded(evaluate, made.removed)
+        >>> sites = find_sites(serve, made.small, x)
+        >>> small = quantize(made.small, rules, sites=sites)
+        >>> trained = fake_quant(evaluate, rules, folds=folds)(p, x)
+        >>> bool(jnp.allclose(x @ small["w"].dense(), trained, atol=1e-5))
+        True
+    """
+    _, made, _ = _attempted("find_folds", fn, variables, args, kwargs)
+    return {one.folded.weight: one.factor for one in made}
+
+
+def _attempted(
+    transform: str,
+    fn: Callable[..., Any],
+    variables: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> tuple[Traced, list[Made], dict[str, str]]:
+    """The folds that can be made, and why other leaves that scale data stay."""
+    traced = trace(fn, variables, args, kwargs)
+    for name, leaf in zip(traced.names, traced.leaves, strict=True):
+        parts = jax.tree.leaves(leaf)
+        if any(isinstance(part, jax.core.Tracer) for part in parts):
+            raise ValueError(
+                f"{transform}: {name} is traced, and folding looks at its values; call "
+                "it outside of jit"
+            )
+    affine = find_chains(traced)
+    done: list[Made] = []
+    skipped = {traced.names[leaf]: why for leaf, why in affine.broken.items()}
+    for chain in affine.chains:
+        attempt = Attempt(traced, affine, chain)
+        try:
+            made = attempt.fold()
+        except StaysError as stays:
+            for leaf in attempt.scaling:
+                skipped[traced.names[leaf]] = str(stays)
+            continue
+        if made is not None:
+            done.append(made)
+    told = [one.folded for one in done]
+    gone = {path for one in told for path in (*one.neutral, one.weight, one.bias)}
+    for site in traced.sites:
+        scales = site.primitive in ("mul", "div")
+        if scales and site.operation is Operation.ELEMENTWISE:
+            why = "a loop, a branch or a function with a custom gradient uses it"
+            skipped.setdefault(site.path, why)
+    skipped = {path: why for path, why in skipped.items() if path not in gone}
+    if not done:
+        reasons = "; ".join(f"{path}: {why}" for path, why in skipped.items())
+        raise MismatchError(
+            f"{transform}: nothing to fold. "
+            + (reasons or "No leaf scales the result of a product by channel")
+            + ". Batch normalization folds in evaluation mode only"
+        )
+    return traced, done, skipped
 
 
 def folded(

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jcompress.tensors import is_compressed
@@ -48,7 +49,9 @@ class Values:
         """The number that a known value has."""
         source = known.source
         if isinstance(source, Known):
-            return np.asarray(self(source)).reshape(known.shape)
+            value = self(source)
+            traced = isinstance(value, jax.core.Tracer)
+            return (value if traced else np.asarray(value)).reshape(known.shape)
         if isinstance(source, Call):
             if source not in self._made:
                 self._made[source] = self._call(source)

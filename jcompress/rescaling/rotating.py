@@ -1,7 +1,7 @@
 """Rotates sets of axes, one after the other, and folds the scales in their way."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from jcompress.rescaling._rotation_value import CannotRotateError
 from jcompress.rescaling._rotation_walk import rotation_of
 from jcompress.rescaling._unknowns import Floats
+from jcompress.rescaling.known import Host
 from jcompress.rescaling.orthogonal import random_hadamard, random_with_fixed_mean
 from jcompress.rescaling.scalable import Scaling
 from jcompress.sites import Operation
@@ -30,6 +31,8 @@ class RotatedAxes:
         size: the length of the vectors that were rotated; a longer axis holds several.
         axes: all of them.
         folded: the scales of normalisations that went into other weights before.
+        partly: those of `axes` of which only a part was rotated, such as the values in
+            a fused weight of queries, keys and values.
         keeps_mean: whether the rotation leaves the mean of a vector as it is, since a
             normalisation takes it away; else it is a Hadamard matrix with random signs.
     """
@@ -39,11 +42,13 @@ class RotatedAxes:
     axes: tuple[str, ...]
     folded: tuple[str, ...] = ()
     keeps_mean: bool = False
+    partly: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         kind = "keeps the mean" if self.keeps_mean else "Hadamard"
         folded = f"; {', '.join(self.folded)} folded" if self.folded else ""
-        return f"{', '.join(self.axes)}: {self.size}, {kind}{folded}"
+        partly = f"; of {', '.join(self.partly)} a part" if self.partly else ""
+        return f"{', '.join(self.axes)}: {self.size}, {kind}{folded}{partly}"
 
 
 def axis_name(path: str, axis: int) -> str:
@@ -63,9 +68,20 @@ class Rotations:
         self.new: dict[str, Any] = {}
 
     def rotate(
-        self, sizes: Sequence[int], members: Members, key: jax.Array
+        self,
+        sizes: Sequence[int],
+        members: Members,
+        key: jax.Array,
+        parts: Mapping[str, Host],
     ) -> RotatedAxes:
         """Rotate axes by the first length of vectors that the function allows.
+
+        Args:
+            sizes: the lengths to try.
+            members: the axes.
+            key: for the matrix.
+            parts: by leaf where its vectors are rotated, if not everywhere: bool, of
+                the leaf's rank, with 1 along axes on which it does not depend.
 
         Raises:
             CannotRotateError: it allows none.
@@ -76,6 +92,9 @@ class Rotations:
             if not jnp.issubdtype(self._leaf(name).dtype, jnp.floating):
                 raise CannotRotateError(f"{name} holds {self._leaf(name).dtype}")
         norms = [(name, axis) for name, axis in members if self._multiplies(name)]
+        for name, _ in norms:
+            if name in parts:
+                raise CannotRotateError(f"the scale {name} is one of a part only")
         folded = self._folded(norms)
         turned = [member for member in members if member not in norms]
         axes: dict[str, list[int]] = {}
@@ -86,7 +105,8 @@ class Rotations:
             even.setdefault(name, []).append(axis)
         for number, size in enumerate(sizes):
             try:
-                needs = rotation_of(self._traced, size, axes, even)
+                _check_parts(turned, parts, size)
+                needs = rotation_of(self._traced, size, axes, even, parts)
                 break
             except CannotRotateError:
                 if number == len(sizes) - 1:
@@ -95,13 +115,14 @@ class Rotations:
         make = random_with_fixed_mean if needs.keeps_ones else random_hadamard
         matrix = make(key, size)
         for name, axis in turned:
-            self.new[name] = _times(self._leaf(name), axis, matrix)
+            self.new[name] = _times(self._leaf(name), axis, matrix, parts.get(name))
         return RotatedAxes(
             axis_name(*turned[0]),
             size,
             tuple(axis_name(*member) for member in turned),
             tuple(name for name, _ in norms if name in folded),
             needs.keeps_ones,
+            tuple(axis_name(*member) for member in turned if member[0] in parts),
         )
 
     def _leaf(self, name: str) -> Any:
@@ -168,10 +189,24 @@ class Rotations:
         return total
 
 
-def _times(leaf: Any, axis: int, matrix: Floats) -> jax.Array:
+def _check_parts(turned: Members, parts: Mapping[str, Host], size: int) -> None:
+    """Raise unless each vector is rotated as a whole or not at all."""
+    for name, axis in turned:
+        where = parts.get(name)
+        if where is None or where.shape[axis] == 1:
+            continue
+        runs = np.moveaxis(where, axis, -1)
+        runs = runs.reshape(-1, size)
+        if (runs != runs[:, :1]).any():
+            raise CannotRotateError(f"{name} holds parts of vectors")
+
+
+def _times(leaf: Any, axis: int, matrix: Floats, where: Host | None) -> jax.Array:
     """A leaf with the vectors along an axis multiplied by a matrix from the right."""
     size = len(matrix)
     value = np.moveaxis(np.asarray(leaf).astype(np.float64), axis, -1)
     runs = value.reshape(-1, size) @ matrix
     made = np.moveaxis(runs.reshape(value.shape), -1, axis)
+    if where is not None:
+        made = np.where(where, made, np.asarray(leaf).astype(np.float64))
     return jnp.asarray(made.astype(np.float32)).astype(leaf.dtype)

@@ -8,13 +8,18 @@ import jax
 import numpy as np
 
 from jcompress.errors import MismatchError
+from jcompress.rescaling._rotation_parts import narrowed
 from jcompress.rescaling._rotation_value import CannotRotateError
 from jcompress.rescaling._rotation_walk import lengths_of
+from jcompress.rescaling.known import Host
 from jcompress.rescaling.rescaled import checked, replaced, traced_for
 from jcompress.rescaling.rotating import Members, RotatedAxes, Rotations, axis_name
 from jcompress.rescaling.scalable import Scaling
 from jcompress.shrinking import Groups, find_groups
 from jcompress.sites import Sites
+
+_Candidate = tuple[list[int], Members, Mapping[str, Host]]
+"""Lengths of vectors to try, the axes, and where in a leaf, if not everywhere."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +58,9 @@ def rotate(
 
     What writes to a residual stream gets `Q` on its output axis, what reads it `Q^T` on
     its input axis, the embeddings too; so does the pair of values and outputs within
-    each head. A large channel is then spread over all, which makes activations and
-    weights easier to quantize; the function stays the same and costs the same.
+    each head, also where one weight holds queries, keys and values. A large channel is
+    then spread over all, which makes activations and weights easier to quantize; the
+    function stays the same and costs the same.
 
     It is found in the traced function: axes that are added to and multiplied with each
     other are candidates, and those are rotated through which only goes what commutes
@@ -113,11 +119,12 @@ def rotate(
     skipped: dict[str, str] = {}
     taken: set[tuple[str, int]] = set()
     candidates = [*_whole(groups), *_heads(scaling, lengths_of(traced))]
-    for number, (sizes, members) in enumerate(candidates):
+    for number, (sizes, members, parts) in enumerate(candidates):
         if taken & set(members):
             continue
         try:
-            made = rotations.rotate(sizes, members, jax.random.fold_in(key, number))
+            own = jax.random.fold_in(key, number)
+            made = rotations.rotate(sizes, members, own, parts)
         except CannotRotateError as found:
             for member in members:
                 skipped.setdefault(axis_name(*member), str(found))
@@ -145,7 +152,7 @@ def _by_reason(skipped: Mapping[str, str]) -> list[str]:
     return [f"{', '.join(every)} stay: {why}" for why, every in names.items()]
 
 
-def _whole(groups: Groups) -> Iterator[tuple[list[int], Members]]:
+def _whole(groups: Groups) -> Iterator[_Candidate]:
     """Axes whose positions are all coupled one by one, such as a stream's."""
     for group in groups:
         if group.size < 2 or group.inputs or group.outputs:
@@ -154,7 +161,7 @@ def _whole(groups: Groups) -> Iterator[tuple[list[int], Members]]:
         members = [(one.path, one.axis) for one in group.members]
         whole = all(np.array_equal(np.sort(one.units), every) for one in group.members)
         if whole and not any(_is_stack(groups.sites, *one) for one in members):
-            yield [group.size], members
+            yield [group.size], members, {}
 
 
 def _is_stack(sites: Sites, path: str, axis: int) -> bool:
@@ -162,28 +169,41 @@ def _is_stack(sites: Sites, path: str, axis: int) -> bool:
     return any(axis in site.stack_axes for site in sites.of(path))
 
 
-def _heads(scaling: Scaling, lengths: set[int]) -> Iterator[tuple[list[int], Members]]:
-    """The axes of neighbours on which heads and their sizes are merged."""
+def _heads(scaling: Scaling, lengths: set[int]) -> Iterator[_Candidate]:
+    """The axes of neighbours on which heads and their sizes are merged.
+
+    Of a weight that holds more than what the neighbours read, such as queries and keys
+    beside the values, first all is tried, then that part.
+    """
     for group in scaling.inputs:
         found = [
-            *(_only(scaling, name, inputs=True) for name in group.consumers),
-            *(_only(scaling, name, inputs=False) for name in group.producers),
+            *(_last(scaling, name, inputs=True) for name in group.consumers),
+            *(_last(scaling, name, inputs=False) for name in group.producers),
         ]
         members = [one for one in found if one is not None]
         if len(members) < len(found):
             continue
         sizes = [scaling.shape(name)[axis] for name, axis in members]
         common = int(np.gcd.reduce(sizes))
-        runs = sorted(n for n in lengths if 1 < n < common and common % n == 0)
-        if runs:
-            yield runs[::-1], members
+        most = common + (len(set(sizes)) > 1)
+        runs = sorted(n for n in lengths if 1 < n < most and common % n == 0)
+        if not runs:
+            continue
+        yield runs[::-1], members, {}
+        parts = {}
+        for name in group.producers:
+            where = scaling.written(name, group.consumers[0])
+            if where is not None and not where.all():
+                parts[name] = narrowed(where)
+        if parts:
+            yield runs[::-1], members, parts
 
 
-def _only(scaling: Scaling, name: str, *, inputs: bool) -> tuple[str, int] | None:
-    """The one axis of inputs or outputs of a leaf; None if there are several."""
+def _last(scaling: Scaling, name: str, *, inputs: bool) -> tuple[str, int] | None:
+    """The innermost axis of inputs or outputs of a leaf; None if there is none."""
     axes = scaling.axes(name)
     if axes is None:
         rank = len(scaling.shape(name))
         return (name, rank - 1) if rank else None
     found = axes.input if inputs else axes.output
-    return (name, found[0]) if len(found) == 1 else None
+    return (name, found[-1]) if found else None

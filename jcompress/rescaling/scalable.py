@@ -177,6 +177,20 @@ class Scaling:
         """The axes of a leaf by role."""
         return self.found.leaves[self._leaf[name]].axes
 
+    def written(self, name: str, consumer: str) -> Any:
+        """Where a leaf writes what a weight of products reads.
+
+        Returns:
+            Bool, of the leaf's rank, with 1 along axes on which it does not depend;
+            None if the leaf writes nothing that can be scaled.
+        """
+        columns = self.columns[consumer]
+        number = self.group_of[columns[columns != 0][0]]
+        term = self.found.leaves[self._leaf[name]].outputs
+        if term is None:
+            return None
+        return self.group_of[self.found.solution.roots[term.ids]] == number
+
     def matrix(self, name: str, values: Floats | None = None) -> Floats:
         """A weight, scaled, in the form [*S, N, K]; of a grouped kernel [G, N / G, K].
 

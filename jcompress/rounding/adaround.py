@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress.formats import NumberFormat
-from jcompress.rounding.base import Rounded, Rounding, diagonal
+from jcompress.rounding.base import Rounded, Rounding
 from jcompress.rounding.copies import (
     counted,
     least,
@@ -73,7 +73,7 @@ class AdaRound(Rounding):
     ) -> Rounded:
         """Numbers next to the weights, below or above."""
         assert moments is not None
-        scales, zeros = weight_scales(matrix, weights, diagonal(moments))
+        scales, zeros = weight_scales(matrix, weights, moments)
         stored = None if zeros is None else zeros.astype(weights.format.dtype)
         if 0 in matrix.shape:
             return Rounded(

@@ -67,7 +67,7 @@ class Nearest(Rounding):
         self, matrix: jax.Array, weights: Weights, moments: jax.Array | None
     ) -> Rounded:
         """The nearest numbers; moments count for a range of least error only."""
-        return Rounded(*quantize_matrix(matrix, weights, diagonal(moments)))
+        return Rounded(*quantize_matrix(matrix, weights, moments))
 
 
 def diagonal(moments: jax.Array | None) -> jax.Array | None:

@@ -2,22 +2,17 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jcompress.rounding.adaround import check_positive
-from jcompress.rounding.base import Rounded, Rounding, diagonal
+from jcompress.rounding.base import Rounded, Rounding
 from jcompress.rounding.copies import counted, least, over_copies, per_weight, spread
-from jcompress.rounding.neighbours import neighbours
-from jcompress.tensors.ranges import Range, scale_and_zero
+from jcompress.rounding.offsets import Offsets, Start, round_with
 from jcompress.tensors.specs import Weights
 from jcompress.tensors.weight_matrix import weight_scales
-
-_NARROWEST, _WIDEST = 0.25, 1.25
-"""What a range may become, as a part of what it was at first."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +52,7 @@ class SignRound(Rounding):
         """Numbers next to the weights, with ranges that were learned with them."""
         assert moments is not None
         format = weights.format
-        scales, zeros = weight_scales(matrix, weights, diagonal(moments))
+        scales, zeros = weight_scales(matrix, weights, moments)
         if 0 in matrix.shape:
             numbers = jnp.zeros(matrix.shape, format.dtype)
         else:
@@ -66,14 +61,6 @@ class SignRound(Rounding):
             numbers = counted(found, format)
         stored = None if zeros is None else zeros.astype(weights.format.dtype)
         return Rounded(numbers, scales, stored)
-
-
-class _Learned(NamedTuple):
-    """Offsets [N, K], and the parts of the ranges' ends, [R, G] each."""
-
-    offsets: jax.Array
-    low: jax.Array
-    high: jax.Array
 
 
 def _learned(
@@ -86,66 +73,39 @@ def _learned(
     spec: SignRound,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Numbers [N, K], scales [R, G] and zero points, all in float32."""
-    shape, format = matrix.shape, weights.format
+    format = weights.format
     matrix = matrix.astype(jnp.float32)
     moments = per_weight(moments.astype(jnp.float32))
-    if zeros is None:
-        width = np.float32(format.reach) * scales
-        span = Range(-width, width)
-    else:
-        span = Range((format.low - zeros) * scales, (format.high - zeros) * scales)
+    begin = Start.of(matrix, scales, zeros, format)
 
-    def to_steps(scale: jax.Array) -> jax.Array:
-        return matrix * (np.float32(1) / spread(scale, *shape))
-
-    wide = None if zeros is None else spread(zeros, *shape)
-    low, high = neighbours(to_steps(scales), wide, format)
-    gap = high - low
-
-    def forward(now: _Learned) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        scale, zero = scale_and_zero(
-            Range(span.low * now.low, span.high * now.high), format, weights.scales
-        )
-        offset = None if zero is None else spread(zero, *shape)
-        steps = to_steps(scale) + now.offsets * gap
-        numbers = format.round(steps, offset)
-        inside = steps if offset is None else steps + offset
-        # Straight through where nothing is clipped.
-        free = jnp.where(format.covers(steps, offset), inside, numbers)
-        through = free + jax.lax.stop_gradient(numbers - free)
-        value = through if offset is None else through - offset
-        e = value * spread(scale, *shape) - matrix
+    def forward(now: Offsets) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        dense, numbers, scale, zero = round_with(now, begin, format, weights.scales)
+        e = dense - matrix
         passed = jnp.matmul(jax.lax.stop_gradient(e), moments, precision="highest")
         errors = jax.lax.stop_gradient(jnp.sum(passed * e, axis=1))
         found = (numbers, scale) if zero is None else (numbers, scale, zero)
         return 2 * jnp.sum(passed * e), (errors, *jax.lax.stop_gradient(found))
 
     def step(
-        state: tuple[_Learned, tuple[jax.Array, ...], jax.Array], at: jax.Array
-    ) -> tuple[tuple[_Learned, tuple[jax.Array, ...], jax.Array], None]:
+        state: tuple[Offsets, tuple[jax.Array, ...], jax.Array], at: jax.Array
+    ) -> tuple[tuple[Offsets, tuple[jax.Array, ...], jax.Array], None]:
         now, best, error = state
         gradient, (errors, *found) = jax.grad(forward, has_aux=True)(now)
         best, error = least(
             (best, error), (tuple(found), errors), errors=(error, errors)
         )
         rate = np.float32(spec.learning_rate) * (1 - at / spec.steps)
-        moved = jax.tree.map(lambda x, g: x - rate * jnp.sign(g), now, gradient)
-        now = _Learned(
-            jnp.clip(moved.offsets, -0.5, 0.5),
-            jnp.clip(moved.low, _NARROWEST, _WIDEST),
-            jnp.clip(moved.high, _NARROWEST, _WIDEST),
-        )
-        return (now, best, error), None
+        return (now.moved(gradient, rate), best, error), None
 
-    one = jnp.ones_like(scales)
-    now = _Learned(jnp.zeros_like(matrix), one, one)
-    first = format.round(to_steps(scales), wide)
-    start: tuple[jax.Array, ...] = (first, scales)
+    wide = None if zeros is None else spread(zeros, *matrix.shape)
+    steps = matrix * (np.float32(1) / spread(scales, *matrix.shape))
+    start: tuple[jax.Array, ...] = (format.round(steps, wide), scales)
     if zeros is not None:
         start = (*start, zeros)
-    nothing = jnp.full(shape[:1], jnp.inf)
+    nothing = jnp.full(matrix.shape[:1], jnp.inf)
     # One step more than the schedule has sees what the last one made.
     times = jnp.arange(spec.steps + 1, dtype=jnp.float32)
-    (_, best, _), _ = jax.lax.scan(step, (now, start, nothing), times)
+    first = (Offsets.none(matrix, scales), start, nothing)
+    (_, best, _), _ = jax.lax.scan(step, first, times)
     numbers, scale, *zero = best
     return numbers, scale, zero[0] if zero else None

@@ -7,6 +7,7 @@ from jcompress.sensitivity.estimates import LayerError as LayerError
 from jcompress.sensitivity.measuring import OutputError as OutputError
 from jcompress.sensitivity.measuring import kl_divergence as kl_divergence
 from jcompress.sensitivity.measuring import squared_error as squared_error
+from jcompress.sensitivity.seconds import measure_seconds as measure_seconds
 from jcompress.sensitivity.table import Measure as Measure
 from jcompress.sensitivity.table import Sensitivity as Sensitivity
 from jcompress.sensitivity.table import measure_sensitivity as measure_sensitivity

@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jcompress.allocation import Options, allocate
+from jcompress.conversion import find_leaves
 from jcompress.errors import MismatchError
 from jcompress.quantization import Quantize
 from jcompress.rules import Predicate
@@ -14,11 +16,15 @@ from jcompress.sensitivity.table import (
     Candidates,
     Measure,
     Sensitivity,
+    given_back,
     measure_sensitivity,
     name_of,
     stored_by_candidate,
 )
 from jcompress.sites import Site, Sites
+
+_APART = 2.0
+"""By what factor a sum of errors and the error of all may differ without a note."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Choice:
         costs: what each leaf costs in each candidate: bytes, or what was given.
         cost: the sum of what was chosen.
         error: the sum of their errors.
+        together: the error of all of them at once, if the measure tells it.
+        notes: what else is to be known, a sentence each.
     """
 
     rules: tuple[tuple[Predicate, Quantize | None], ...]
@@ -40,6 +48,8 @@ class Choice:
     costs: Mapping[str, Sequence[float]]
     cost: float
     error: float
+    together: float | None = None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         wide = max(len("leaf"), *map(len, self.chosen))
@@ -57,6 +67,9 @@ class Choice:
             f"{'sum'.ljust(wide)}  {' ' * column}  {self.cost:>12,.6g}  "
             f"{self.error:>9.3g}"
         )
+        if self.together is not None:
+            lines.append(f"together, as measured: {self.together:.3g}")
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -74,7 +87,10 @@ def choose_formats(
     """Give each leaf one of several formats: the least error within a budget.
 
     Errors of leaves are taken to add up, and `jcompress.allocation.allocate` shares out
-    the budget.
+    the budget. With `OutputError` the choice is then measured as a whole, and so is
+    each format for all leaves that the budget allows: the least of them is returned,
+    so that by the measure no choice is worse than one format. Where single errors do
+    not add up, a note says so.
 
     Args:
         params: the parameters, with dense leaves.
@@ -85,8 +101,8 @@ def choose_formats(
         sites: the sites of the function.
         leaves: which leaves; every weight unless it says otherwise. Others are neither
             touched nor counted.
-        costs: other costs, such as seconds that were measured: for each leaf a number
-            for each candidate.
+        costs: other costs, such as the seconds of `measure_seconds`, which make the
+            budget one of time: for each leaf a number for each candidate.
         moments: as for `quantize`, if a candidate's rounding learns from them.
 
     Returns:
@@ -133,9 +149,49 @@ def choose_formats(
     options = {
         path: Options(costs=costs[path], errors=table.errors[path]) for path in stored
     }
-    found = allocate(options, budget)
-    rules = tuple((_predicate(path), candidates[n]) for path, n in found.chosen.items())
-    return Choice(rules, table, found.chosen, costs, found.cost, found.error)
+    given: Any = {"sites": sites, "moments": moments}
+    every = find_leaves("choose_formats", params, tuple(stored), sites=sites)
+
+    def together(chosen: Mapping[str, int]) -> float | None:
+        changed = {
+            path: given_back(path, jnp.asarray(every[path]), candidates[n], **given)
+            for path, n in chosen.items()
+        }
+        return measure.together(params, changed)
+
+    chosen = allocate(options, budget).chosen
+    error, notes = together(chosen), []
+    if error is not None:
+        summed = _sum(table.errors, chosen)
+        if not summed / _APART <= error <= summed * _APART:
+            notes.append(
+                f"the errors of single leaves add up to {summed:.3g}, and together "
+                f"they make {error:.3g}: this measure says little of a choice. A model "
+                "that reads its own outputs is to read those of the float model"
+            )
+        for n, each in enumerate(candidates):
+            uniform = dict.fromkeys(stored, n)
+            if uniform == chosen or _sum(costs, uniform) > budget:
+                continue
+            other = together(uniform)
+            if other is not None and other < error:
+                chosen, error = uniform, other
+                word = name_of(each)
+                notes = [*notes[:1], f"{word} for all leaves errs less than a mix"]
+    return Choice(
+        rules=tuple((_predicate(path), candidates[n]) for path, n in chosen.items()),
+        table=table,
+        chosen=chosen,
+        costs=costs,
+        cost=_sum(costs, chosen),
+        error=_sum(table.errors, chosen),
+        together=error,
+        notes=tuple(notes),
+    )
+
+
+def _sum(numbers: Mapping[str, Sequence[float]], chosen: Mapping[str, int]) -> float:
+    return float(sum(numbers[path][n] for path, n in chosen.items()))
 
 
 def _checked(

@@ -39,6 +39,18 @@ class Measure(abc.ABC):
             sites: the sites of the function.
         """
 
+    def together(self, params: Any, changed: Mapping[str, jax.Array]) -> float | None:
+        """The error of several changed leaves at once.
+
+        Args:
+            params: the tree of dense weights.
+            changed: the leaves as their formats give them back, by name.
+
+        Returns:
+            The error, or None if the measure tells that of single leaves only.
+        """
+        return None
+
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
@@ -145,18 +157,30 @@ def measure_sensitivity(
         for path in names:
             for each in candidates:
                 leaf = jnp.asarray(found[path])
-                small = leaf
-                if each is not None:
-                    made = quantize(
-                        {path: leaf}, _only(path, each), sites=sites, moments=moments
-                    )
-                    small = made[path].dense()
+                small = given_back(path, leaf, each, sites=sites, moments=moments)
                 yield Trial(path, leaf, small)
 
     errors = measure.errors(params, trials(), sites)
     return Sensitivity(
         tuple(candidates), {path: tuple(errors[path]) for path in names}, stored
     )
+
+
+def given_back(
+    path: str,
+    leaf: jax.Array,
+    candidate: Quantize | None,
+    *,
+    sites: Sites,
+    moments: Mapping[str, jax.Array] | None,
+) -> jax.Array:
+    """A leaf as a format gives it back."""
+    if candidate is None:
+        return leaf
+    rules = _only(path, candidate)
+    made = quantize({path: leaf}, rules, sites=sites, moments=moments)
+    dense: jax.Array = made[path].dense()
+    return dense
 
 
 def stored_by_candidate(
@@ -201,6 +225,8 @@ def _bytes(
         return int(leaf.size * leaf.dtype.itemsize)
     # How numbers are chosen changes nothing of how many bytes they take.
     plain = dataclasses.replace(candidate, rounding=Nearest())
+    if candidate.weights is not None:
+        plain = dataclasses.replace(plain, activation=None)
     made = jax.eval_shape(
         lambda x: quantize({path: x}, _only(path, plain), sites=sites), leaf
     )

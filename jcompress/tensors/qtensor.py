@@ -150,8 +150,8 @@ class QTensor(MatrixTensor):
             spec: the format.
             activation: how the data that its products meet is quantized, if at all.
             input_ranges: see the attribute.
-            importance: float32 [*S, K], what each input counts for a range that makes
-                the least error; None for all alike.
+            importance: float32 [*S, K] or [*S, K, K], what errors count for a range
+                that makes the least error, as of `weight_scales`; None for all alike.
 
         Raises:
             ValueError: the size of the groups or blocks does not divide the number of

@@ -14,9 +14,15 @@ class LeastError:
     """A scale makes the least squared error; large weights are clipped if that helps.
 
     Of the full range the fractions from 1 down to `least` are tried, evenly spaced.
-    With the second moments of the inputs (`quantize(..., moments=...)`) the error of
-    each weight counts by the mean square of what it is multiplied with, which is the
-    importance matrix of llama.cpp; without them all count alike.
+    With the second moments of the inputs (`quantize(..., moments=...)`) it is the error
+    of what the weights of a scale, rounded to the nearest, add to the outputs: the
+    clipping that AWQ searches. Each fraction then takes a product of the weights of
+    each scale with their own block of the moments, which is little for groups, and for
+    scales by channel a product [N, K] x [K, K].
+
+    `Gptq` makes up for the error of one weight by others, so there each counts by the
+    mean square of what it is multiplied with, the importance matrix of llama.cpp.
+    Without moments all weights count alike.
 
     Attributes:
         least: the smallest fraction of the range, in (0, 1).
@@ -24,6 +30,10 @@ class LeastError:
 
     Raises:
         ValueError: a field is out of range.
+
+    References:
+        Lin et al. 2023, "AWQ: Activation-aware Weight Quantization for LLM Compression
+        and Acceleration": weights are clipped for the least error of the outputs.
     """
 
     least: float = 0.25

@@ -82,8 +82,10 @@ def weight_scales(
     Args:
         matrix: floats [*S, N, K].
         spec: the format.
-        importance: float32 [*S, K], not negative: what the squared error of each
-            input's weights counts for `LeastError`; None for all alike.
+        importance: what an error counts for `LeastError`, float32. [*S, K], not
+            negative: the squared error of each input's weights. [*S, K, K], the second
+            moments H of the inputs: of each group the error of what it adds to the
+            outputs, `e H e^T`. None for all weights alike.
 
     Returns:
         Scales, float32 [*S, R, G], such as `spec.scales` can store: R is 1 for
@@ -148,13 +150,21 @@ def _best_fraction(
 ) -> jax.Array:
     """The part of each range that makes the least squared error, of its shape."""
     wide = blocks.astype(jnp.float32)
-    weight = None
+    weight = pairs = None
+    *_, groups, size = blocks.shape
+    stacks = blocks.shape[:-4]
     if importance is not None:
-        *_, groups, size = blocks.shape
+        whole = importance.ndim == len(stacks) + 2
         # Its own size must neither overflow nor vanish in the sums.
-        most = jnp.max(importance, axis=-1, keepdims=True, initial=0)
+        over_all = (-2, -1) if whole else -1
+        most = jnp.max(importance, axis=over_all, keepdims=True, initial=0)
         share = importance / jnp.where(most > 0, most, np.float32(1))
-        weight = share.reshape(*importance.shape[:-1], 1, 1, groups, size)
+        if whole:
+            square = share.reshape(*stacks, groups, size, groups, size)
+            own = jnp.diagonal(square, axis1=-4, axis2=-2)  # [*S, size, size, G]
+            pairs = jnp.moveaxis(own, -1, -3)[..., None, :, :, :]
+        else:
+            weight = share.reshape(*stacks, 1, 1, groups, size)
 
     def better(
         best: tuple[jax.Array, jax.Array], fraction: jax.Array
@@ -164,9 +174,15 @@ def _best_fraction(
         scale, zero = scale_and_zero(flat, spec.format, spec.scales)
         scale, zero = spread(scale), None if zero is None else spread(zero)
         numbers = quantize_values(wide, scale, zero, spec.format)
-        errors = jnp.square(dequantize_values(numbers, scale, zero) - wide)
-        if weight is not None:
-            errors = errors * weight
+        change = dequantize_values(numbers, scale, zero) - wide
+        if pairs is None:
+            errors = jnp.square(change)
+            errors = errors if weight is None else errors * weight
+        else:
+            passed = jnp.einsum(
+                "...hgk,...gkl->...hgl", change, pairs, precision="highest"
+            )
+            errors = passed * change
         error = jnp.sum(errors, axis=over, keepdims=True)
         least, chosen = best
         chosen = jnp.where(error < least, fraction, chosen)

@@ -26,7 +26,7 @@ from jcompress.quantization import (
     quantize_by_layers,
     simulate,
 )
-from jcompress.rounding import Gptq
+from jcompress.rounding import Gptq, Nearest
 from jcompress.rounding.gptq import gptq_numbers
 from jcompress.sites import find_sites
 from jcompress.statistics import SecondMoments, observe
@@ -170,6 +170,33 @@ def test_the_least_error_is_the_least_of_those_tried() -> None:
         tried = np.abs(own).max() * np.linspace(1, 0.3, 15) / top
         best = min(map(error, tried))
         assert error(float(scales[n, g])) == pytest.approx(best, rel=1e-4)
+
+
+@pytest.mark.parametrize("granularity", [PerGroup(8), PerTensor()])
+def test_by_moments_the_least_error_is_that_of_the_outputs(granularity: Any) -> None:
+    search = LeastError(least=0.3, steps=15)
+    spec = Weights(format=Int(3), granularity=granularity, range=search)
+    w = np.stack([W, 2 * W[::-1]])
+    seen = [inputs(seed=n) for n in (5, 6)]
+    moments = jnp.asarray(np.stack([x.T @ x for x in seen]))
+    found = np.asarray(Nearest().round(jnp.asarray(w), spec, moments).scales)
+    plain = np.asarray(weight_scales(jnp.asarray(w), spec)[0])
+    top, changed = spec.format.high, 0
+    high, size = (1, 8) if isinstance(granularity, PerGroup) else (10, 24)
+    for s, r, g in np.ndindex(found.shape):
+        own = w[s, r * high : (r + 1) * high, g * size : (g + 1) * size]
+        x = seen[s][:, g * size : (g + 1) * size].astype(np.float64)
+
+        def error(scale: float, own: Host = own, x: Host = x) -> float:
+            q = np.clip(np.rint(own / scale), -top, top) * scale
+            return float(np.square(x @ (own - q).T).sum())
+
+        tried = np.abs(own).max() * np.linspace(1, 0.3, 15) / top
+        assert error(float(found[s, r, g])) == pytest.approx(
+            min(map(error, tried)), rel=1e-3
+        )
+        changed += error(float(found[s, r, g])) < 0.98 * error(float(plain[s, r, g]))
+    assert changed >= found.size / 3
 
 
 @pytest.mark.parametrize("format", [Int(2), Int(3, symmetric=False), Float8()])

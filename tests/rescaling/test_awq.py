@@ -11,7 +11,14 @@ import rescaling_models as models
 from jcompress.errors import MismatchError
 from jcompress.execution import compressed
 from jcompress.formats import Int
-from jcompress.quantization import Activation, PerGroup, Quantize, Weights, quantize
+from jcompress.quantization import (
+    Activation,
+    LeastError,
+    PerGroup,
+    Quantize,
+    Weights,
+    quantize,
+)
 from jcompress.rescaling import awq
 from jcompress.sites import find_sites
 from jcompress.statistics import Means, SecondMoments, observe
@@ -87,6 +94,25 @@ def test_formats_with_groups_have_less_error_on_the_new_moments() -> None:
 
     now = made.moments(moments)
     assert error(made.params, now) < 0.8 * error(params, moments)
+
+
+def test_ranges_of_least_error_clip_what_awq_scaled() -> None:
+    """On data not seen, and after a search that took the clipping into account."""
+    tails = np.random.default_rng(0).standard_t(3, size=(models.WIDTH, models.HIDDEN))
+    params = models.with_outliers(models.block_params(2))
+    params["up"] = params["up"] * jnp.asarray(1 + np.abs(tails), jnp.float32)[None]
+    mix = models.normal(models.WIDTH, models.WIDTH, seed=4) / 4
+    x, unseen = (models.normal(8, 16, models.WIDTH, seed=n) @ mix for n in (1, 2))
+    sites, errors = find_sites(models.layers, params, x), []
+    expected = models.layers(params, unseen)
+    for more in ({}, {"range": LeastError()}):
+        rules = rules_of(3, granularity=PerGroup(16), **more)
+        moments = observe(models.layers, rules, SecondMoments())(params, x)[1]
+        made = awq(models.layers, params, rules, moments, x, steps=6)
+        small = quantize(made.params, rules, sites=sites, moments=made.moments(moments))
+        found = compressed(models.layers)(small, unseen)
+        errors.append(models.relative(found, expected))
+    assert errors[1] < 0.93 * errors[0]
 
 
 def test_what_does_not_fit_raises() -> None:

@@ -139,13 +139,18 @@ def test_a_norm_that_takes_the_mean_away_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["equinox_attention", "haiku_attention", "heads_by_reshape"]
+    ("name", "sizes"),
+    [
+        ("equinox_attention", [4]),
+        ("haiku_attention", [4]),
+        # The 5 outputs of `mix` are what each head of `out` reads.
+        ("heads_by_reshape", [4, 5]),
+    ],
 )
-def test_heads_that_are_merged_on_one_axis(name: str) -> None:
+def test_heads_that_are_merged_on_one_axis(name: str, sizes: list[int]) -> None:
     case = zoo.build(name)
     made = rotate(case.fn, case.variables, *case.args, key=KEY, **case.kwargs)
-    (one,) = made.rotated
-    assert one.size == 4
+    assert [one.size for one in made.rotated] == sizes
     assert made.error < 1e-6
 
 

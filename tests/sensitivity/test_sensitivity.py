@@ -169,6 +169,66 @@ def test_the_mix_beats_one_format_of_the_same_bytes() -> None:
     assert "l2" in str(choice)
 
 
+def decoder(p: Any, x: Any, said: Any = None) -> Any:
+    """Each step reads the last word said: its own, or those that are given."""
+
+    def step(state: Any, given: Any) -> Any:
+        h, last = state
+        h = jnp.tanh(h @ p["h"] + 3 * p["words"][last])
+        logits = 4 * h @ p["out"]
+        own = jnp.argmax(logits, axis=-1)
+        return (h, own if given is None else given), logits
+
+    start = (jnp.tanh(x @ p["in"]), jnp.zeros(len(x), int))
+    return jax.lax.scan(step, start, said, length=12)[1]
+
+
+def test_errors_that_do_not_add_up_are_told() -> None:
+    """Of a decoder on its own words; those on the words of the float model do."""
+    rng = np.random.default_rng(3)
+    params = {
+        name: jnp.asarray(rng.normal(size=(SIZE, SIZE)) / 2, jnp.float32)
+        for name in ("in", "h", "words", "out")
+    }
+    own = decoder(params, X)
+    said = jnp.argmax(own, axis=-1)
+    sites = find_sites(decoder, params, X, said)
+    notes, chosen = [], []
+    for batch in ((X,), (X, said)):
+        choice = choose_formats(
+            params, CANDIDATES, OutputError(decoder, [batch], kl_divergence), 1200,
+            sites=sites, leaves=lambda site: site.path != "words",
+        )  # fmt: skip
+        notes.append(choice.notes)
+        chosen.append(choice)
+    assert "this measure says little of a choice" in notes[0][0]
+    assert "note: the errors of single leaves add up to" in str(chosen[0])
+    assert not notes[1]
+    changed = quantize(params, chosen[1].rules, sites=sites)
+    got = compressed(decoder)(changed, X, said)
+    assert chosen[1].together == pytest.approx(float(kl_divergence(own, got)), rel=1e-3)
+
+
+def test_one_format_is_taken_where_the_mix_errs_more() -> None:
+    """The errors of two leaves that are equal cancel, and only these."""
+
+    def difference(p: Any, x: Any) -> Any:
+        return x @ p["a"] - x @ p["b"]
+
+    w = normal(SIZE, SIZE)
+    params = {"a": w, "b": 1.0 * w}
+    sites = find_sites(difference, params, X)
+    sizes = [params["a"].size * bits // 8 + 4 * 2 * SIZE for bits in (2, 4, 8)]
+    choice = choose_formats(
+        params, CANDIDATES[:2], OutputError(difference, [(X,)]), sum(sizes[:2]) + 1,
+        sites=sites,
+    )  # fmt: skip
+    assert set(choice.chosen.values()) == {0}
+    assert choice.together == pytest.approx(0, abs=1e-6)
+    assert choice.cost == 2 * sizes[0]
+    assert "int2 /8 for all leaves errs less than a mix" in choice.notes
+
+
 def test_a_budget_that_buys_nothing_is_refused_before_any_work() -> None:
     def never(*_: Any) -> Any:
         raise AssertionError

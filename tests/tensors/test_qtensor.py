@@ -218,7 +218,7 @@ def test_sharded_arrays_stay_sharded() -> None:
     ("changes", "message"),
     [
         ({"format": 9}, r"format is one of jcompress.formats, .* not 9"),
-        ({"format": Int(4)}, r"Int\(bits=4, symmetric=True, full=False\) has no zero points"),
+        ({"format": Int(4)}, r"Int\(bits=4, .*\) has no zero points"),
         (
             {"format": Int(8, symmetric=False)},
             r"values is uint8 \[5, 6\], not int8 \[5, 12\]",
