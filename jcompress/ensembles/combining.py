@@ -42,8 +42,10 @@ def mean_probabilities(
     shares = as_weights("mean_probabilities", weights, len(wide))
     log = jax.nn.log_softmax(wide, axis=-1)
     if shares is None:
-        mean: jax.Array = jax.nn.logsumexp(log, axis=0)
-        return mean - np.log(len(wide)).astype(log.dtype)
+        mean: jax.Array = jax.nn.logsumexp(log, axis=0) - jnp.asarray(
+            np.log(len(wide)), log.dtype
+        )
+        return mean
     wanted = shares.astype(log.dtype).reshape(-1, *(1,) * (log.ndim - 1))
     # Of a member without weight nothing counts, a probability of 0 included.
     some = jnp.where(wanted > 0, log, jnp.zeros_like(log))

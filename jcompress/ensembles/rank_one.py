@@ -162,7 +162,8 @@ def with_factors(params: Any, vectors: dict[str, Factors]) -> Any:
                 f"with_factors: {name!r} is {list(leaf.shape)} and its vectors are for "
                 f"{list(both.shape)}; give those of one member"
             )
-        return (leaf.astype(jnp.float32) * both).astype(leaf.dtype)
+        own: jax.Array = (leaf.astype(jnp.float32) * both).astype(leaf.dtype)
+        return own
 
     return convert_leaves(
         "with_factors", params, vectors, convert, source="the vectors"

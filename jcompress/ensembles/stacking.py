@@ -152,7 +152,8 @@ def _fit(
         likely = optax.softmax_cross_entropy_with_integer_labels(out, labels)
         moved = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b)), stacker, start)
         total: jax.Array = sum(jax.tree.leaves(moved), jnp.zeros(()))
-        return jnp.mean(likely) + decay * total
+        cost: jax.Array = jnp.mean(likely) + decay * total
+        return cost
 
     solver = optax.lbfgs()
     slope = optax.value_and_grad_from_state(loss)

@@ -93,7 +93,8 @@ class MatrixTensor(CompressedTensor):
         if any(isinstance(part, jax.core.Tracer) for part in jax.tree.leaves(self)):
             return self._dense()
         # One program where there would be a dozen.
-        return _compiled_dense(self)
+        whole: jax.Array = _compiled_dense(self)
+        return whole
 
     @abc.abstractmethod
     def _dense(self) -> jax.Array:
