@@ -12,8 +12,14 @@ from _timing import Offer, offer, sets_of
 
 from jcompress.formats import Int
 from jcompress.formats.packing import pack_bits
-from jcompress.kernels import Implementation, int8_matmul, weight_only_matmul
+from jcompress.kernels import (
+    Implementation,
+    int8_matmul,
+    vector_codebook_matmul,
+    weight_only_matmul,
+)
 from jcompress.quantization import PerChannel, PerGroup, Weights
+from jcompress.tensors.vector_codebook import code_bytes, decode
 from jcompress.tensors.weight_matrix import dequantize_matrix, quantize_matrix
 
 _pack = jax.jit(pack_bits, static_argnums=1)
@@ -84,11 +90,13 @@ def xla_products(weight: np.ndarray) -> Iterator[Offer]:
             dtype=dtype,
         )
     yield from _quantized(weight, "xla", Implementation.XLA, _XLA_FORMS)
+    yield from _coded(weight.shape, "xla", Implementation.XLA, _CODES[:1])
 
 
 def our_products(weight: np.ndarray) -> Iterator[Offer]:
     """The public functions as they dispatch by themselves."""
     yield from _quantized(weight, "ours", None, _OUR_FORMS)
+    yield from _coded(weight.shape, "ours", None, _CODES)
 
 
 _Form = tuple[str, int, int | None, int | None]
@@ -143,6 +151,48 @@ def _quantized(
             stands_for=functools.partial(_dense, values, scales),
             tolerance=1e-3 if x_bits is None else 2e-2,
         )
+
+
+_Codes = tuple[int, int, int]
+"""How many codes of how many bits are added up, and for how many weights."""
+_CODES: tuple[_Codes, ...] = ((1, 8, 4), (1, 5, 2), (1, 7, 3), (2, 8, 8))
+
+
+def _coded(
+    shape: tuple[int, ...],
+    kind: str,
+    implementation: Implementation | None,
+    forms: tuple[_Codes, ...],
+) -> Iterator[Offer]:
+    """Products with random codes of vectors: what they say does not change the time."""
+    for count, bits, length in forms:
+        random = np.random.default_rng(bits)
+        stored = (shape[0], count, code_bytes(shape[1], length, bits))
+        weight = (
+            random.integers(256, size=stored).astype(np.uint8),
+            random.normal(size=(count, 2**bits, length)).astype(np.float32),
+            random.normal(size=(shape[0], 1)).astype(np.float32),
+        )
+        yield offer(
+            JaxProduct,
+            f"{kind} codes {count}x{bits} of {length}",
+            kind,
+            round(count * bits / length),
+            activations=32,
+            run=functools.partial(
+                vector_codebook_matmul, implementation=implementation
+            ),
+            weight=weight,
+            stands_for=functools.partial(_decoded, *weight, shape[1]),
+            tolerance=1e-3,
+        )
+
+
+def _decoded(
+    codes: np.ndarray, tables: np.ndarray, scales: np.ndarray, inputs: int
+) -> np.ndarray:
+    matrix = decode(jnp.asarray(codes), jnp.asarray(tables), inputs=inputs)
+    return np.asarray(matrix, np.float64) * scales
 
 
 def _dense(values: jax.Array, scales: jax.Array) -> np.ndarray:

@@ -51,6 +51,8 @@ def weights_only(bench: Bench, *, slow: bool = True) -> None:
         for name, method in WEIGHTS.items():
             if method.propagate is not None or (method.slow and not slow):
                 continue
+            if method.only not in (None, bits):
+                continue
             for draw in range(bench.draws if method.data or method.biases else 1):
 
                 def make() -> Made:

@@ -97,6 +97,15 @@ def falls(rows: Sequence[Row], subject: Subject, *, outliers: bool) -> Iterator[
                 found.get(("mixed", bits, f"mixed, {rounding}")),
                 found.get(("weights", bits, rounding)),
             )
+    coded = found.get(("weights", "2", "codebooks"))
+    for name in ("gptq", "gptq, least error"):
+        one = found.get(("weights", "2", name))
+        yield from compare(f"codebooks beat {name} at 2 bits", coded, one)
+        if one and coded and coded.rows[-1].stored > one.rows[-1].stored:
+            yield (
+                f"{subject.name}: codebooks take no more bytes than {name} at 2 bits: "
+                f"{coded.rows[-1].stored:,} against {one.rows[-1].stored:,}"
+            )
     if outliers:
         moved = [found.get(("activations", "W4A8", n)) for n in ("smooth", "rotate")]
         best = _best(subject.better, [one for one in moved if one])

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import jax
 from _bench import Bench, Made
+from _method_codebooks import codebooks
 
 from jcompress.correction import correct_biases
 from jcompress.formats import Int
@@ -47,6 +48,8 @@ class Method:
         propagate: None, or layer by layer with this share of the errors passed on.
         biases: whether they take up the mean error afterwards.
         slow: whether it is left out on models of many weights.
+        vectors: whether weights become codes of vectors, in the bytes of integers.
+        only: the bits that it is for; None for all.
     """
 
     scaling: str = ""
@@ -56,6 +59,8 @@ class Method:
     propagate: float | None = None
     biases: bool = False
     slow: bool = False
+    vectors: bool = False
+    only: int | None = None
 
 
 WEIGHTS: Mapping[str, Method] = {
@@ -70,6 +75,7 @@ WEIGHTS: Mapping[str, Method] = {
     "signround": Method(rounding=SignRound(), slow=True),
     "adaround": Method(rounding=AdaRound(), slow=True),
     "coordinate descent": Method(rounding=CoordinateDescent()),
+    "codebooks": Method(vectors=True, only=2),
     "gptq, by layers": Method(rounding=Gptq(), propagate=0.0),
     "gptq, by layers, passed on": Method(rounding=Gptq(), propagate=0.5),
     "nearest, biases corrected": Method(data=False, biases=True),
@@ -102,6 +108,8 @@ def quantized_by(bench: Bench, method: Method, bits: int, draw: int) -> Made:
     apply, params = subject.apply, subject.params
     batches = subject.calibration(draw)
     rules = rules_of(integers(bits, method.rounding, searched=method.searched))
+    if method.vectors:
+        return codebooks(bench, rules, draw)
     judges = bench.judges
     moments = bench.moments(draw) if method.data else None
     if method.scaling == "awq":

@@ -16,9 +16,10 @@ nothing is chosen by. Figures are means over draws of the calibration data.
 
 Rows are kept as they are made (`--log`), and a run that was interrupted goes on. Exit
 code 1 if an ordering falls: GPTQ, AWQ, SignRound and ranges of least error beat
-rounding to the nearest at 4 and 3 bits on g2p-en and the language model; mixed bits
-beat the same bytes uniformly; smoothing or rotation beats plain W4A8 where activations
-have outliers; training beats all else at 3 and 2 bits.
+rounding to the nearest at 4 and 3 bits on g2p-en and the language model; codebooks
+beat GPTQ at 2 bits in no more bytes; mixed bits beat the same bytes uniformly;
+smoothing or rotation beats plain W4A8 where activations have outliers; training beats
+all else at 3 and 2 bits.
 """
 
 import argparse

@@ -24,6 +24,7 @@ _CLASSES: dict[str, type[Any]] = {
     "NMSparse": tensors.NMSparse,
     "QTensor": tensors.QTensor,
     "RemovedArray": tensors.RemovedArray,
+    "VectorCodebook": tensors.VectorCodebook,
     "WithOutliers": tensors.WithOutliers,
     # What their fields hold.
     "AdaRound": rounding.AdaRound,

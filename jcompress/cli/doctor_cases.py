@@ -18,6 +18,7 @@ from jcompress.kernels.int8_matmul.api import FORMS as INT8
 from jcompress.kernels.nm_sparse_matmul.api import FORMS as NM_SPARSE
 from jcompress.kernels.quantized_conv.api import FORMS as CONV
 from jcompress.kernels.quantized_conv.window import Window
+from jcompress.kernels.vector_codebook_matmul.api import FORMS as VECTOR_CODEBOOK
 from jcompress.kernels.weight_only_matmul.api import FORMS as WEIGHT_ONLY
 
 ROWS, OUTPUTS, INPUTS, GROUPS = 4, 128, 512, 8
@@ -166,6 +167,19 @@ def _sparse_cases(
                 x,
                 jnp.asarray(draw.integers(0, 256, stored), jnp.uint8),
                 floats(1, 1, 16),
+            ),
+            static={},
+        ),
+        SampleProduct(
+            name="vector_codebook_matmul of 4 weights a code",
+            forms=VECTOR_CODEBOOK,
+            args=(
+                x,
+                jnp.asarray(
+                    draw.integers(0, 256, (1, OUTPUTS, 1, INPUTS // 4)), jnp.uint8
+                ),
+                floats(1, 1, 256, 4),
+                floats(1, OUTPUTS, 1),
             ),
             static={},
         ),

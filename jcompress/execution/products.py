@@ -17,6 +17,7 @@ from jcompress.kernels.codebook_matmul import codebook_matmul
 from jcompress.kernels.float8_matmul import float8_matmul
 from jcompress.kernels.int8_matmul import int8_matmul
 from jcompress.kernels.nm_sparse_matmul import nm_sparse_matmul
+from jcompress.kernels.vector_codebook_matmul import vector_codebook_matmul
 from jcompress.kernels.weight_only_matmul import weight_only_matmul
 from jcompress.tensors import (
     BlockSparse,
@@ -25,6 +26,7 @@ from jcompress.tensors import (
     LowRank,
     NMSparse,
     QTensor,
+    VectorCodebook,
     WithOutliers,
 )
 from jcompress.tensors.low_rank import Factor
@@ -139,6 +141,8 @@ class LeafKernel:
                 return cls(How.SPARSE, _nm_sparse)
             case Codebook():
                 return cls(How.CODEBOOK, _codebook)
+            case VectorCodebook():
+                return cls(How.CODEBOOK, _vector_codebook)
             case WithOutliers():
                 if tensor.stack_axes:
                     return "its outliers are those of several matrices"
@@ -249,6 +253,12 @@ def _nm_sparse(
 
 def _codebook(x: jax.Array, _: None, __: None, leaf: Codebook, **how: Any) -> jax.Array:
     return codebook_matmul(x, leaf.indices, leaf.codebook, **how)
+
+
+def _vector_codebook(
+    x: jax.Array, _: None, __: None, leaf: VectorCodebook, **how: Any
+) -> jax.Array:
+    return vector_codebook_matmul(x, leaf.codes, leaf.tables, leaf.scales, **how)
 
 
 def _weight_only(

@@ -15,3 +15,5 @@ from jcompress.sharing.tying import Initial as Initial
 from jcompress.sharing.tying import tie as tie
 from jcompress.sharing.tying import tied as tied
 from jcompress.sharing.tying import untie as untie
+from jcompress.sharing.vectors import ClusterVectors as ClusterVectors
+from jcompress.sharing.vectors import cluster_vectors as cluster_vectors

@@ -11,3 +11,4 @@ from jcompress.tensors.nm_sparse import NMSparse as NMSparse
 from jcompress.tensors.outliers import WithOutliers as WithOutliers
 from jcompress.tensors.qtensor import QTensor as QTensor
 from jcompress.tensors.removed import RemovedArray as RemovedArray
+from jcompress.tensors.vector_codebook import VectorCodebook as VectorCodebook

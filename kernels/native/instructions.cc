@@ -57,7 +57,7 @@ struct Features {
     __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     const bool ymm = (low & 0x06) == 0x06, zmm = (low & 0xe6) == 0xe6;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
-    avx2 = ymm && fma && f16c && (b & bit_AVX2);
+    avx2 = ymm && fma && f16c && (b & bit_AVX2) && (b & bit_BMI2);
     const unsigned wanted = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
     avx512_vnni = avx2 && zmm && (b & wanted) == wanted && (c & bit_AVX512VNNI);
     avx512_vbmi = avx512_vnni && (c & bit_AVX512VBMI) && (c & (1u << 6));

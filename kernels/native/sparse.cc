@@ -1,5 +1,6 @@
 // The XLA handlers of products with sparse and clustered weights:
-// `block_sparse_matmul`, `nm_sparse_matmul` and `codebook_matmul`.
+// `block_sparse_matmul`, `nm_sparse_matmul`, `codebook_matmul` and
+// `vector_codebook_matmul`.
 
 #include "sparse.h"
 
@@ -84,17 +85,17 @@ ffi::Error bad(const char* operation, const std::string& what) {
                                      what);
 }
 
-// Multiply a stack of coded weights; `weight(s)` gives one.
-template <class WeightOf>
+// Multiply a stack of coded weights; `weight(s)` gives one, `inputs(s)` its rows.
+template <class WeightOf, class InputsOf>
 ffi::Error multiply_coded(ffi::ThreadPool& pool, const Call& call, WeightOf weight,
-                          const char* operation) {
+                          InputsOf inputs, const char* operation) {
   const SparseProducts& products = sparse_products();
   const int64_t size = (products.coded_size(weight(0), call.rows) + 15) / 16 * 16;
   Buffer<float> packed(call.stacks * size);
   const int64_t pieces = products.coded_pieces(weight(0), call.rows);
   parallel_for(pool, call.stacks * pieces, [&](int64_t i) {
     const int64_t s = i / pieces;
-    products.pack_coded(weight(s), call.inputs_of(s), packed.data() + s * size,
+    products.pack_coded(weight(s), inputs(s), packed.data() + s * size,
                         i % pieces);
   });
   const int64_t least = kPieceProducts / std::max<int64_t>(1, call.rows * call.inputs);
@@ -154,7 +155,8 @@ ffi::Error nm_sparse(ffi::ThreadPool pool, Any x, Any values, Any mask, Any scal
     one.scales = part<float>(scales, s, outputs);
     return one;
   };
-  return multiply_coded(pool, call, weight, name);
+  const auto inputs = [&](int64_t s) { return call.inputs_of(s); };
+  return multiply_coded(pool, call, weight, inputs, name);
 }
 
 ffi::Error codebook(ffi::ThreadPool pool, Any x, Any indices, Any tables,
@@ -204,7 +206,88 @@ ffi::Error codebook(ffi::ThreadPool pool, Any x, Any indices, Any tables,
     one.tables = laid.data() + s * count * floats;
     return one;
   };
-  return multiply_coded(pool, call, weight, name);
+  const auto inputs = [&](int64_t s) { return call.inputs_of(s); };
+  return multiply_coded(pool, call, weight, inputs, name);
+}
+
+// Rows of floats with room between vectors: those shorter than a power of 2 are filled
+// up with zeros, and so are the inputs to whole steps.
+void spread_rows(const Inputs& x, int64_t length, int64_t laid, int64_t inputs,
+                 float* out) {
+  Buffer<float> row(x.inputs);
+  std::fill(out, out + x.rows * inputs, 0.0f);
+  for (int64_t m = 0; m < x.rows; ++m, out += inputs) {
+    widen(x.x, x.dtype, m * x.inputs, x.inputs, row.data());
+    for (int64_t k = 0, at = 0; k < x.inputs; k += length, at += laid) {
+      std::copy_n(row.data() + k, std::min(length, x.inputs - k), out + at);
+    }
+  }
+}
+
+ffi::Error vector_codebook(ffi::ThreadPool pool, Any x, Any codes, Any tables,
+                           Any scales, ffi::Result<Any> y, int64_t layout) {
+  const char* name = "vector_codebook_matmul";
+  if (!has_stacks_of_matrices(x) || codes.dimensions().size() != 4 ||
+      tables.dimensions().size() != 4) {
+    return bad(name, "x has three axes, codes and tables have four");
+  }
+  const int64_t outputs = codes.dimensions()[1], count = codes.dimensions()[2];
+  const int64_t size = tables.dimensions()[2], length = tables.dimensions()[3];
+  const Call call = call_of(x, y, outputs);
+  Float dtype;
+  if (!float_of(x.element_type(), &dtype)) return bad(name, "dtype of x");
+  const std::string problem = call.check(layout);
+  if (!problem.empty()) return bad(name, problem);
+  if (y->element_count() == 0) return ffi::Error::Success();
+  if (call.inputs < 1) return bad(name, "there are no inputs");
+  CodedWeight w{};
+  while (w.bits < 8 && (int64_t{1} << w.bits) < size) ++w.bits;
+  if (w.bits < 1 || (int64_t{1} << w.bits) != size || length < 1 || length > 8 ||
+      count < 1 || count > 4 ||
+      !is(tables, ffi::DataType::F32, {call.stacks, count, size, length})) {
+    return bad(name, "tables");
+  }
+  constexpr int64_t kTogether = 8;
+  const int64_t steps =
+      (call.inputs + length * kTogether - 1) / (length * kTogether);
+  w.coding = Coding::kVectors;
+  w.length = length <= 2 ? 2 : length <= 4 ? 4 : 8;
+  w.codes = static_cast<int32_t>(count);
+  w.outputs = outputs;
+  w.inputs = steps * kTogether * w.length;
+  w.stored = count * steps * w.bits;
+  w.outputs_per_table = outputs;
+  if (!is(codes, ffi::DataType::U8, {call.stacks, outputs, count, steps * w.bits})) {
+    return bad(name, "codes");
+  }
+  if (!is(scales, ffi::DataType::F32, {call.stacks, outputs, 1})) {
+    return bad(name, "scales");
+  }
+  const int64_t entries = call.stacks * count * size;
+  Buffer<float> laid(entries * w.length);
+  std::fill_n(laid.data(), entries * w.length, 0.0f);
+  for (int64_t i = 0; i < entries; ++i) {
+    std::copy_n(part<float>(tables, i, length), length, laid.data() + i * w.length);
+  }
+  Buffer<float> rows(call.stacks * call.rows * w.inputs);
+  Call spread = call;
+  spread.inputs = w.inputs;
+  for (int64_t s = 0; s < call.stacks; ++s) {
+    spread_rows(call.inputs_of(s), length, w.length, w.inputs,
+                rows.data() + s * call.rows * w.inputs);
+  }
+  const auto weight = [&](int64_t s) {
+    CodedWeight one = w;
+    one.values = part<uint8_t>(codes, s, outputs * w.stored);
+    one.tables = laid.data() + s * count * size * w.length;
+    one.scales = part<float>(scales, s, outputs);
+    return one;
+  };
+  const auto inputs = [&](int64_t s) {
+    return Inputs{rows.data() + s * call.rows * w.inputs, Float::kF32, call.rows,
+                  w.inputs};
+  };
+  return multiply_coded(pool, spread, weight, inputs, name);
 }
 
 // Where a stack's rows of blocks begin: each a run within the stored blocks.
@@ -324,6 +407,8 @@ ffi::Error block_sparse(ffi::ThreadPool pool, Any x, Any blocks, Any columns,
 
 extern "C" JCOMPRESS_EXPORT XLA_FFI_Error* jcompress_nm_sparse(XLA_FFI_CallFrame*);
 extern "C" JCOMPRESS_EXPORT XLA_FFI_Error* jcompress_codebook(XLA_FFI_CallFrame*);
+extern "C" JCOMPRESS_EXPORT XLA_FFI_Error* jcompress_vector_codebook(
+    XLA_FFI_CallFrame*);
 extern "C" JCOMPRESS_EXPORT XLA_FFI_Error* jcompress_block_sparse(XLA_FFI_CallFrame*);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jcompress_nm_sparse, jcompress::nm_sparse,
@@ -339,6 +424,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jcompress_nm_sparse, jcompress::nm_sparse,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jcompress_codebook, jcompress::codebook,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Attr<int64_t>("layout"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jcompress_vector_codebook, jcompress::vector_codebook,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()

@@ -17,13 +17,15 @@ struct Inputs {
   int64_t inputs;
 };
 
-// A matrix whose rows are decoded as they are multiplied: `NMSparse` or `Codebook`.
+// A matrix whose rows are decoded as they are multiplied: `NMSparse`, `Codebook` or
+// `VectorCodebook`.
 enum class Coding : int32_t {
   kMaskF32 = 0,
   kMaskBF16 = 1,
   kMaskS8 = 2,
   kNibbles = 3,  // two indices a byte
   kBytes = 4,    // one
+  kVectors = 5,  // codes of vectors
 };
 
 struct CodedWeight {
@@ -36,6 +38,11 @@ struct CodedWeight {
   int64_t inputs;
   int64_t stored;
   int64_t outputs_per_table;
+  // For vectors only, whose values are [outputs, codes, stored / codes] bytes and whose
+  // inputs are those that are laid out: eight vectors a step, of `length` floats each.
+  int32_t length;  // 2, 4 or 8
+  int32_t codes;
+  int32_t bits;
 
   static constexpr int kSmallTable = 16;
   static constexpr int kTable = 256;

@@ -11,6 +11,7 @@
 
 #include "product_kernels.h"
 #include "sparse_decode.h"
+#include "sparse_vectors.h"
 
 namespace jcompress {
 namespace {
@@ -122,9 +123,12 @@ void dot_tile(int64_t rows, const float* x, int64_t steps, int64_t ahead,
     case 4:
       return dot_quad<V, D, 4>(x, steps, ahead, cursors, out, stride);
     case 6:
-      return dot_quad<V, D, 6>(x, steps, ahead, cursors, out, stride);
+      if constexpr (D::kAtOnce == 0 || D::kAtOnce >= 6) {
+        dot_quad<V, D, 6>(x, steps, ahead, cursors, out, stride);
+      }
+      return;
     default:
-      if constexpr (!std::is_same_v<D, Plain<V>>) {
+      if constexpr (D::kAtOnce >= 8) {
         dot_quad<V, D, 8>(x, steps, ahead, cursors, out, stride);
       }
   }
@@ -258,10 +262,17 @@ bool multiply_many(const CodedWeight& w, const float* packed, int64_t rows,
   return true;
 }
 
+template <class V, int kLength, class F>
+auto with_vectors(const CodedWeight& w, F&& f) {
+  if (w.codes == 1) return f(static_cast<Vectors<V, kLength, 1>*>(nullptr));
+  if (w.codes == 2) return f(static_cast<Vectors<V, kLength, 2>*>(nullptr));
+  return f(static_cast<Vectors<V, kLength, 0>*>(nullptr));
+}
+
 // `f(decoder)` with the decoder of a coding, as the type of a null pointer.
 template <class V, class F>
-auto with_decoder(Coding coding, F&& f) {
-  switch (coding) {
+auto with_decoder(const CodedWeight& w, F&& f) {
+  switch (w.coding) {
     case Coding::kMaskF32:
       return f(static_cast<Masked<V, float>*>(nullptr));
     case Coding::kMaskBF16:
@@ -270,6 +281,15 @@ auto with_decoder(Coding coding, F&& f) {
       return f(static_cast<Masked<V, int8_t>*>(nullptr));
     case Coding::kNibbles:
       return f(static_cast<Nibbles<V>*>(nullptr));
+    case Coding::kVectors:
+      switch (w.length) {
+        case 2:
+          return with_vectors<V, 2>(w, f);
+        case 4:
+          return with_vectors<V, 4>(w, f);
+        default:
+          return with_vectors<V, 8>(w, f);
+      }
     default:
       return f(static_cast<Bytes<V>*>(nullptr));
   }
@@ -283,7 +303,7 @@ void lay_table(const float* values, int64_t floats, float* out) {
 
 template <class V>
 int64_t coded_size(const CodedWeight& w, int64_t rows) {
-  return with_decoder<V>(w.coding, [&](auto* d) {
+  return with_decoder<V>(w, [&](auto* d) {
     using D = std::remove_pointer_t<decltype(d)>;
     const RowCut cut(rows, D::kAtOnce);
     return cut.tile * cut.tiles * padded_inputs<D>(w.inputs);
@@ -292,14 +312,14 @@ int64_t coded_size(const CodedWeight& w, int64_t rows) {
 
 template <class V>
 int64_t coded_pieces(const CodedWeight& w, int64_t rows) {
-  return with_decoder<V>(w.coding, [&](auto* d) {
+  return with_decoder<V>(w, [&](auto* d) {
     return RowCut(rows, std::remove_pointer_t<decltype(d)>::kAtOnce).tiles;
   });
 }
 
 template <class V>
 void pack_coded(const CodedWeight& w, const Inputs& x, float* packed, int64_t piece) {
-  with_decoder<V>(w.coding, [&](auto* d) {
+  with_decoder<V>(w, [&](auto* d) {
     pack_rows_for<V, std::remove_pointer_t<decltype(d)>>(x, packed, piece);
   });
 }
@@ -307,7 +327,7 @@ void pack_coded(const CodedWeight& w, const Inputs& x, float* packed, int64_t pi
 template <class V>
 bool multiply_coded(const CodedWeight& w, const float* packed, int64_t rows,
                     const Result& result, int64_t first, int64_t last) {
-  return with_decoder<V>(w.coding, [&](auto* d) {
+  return with_decoder<V>(w, [&](auto* d) {
     using D = std::remove_pointer_t<decltype(d)>;
     const auto multiply =
         rows <= D::kAtOnce ? &multiply_few<V, D> : &multiply_many<V, D>;

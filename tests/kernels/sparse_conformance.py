@@ -17,10 +17,12 @@ from jcompress.kernels import Implementation
 from jcompress.kernels.block_sparse_matmul import block_sparse_matmul
 from jcompress.kernels.codebook_matmul import codebook_matmul
 from jcompress.kernels.nm_sparse_matmul import nm_sparse_matmul
+from jcompress.kernels.vector_codebook_matmul import vector_codebook_matmul
 from jcompress.tensors import Codebook
 from jcompress.tensors.axes import Axes
 from jcompress.tensors.block_sparse import take_blocks
 from jcompress.tensors.nm_sparse import take_kept
+from jcompress.tensors.vector_codebook import pack_codes
 
 Host = np.ndarray[Any, Any]
 
@@ -329,3 +331,61 @@ class CodebookForm(SparseForm):
 
 class CodebookMatmul(CodebookForm, Composed):
     """Conformance of an implementation of `codebook_matmul`."""
+
+
+class VectorCodebookForm(SparseForm):
+    """What a form of `vector_codebook_matmul` computes."""
+
+    operation = staticmethod(vector_codebook_matmul)
+    settings: ClassVar[tuple[tuple[int, int, int], ...]] = (
+        *((4, 1, 8), (2, 1, 5), (3, 2, 7), (8, 2, 4), (1, 3, 1), (7, 4, 6)),
+    )
+    """Weights a code, codes, and bits of each."""
+
+    def weight(
+        self,
+        seed: int = 1,
+        setting: tuple[int, int, int] = (4, 2, 5),
+        shape: tuple[int, int] = (16, 24),
+    ) -> tuple[tuple[Any, ...], Host, dict[str, Any]]:
+        length, count, bits = setting
+        outputs, inputs = shape
+        rng = np.random.default_rng(seed)
+        codes = rng.integers(2**bits, size=(outputs, count, -(-inputs // length)))
+        # Of one sign at each place, so that sums of entries do not cancel.
+        signs = rng.choice([-1, 1], size=length)
+        tables = signs * np.abs(rng.normal(size=(count, 2**bits, length)))
+        tables = tables.astype(np.float32)
+        scales = rng.normal(size=(outputs, 1)).astype(np.float32)
+        entries = [tables[m].astype(np.float64)[codes[:, m]] for m in range(count)]
+        dense = sum(entries).reshape(outputs, -1)[:, :inputs] * scales
+        packed = pack_codes(jnp.asarray(codes, jnp.uint8), bits)
+        return arrays(packed, tables, scales), dense, {}
+
+    def test_settings(self) -> None:
+        for setting, inputs in zip(self.settings, (33, 64, 7, 64, 9, 1), strict=True):
+            weight, dense, _ = self.weight(setting=setting, shape=(5, inputs))
+            x = normal((3, inputs))
+            self.check(x, dense, self.run(x, weight))
+
+
+class VectorCodebookMatmul(VectorCodebookForm, Composed):
+    """Conformance of an implementation of `vector_codebook_matmul`."""
+
+    def test_gradients_of_tables_and_scales(self) -> None:
+        (codes, tables, scales), *_ = self.weight()
+        x, cotangent = normal((3, 24)), normal((3, 16), seed=3)
+
+        def moved(by: float, in_tables: Any, in_scales: Any) -> float:
+            weight = (codes, tables + by * in_tables, scales + by * in_scales)
+            out = np.asarray(self.run(x, weight), np.float64)
+            return float(np.sum(out * np.asarray(cotangent)))
+
+        found = jax.vjp(lambda t, s: self.run(x, (codes, t, s)), tables, scales)[1](
+            cotangent
+        )
+        for number, gradient in enumerate(found):
+            way = [jnp.zeros_like(tables), jnp.zeros_like(scales)]
+            way[number] = normal(gradient.shape, seed=4)
+            slope = (moved(0.5, *way) - moved(-0.5, *way)) / 1.0
+            assert abs(float(jnp.vdot(gradient, way[number])) - slope) < 1e-3 * 16

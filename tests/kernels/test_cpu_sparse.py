@@ -11,6 +11,7 @@ from sparse_conformance import (
     CodebookMatmul,
     NMSparseMatmul,
     SparseForm,
+    VectorCodebookMatmul,
     normal,
 )
 
@@ -133,6 +134,15 @@ class TestCodebook(Compiled, CodebookMatmul):
             x = normal((rows, 32))
             dense = np.full((4, 32), float(table[0, -1]))
             self.check(x, dense, self.run(x, (indices, table)))
+
+
+class TestVectorCodebook(Compiled, VectorCodebookMatmul):
+    @pytest.mark.parametrize("number", range(len(VectorCodebookMatmul.settings)))
+    def test_rows_and_inputs(self, number: int) -> None:
+        setting = self.settings[number]
+        for shape in ((18, 130), (1, 700)):
+            weight, dense, _ = self.weight(setting=setting, shape=shape)
+            self.check_rows(weight, dense, shape[1])
 
 
 @pytest.mark.parametrize("name", ["jcompress_block_sparse", "jcompress_nm_sparse"])
