@@ -347,8 +347,9 @@ def test_a_small_model(weights: Weights, activation: Activation | None) -> None:
     assert entries["stem"].how is How.DENSE
     run = jax.jit(compressed(model.apply))
     fake = jax.jit(fake_quant(model.apply, rules))
-    # A sum in another order may round an activation of the next layer to its neighbour.
-    close(run(small, x), fake(params, x), 2e-5 if activation is None else 1e-3)
+    # A sum in another order may round an activation of the next layer to its neighbour:
+    # one of the inputs of each output moves by a 255th of their range.
+    close(run(small, x), fake(params, x), 2e-5 if activation is None else 5e-3)
 
 
 LAYOUTS = {
