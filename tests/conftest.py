@@ -44,6 +44,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="run one in N of all cases, of each test as many as its share",
     )
+    group.addoption(
+        "--most",
+        type=int,
+        metavar="N",
+        help="run at most N cases of each test, spread evenly",
+    )
 
 
 def pytest_collection_modifyitems(
@@ -57,7 +63,14 @@ def pytest_collection_modifyitems(
     for name, cases in tests.items():
         # Where each begins differs, so that not all take the same models. A test of
         # fewer cases than the share is run or left out by its name.
-        chosen.update(cases[zlib.crc32(name.encode()) % share :: share])
+        start = zlib.crc32(name.encode())
+        taken = cases[start % share :: share]
+        most = config.getoption("most") or len(taken)
+        if len(taken) > most:
+            step = len(taken) / most
+            first = (start % 997) / 997 * step
+            taken = [taken[int(first + step * n) % len(taken)] for n in range(most)]
+        chosen.update(taken)
     config.hook.pytest_deselected(items=[i for i in items if i not in chosen])
     kept = [item for item in items if item in chosen]
     # The longest first, so that no worker ends long after the others.
