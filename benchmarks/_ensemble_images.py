@@ -156,4 +156,5 @@ def width_of(values: float) -> int:
     """The width at which a perceptron has about so many parameters."""
     # w^2 + w (784 + 10 + 2) + 10
     b = PIXELS + CLASSES + 2
-    return max(1, round((-b + (b * b + 4 * (values - CLASSES)) ** 0.5) / 2))
+    root = float(b * b + 4 * (values - CLASSES)) ** 0.5
+    return max(1, round((root - b) / 2))

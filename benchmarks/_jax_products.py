@@ -192,7 +192,8 @@ def _decoded(
     codes: np.ndarray, tables: np.ndarray, scales: np.ndarray, inputs: int
 ) -> np.ndarray:
     matrix = decode(jnp.asarray(codes), jnp.asarray(tables), inputs=inputs)
-    return np.asarray(matrix, np.float64) * scales
+    decoded: np.ndarray = np.asarray(matrix, np.float64) * scales
+    return decoded
 
 
 def _dense(values: jax.Array, scales: jax.Array) -> np.ndarray:

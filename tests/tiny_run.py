@@ -35,6 +35,8 @@ CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax-commands"
 def environment():
     return {
         **os.environ,
+        # Most of the time is that of the compiler.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(CACHE),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
