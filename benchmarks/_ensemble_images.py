@@ -1,6 +1,7 @@
 """Perceptrons on Fashion-MNIST that are trained side by side, for benchmarks."""
 
 import functools
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -156,5 +157,4 @@ def width_of(values: float) -> int:
     """The width at which a perceptron has about so many parameters."""
     # w^2 + w (784 + 10 + 2) + 10
     b = PIXELS + CLASSES + 2
-    root = float(b * b + 4 * (values - CLASSES)) ** 0.5
-    return max(1, round((root - b) / 2))
+    return max(1, round((math.sqrt(b * b + 4 * (values - CLASSES)) - b) / 2))

@@ -19,6 +19,7 @@ from jcompress.formats import Int
 from jcompress.kernels import Implementation
 from jcompress.quantization import LeastError, PerGroup, Quantize, Weights, quantize
 from jcompress.report import stored_bytes
+from jcompress.rules import Rules
 from jcompress.sites import find_sites
 
 SIZES = (784, 128, 128, 10)
@@ -74,7 +75,7 @@ def main() -> None:
     trees = unstack(params)
 
     weights = functools.partial(Weights, format=Int(4, full=True), range=LeastError())
-    rules = [
+    rules: Rules[Quantize] = [
         ("0/w", Quantize(weights=weights(granularity=PerGroup(112)))),
         (..., Quantize(weights=weights(granularity=PerGroup(64)))),
     ]
@@ -91,7 +92,7 @@ def main() -> None:
     (rows,) = export.symbolic_shape("rows")
     program = export.export(serve)(jax.ShapeDtypeStruct((rows, 784), jnp.float32))
     (folder / "ensemble.bin").write_bytes(program.serialize())
-    served = export.deserialize((folder / "ensemble.bin").read_bytes())
+    served = export.deserialize(bytearray((folder / "ensemble.bin").read_bytes()))
 
     variants = {
         "one, float32": (jax.jit(lambda x: apply(trees[0], x)), trees[0]),
