@@ -1,6 +1,5 @@
 """Settings for every test: strict promotion, warnings as errors, a hasty compiler."""
 
-import gc
 import os
 import pathlib
 import zlib
@@ -89,8 +88,6 @@ def compile_programs(request: pytest.FixtureRequest) -> None:
     if [hasty] != compiled or _resident() > MOST_MEMORY:
         jax.clear_caches()
     compiled[:] = [hasty]
-    # What is kept need not be looked through again and again for what is not.
-    gc.freeze()
     jax.config.update("jax_disable_most_optimizations", hasty)
 
 
