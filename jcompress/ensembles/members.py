@@ -40,8 +40,7 @@ def stack(members: Sequence[Any]) -> Any:
     first = members[0]
     for number, other in enumerate(members[1:], 1):
         _check_alike(first, other, number)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-    return stacked
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 
 
 def _check_alike(first: Any, other: Any, number: int) -> None:

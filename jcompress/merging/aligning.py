@@ -164,9 +164,7 @@ def _scores(
     total = np.zeros((group.size, group.size))
     for member in group.members:
         leaf = ours[member.path]
-        if not np.issubdtype(np.asarray(leaf).dtype, np.inexact) and not jnp.issubdtype(
-            leaf.dtype, jnp.inexact
-        ):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             continue
         places = _positions(member.units, group.size)
         moved = _permuted(leaf, members[member.path], orders, but=member.axis)
