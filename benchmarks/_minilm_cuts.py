@@ -19,6 +19,7 @@ from jcompress.depth import (
     score_blocks,
     skipped,
 )
+from jcompress.pruning.scores import score_by_taylor
 from jcompress.shrinking import (
     Cost,
     Groups,
@@ -26,7 +27,6 @@ from jcompress.shrinking import (
     Width,
     choose,
     find_groups,
-    score_by_taylor,
     score_units,
     shrink,
     shrunk,

@@ -14,7 +14,8 @@ from flax import nnx
 from jcompress.distillation.logits import soft_targets
 from jcompress.execution import compressed
 from jcompress.formats import Int
-from jcompress.pruning import Prune, Unstructured, cubic_schedule, prune
+from jcompress.pruning import Prune, Unstructured, prune
+from jcompress.pruning.schedules import cubic_schedule
 from jcompress.quantization import Quantize, Weights, fake_quant, quantize
 from jcompress.report import Metric, compare
 from jcompress.rules import Rules

@@ -28,12 +28,11 @@ from fashion_mnist import batches, load
 
 from jcompress import report
 from jcompress.distillation.logits import soft_targets
-from jcompress.pruning import score_by_magnitude
+from jcompress.pruning.scores import score_by_magnitude, score_by_taylor
 from jcompress.shrinking import (
     Cost,
     Plan,
     find_groups,
-    score_by_taylor,
     shrink_in_rounds,
     shrunk,
     static_cost,

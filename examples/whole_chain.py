@@ -19,14 +19,8 @@ from jcompress import report
 from jcompress.distillation.logits import soft_targets
 from jcompress.execution import compressed
 from jcompress.formats import Int
-from jcompress.pruning import (
-    Block,
-    Pattern,
-    Prune,
-    prune,
-    score_by_magnitude,
-    to_sparse,
-)
+from jcompress.pruning import Block, Pattern, Prune, prune, to_sparse
+from jcompress.pruning.scores import score_by_magnitude
 from jcompress.quantization import Quantize, Weights, fake_quant, quantize
 from jcompress.rules import Rules
 from jcompress.shrinking import Width, shrink_in_rounds, shrunk

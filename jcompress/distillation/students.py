@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jcompress.depth import leave_out_evenly, remove_blocks, skipped
-from jcompress.pruning import score_by_magnitude
+from jcompress.pruning.scores import score_by_magnitude
 from jcompress.rules import Rules
 from jcompress.shrinking import Width, find_groups, score_units, shrink, shrunk
 from jcompress.shrinking.choosing import ALL, resolve_widths

@@ -10,7 +10,5 @@ from jcompress.pruning.patterns import Block as Block
 from jcompress.pruning.patterns import Channels as Channels
 from jcompress.pruning.patterns import Pattern as Pattern
 from jcompress.pruning.patterns import Unstructured as Unstructured
-from jcompress.pruning.schedules import cubic_schedule as cubic_schedule
-from jcompress.pruning.scores import score_by_magnitude as score_by_magnitude
 from jcompress.pruning.spec import Prune as Prune
 from jcompress.pruning.summary import summarize as summarize

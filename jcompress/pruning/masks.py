@@ -54,7 +54,8 @@ def make_masks(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jcompress.pruning import Prune, Unstructured, score_by_magnitude
+        >>> from jcompress.pruning import Prune, Unstructured
+        >>> from jcompress.pruning.scores import score_by_magnitude
         >>> from jcompress.sites import find_sites
         >>> params = {"w": jnp.array([[4.0, -1.0], [2.0, -3.0]])}
         >>> sites = find_sites(lambda p, x: x @ p["w"], params, jnp.ones((1, 2)))

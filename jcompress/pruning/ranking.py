@@ -10,7 +10,7 @@ import numpy as np
 
 from jcompress.pruning._host import Host, flush, on_host, place_like
 from jcompress.pruning.patterns import Pattern
-from jcompress.pruning.scores import magnitude
+from jcompress.pruning.scores.magnitude import magnitude
 from jcompress.pruning.spec import PruningPlan
 
 

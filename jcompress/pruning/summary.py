@@ -35,7 +35,8 @@ def summarize(params: Any, masks: Any, rules: Rules[Prune], *, sites: Sites) -> 
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jcompress.pruning import NM, make_masks, score_by_magnitude
+        >>> from jcompress.pruning import NM, make_masks
+        >>> from jcompress.pruning.scores import score_by_magnitude
         >>> from jcompress.sites import find_sites
         >>> params = {"w": jnp.arange(1.0, 33.0).reshape(8, 4)}
         >>> sites = find_sites(lambda p, x: x @ p["w"], params, jnp.ones((1, 8)))

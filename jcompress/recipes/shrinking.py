@@ -7,6 +7,7 @@ import jax
 import optax
 
 from jcompress.errors import MismatchError
+from jcompress.pruning.scores import score_by_taylor
 from jcompress.recipes.data import Examples
 from jcompress.recipes.models import ResidualCNN, init_model
 from jcompress.recipes.recipe import Recipe, RecipeError
@@ -26,7 +27,6 @@ from jcompress.shrinking import (
     Width,
     choose,
     find_groups,
-    score_by_taylor,
     score_units,
     shrink,
     shrunk,

@@ -12,7 +12,8 @@ import optax
 
 from jcompress.distillation.logits import soft_targets
 from jcompress.formats import Int
-from jcompress.pruning import Prune, Unstructured, cubic_schedule, prune
+from jcompress.pruning import Prune, Unstructured, prune
+from jcompress.pruning.schedules import cubic_schedule
 from jcompress.quantization import Quantize, Weights, fake_quant
 from jcompress.quantization.convert import check as check_quantization
 from jcompress.recipes.data import Examples

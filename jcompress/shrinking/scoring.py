@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jcompress.errors import MismatchError
@@ -19,9 +17,10 @@ Scores = Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
 def score_units(groups: Groups, elements: Any) -> Scores:
     """Score every unit of every group: the absolute sum of its elements' scores.
 
-    With `jcompress.pruning.score_by_magnitude(variables)` that is the unit's L1 norm
-    over all leaves that it touches; with the product of weights and gradients
-    (`score_by_taylor`) how much the loss changes, to first order, if the unit goes.
+    With `score_by_magnitude(variables)` of `jcompress.pruning.scores` that is the
+    unit's L1 norm over all leaves that it touches; with the product of weights and
+    gradients (`score_by_taylor`, too) how much the loss changes, to first order, if the
+    unit goes.
 
     Args:
         groups: the groups.
@@ -72,29 +71,6 @@ def score_units(groups: Groups, elements: Any) -> Scores:
                 + ", ".join(member.path for member in group.members)
             )
     return {name: np.abs(total) for name, total in totals.items()}
-
-
-def score_by_taylor(params: Any, gradients: Any) -> Any:
-    """Score every weight by the change of the loss if it were zero, to first order.
-
-    Signed, so that `score_units` adds up the changes of a whole unit.
-
-    Args:
-        params: a tree of arrays of floats or complex numbers.
-        gradients: of the loss, on as many examples as are at hand.
-
-    Returns:
-        float32 arrays of the leaves' shapes: weight times gradient; of complex ones the
-        real part of it.
-    """
-
-    def change(weight: Any, gradient: jax.Array) -> Any:
-        weight = jnp.asarray(weight)
-        if jnp.issubdtype(weight.dtype, jnp.complexfloating):
-            return jnp.real(weight * gradient)
-        return weight.astype(jnp.float32) * gradient.astype(jnp.float32)
-
-    return jax.tree.map(change, params, gradients)
 
 
 def random_scores(groups: Groups, *, seed: int) -> Scores:

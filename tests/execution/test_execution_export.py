@@ -12,15 +12,8 @@ from jax import export
 from jcompress.execution import How, compressed, inspect
 from jcompress.formats import Float8, Int
 from jcompress.kernels import Implementation, _native, export_checks
-from jcompress.pruning import (
-    NM,
-    Block,
-    Prune,
-    apply_masks,
-    make_masks,
-    score_by_magnitude,
-    to_sparse,
-)
+from jcompress.pruning import NM, Block, Prune, apply_masks, make_masks, to_sparse
+from jcompress.pruning.scores import score_by_magnitude
 from jcompress.quantization import (
     Activation,
     PerGroup,

@@ -10,15 +10,9 @@ import pytest
 
 from jcompress.execution import How, compressed, inspect
 from jcompress.formats import Int
-from jcompress.pruning import (
-    NM,
-    Block,
-    Prune,
-    apply_masks,
-    make_masks,
-    score_by_magnitude,
-)
+from jcompress.pruning import NM, Block, Prune, apply_masks, make_masks
 from jcompress.pruning.convert import to_sparse
+from jcompress.pruning.scores import score_by_magnitude
 from jcompress.quantization import (
     Activation,
     PerGroup,

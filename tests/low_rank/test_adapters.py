@@ -20,8 +20,9 @@ from jcompress.low_rank import (
     take_adapters,
 )
 from jcompress.low_rank.factorizing import Svd, factorize
-from jcompress.pruning import NM, Prune, apply_masks, make_masks, score_by_magnitude
+from jcompress.pruning import NM, Prune, apply_masks, make_masks
 from jcompress.pruning.convert import to_sparse
+from jcompress.pruning.scores import score_by_magnitude
 from jcompress.quantization import (
     Activation,
     PerGroup,

@@ -22,13 +22,13 @@ from jcompress.pruning import (
     Prune,
     Unstructured,
     apply_masks,
-    cubic_schedule,
     make_masks,
     prune,
-    score_by_magnitude,
     summarize,
 )
 from jcompress.pruning.ranking import keep_highest
+from jcompress.pruning.schedules import cubic_schedule
+from jcompress.pruning.scores import score_by_magnitude
 from jcompress.tensors import QTensor
 from jcompress.tensors.axes import Axes
 

@@ -24,11 +24,11 @@ from jcompress.pruning import (
     PruneState,
     Unstructured,
     apply_masks,
-    cubic_schedule,
     prune,
     summarize,
     to_sparse,
 )
+from jcompress.pruning.schedules import cubic_schedule
 from jcompress.sites import find_sites
 
 TREE = {"conv": LEAVES["conv"], "dense": LEAVES["dense"]}

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jcompress.pruning import cubic_schedule, score_by_magnitude
+from jcompress.pruning.schedules import cubic_schedule
+from jcompress.pruning.scores import score_by_magnitude
 
 
 @pytest.mark.parametrize(

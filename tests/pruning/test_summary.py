@@ -11,9 +11,9 @@ from jcompress.pruning import (
     Unstructured,
     apply_masks,
     make_masks,
-    score_by_magnitude,
     summarize,
 )
+from jcompress.pruning.scores import score_by_magnitude
 
 SITES = sites_of(head=LEAVES["odd"], body=LEAVES["dense"], tail=LEAVES["transposed"])
 RULES = [("body", Prune(pattern=NM(1, 4))), ("head", None)]

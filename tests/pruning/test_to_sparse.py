@@ -11,16 +11,9 @@ import pytest
 from jcompress import checkpoint
 from jcompress.errors import MismatchError
 from jcompress.formats import Int
-from jcompress.pruning import (
-    NM,
-    Block,
-    Channels,
-    Prune,
-    apply_masks,
-    make_masks,
-    score_by_magnitude,
-)
+from jcompress.pruning import NM, Block, Channels, Prune, apply_masks, make_masks
 from jcompress.pruning.convert import to_sparse
+from jcompress.pruning.scores import score_by_magnitude
 from jcompress.quantization import Activation, Quantize, Weights, quantize
 from jcompress.sites import Sites, find_sites
 from jcompress.tensors import BlockSparse, NMSparse

@@ -10,7 +10,7 @@ import pytest
 
 from jcompress.allocation import Ranking
 from jcompress.errors import MismatchError
-from jcompress.pruning import score_by_magnitude
+from jcompress.pruning.scores import score_by_magnitude, score_by_taylor
 from jcompress.shrinking import (
     Cost,
     Plan,
@@ -18,7 +18,6 @@ from jcompress.shrinking import (
     choose,
     find_groups,
     random_scores,
-    score_by_taylor,
     score_units,
     shrink,
     shrink_in_rounds,

@@ -11,7 +11,7 @@ import pytest
 
 from jcompress.errors import MismatchError
 from jcompress.formats import Int
-from jcompress.pruning import score_by_magnitude
+from jcompress.pruning.scores import score_by_magnitude
 from jcompress.shrinking.groups import Groups, find_groups
 from jcompress.shrinking.plan import Plan, shrink, shrunk, zero_units
 from jcompress.shrinking.scoring import score_units

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jcompress.errors import MismatchError
-from jcompress.pruning import score_by_magnitude
+from jcompress.pruning.scores import score_by_magnitude
 from jcompress.shrinking.choosing import Cost, Width, static_cost
 from jcompress.shrinking.free import ShrinkableAxes
 from jcompress.shrinking.groups import find_groups
