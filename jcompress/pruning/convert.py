@@ -9,8 +9,9 @@ import numpy as np
 from jcompress.conversion import convert_leaves, resolve_specs
 from jcompress.errors import MismatchError
 from jcompress.formats import Int
-from jcompress.pruning.optimizer import LOST, PruneState, check_removed
+from jcompress.pruning.optimizer import PruneState
 from jcompress.pruning.patterns import NM, Block, Pattern
+from jcompress.pruning.zeros import LOST, check_removed
 from jcompress.rules import Rules
 from jcompress.sites import Sites, leaf_axes
 from jcompress.tensors import BlockSparse, NMSparse, QTensor, is_compressed

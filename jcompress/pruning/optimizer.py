@@ -9,15 +9,15 @@ import optax
 
 from jcompress.conversion import convert_leaves
 from jcompress.errors import MismatchError
-from jcompress.leaves import named_leaves
-from jcompress.pruning._host import on_host
+from jcompress.leaves import named_leaves, path_name
 from jcompress.pruning.masks import apply_by_name, place_masks
 from jcompress.pruning.ranking import choose
-from jcompress.pruning.scores import score_by_magnitude
+from jcompress.pruning.regrowth import Masks, Regrowth
+from jcompress.pruning.scores import TrainingScore, score_by_magnitude
+from jcompress.pruning.scores.base import Leaves
 from jcompress.pruning.spec import Prune, PruningPlan, Sparsity, make_plan
 from jcompress.rules import Rules
 from jcompress.sites import Sites
-from jcompress.tensors import is_compressed
 
 
 class PruneState(NamedTuple):
@@ -32,12 +32,14 @@ class PruneState(NamedTuple):
             began, the most so far, int32. Above 0 something changes the updates after
             `prune`, or the parameters between two updates; `summarize` and `to_sparse`
             raise if the parameters that they get hold such weights.
+        score: state of the `score`; None without one.
     """
 
     inner: Any
     masks: Any
     step: jax.Array
     returned: jax.Array
+    score: Any = None
 
 
 def prune(
@@ -47,21 +49,27 @@ def prune(
     sites: Sites,
     sparsity: Sparsity | None = None,
     every: int | jax.Array = 1,
+    score: TrainingScore | None = None,
+    regrow: Regrowth | None = None,
+    masks: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Train with `inner`, and remove the weights of least magnitude on the way.
+    """Train with `inner`, and remove the weights that matter least on the way.
 
     After each `optax.apply_updates` the removed weights are exact zeros; nothing has
     to be called after the step. With m the masks, p the parameters and g the
     gradients, one update is
 
-        m   = m and make_masks(|p|)     at every `every`-th step of a schedule
+        m   = m and make_masks(score)     at every `every`-th step of a schedule
         u   = inner.update(m * g)
         out = u where m else -p
+
+    The score is |p| if none is given.
 
     `inner` gets the gradient of the masked function, so that clipping and adaptive
     scales that mix entries see only what is left. Momentum and weight decay cannot
     move a removed weight, as `out` ignores what they say of it. Removed weights stay
-    removed, as in Zhu & Gupta: a schedule that falls has no effect.
+    removed, as in Zhu & Gupta: a schedule that falls has no effect. With `regrow` some
+    come back, at 0; then the entries of `inner`'s state that mirror them become 0, too.
 
     Put everything that changes the update (learning rate, decay, clipping) inside
     `inner`, `prune(optax.chain(...), ...)`: whatever follows `prune` in an
@@ -82,6 +90,14 @@ def prune(
             optimizer gets: `find_sites(...).below("params")` for Linen's `params`.
         sparsity: for rules that have none of their own.
         every: steps between two choices of masks under a schedule.
+        score: how weights are ranked, from the gradients of the steps so far, such as
+            `jcompress.pruning.scores.movement()`; nothing is removed before the first
+            update then. None takes magnitudes.
+        regrow: how removed weights come back, such as `rigl()` of
+            `jcompress.pruning.regrowth`; masks then change when it says so.
+        masks: what `make_masks` chose by other scores, to begin with, such as those of
+            SNIP; the sparsity of the rules should be theirs. With regrowth it is usual
+            to begin with masks by chance.
 
     Returns:
         The transformation; its state is a `PruneState`. `update` needs `params`.
@@ -89,7 +105,8 @@ def prune(
     Raises:
         TypeError: a rule carries something else than a `Prune`.
         MismatchError: a rule matches nothing, has no sparsity or does not fit a leaf;
-            or, in `init` and `update`, a leaf is missing from the tree.
+            regrowth does not fit a pattern, or masks do not fit the rules; or, in
+            `init` and `update`, a leaf is missing from the tree.
         ValueError: `every` below 1, or an `update` without parameters.
 
     Example:
@@ -113,18 +130,34 @@ def prune(
     if isinstance(every, int) and (every < 1 or isinstance(every, bool)):
         raise ValueError(f"prune: every must be at least 1, not {every!r}")
     plan = make_plan(rules, sites, sparsity, "prune")
+    if regrow is not None:
+        regrow.check(plan)
+    given = None if masks is None else _given(plan, masks)
+    changes = plan.changes or score is not None
     wrapped = optax.with_extra_args_support(inner)
+
+    def first(params: Any, step: jax.Array) -> Masks:
+        weights = plan.find(params)
+        if given is not None:
+            return given
+        if score is not None:
+            return {path: jnp.ones(leaf.shape, bool) for path, leaf in weights.items()}
+        return choose(plan, weights, step, by_magnitude=True)
 
     def init(params: Any) -> PruneState:
         start = jnp.zeros((), jnp.int32)
-        masks = params
+        chosen, scored = params, None
         # optax.tree_map_params calls init with a tree without leaves, in order to see
         # which parts of the state mirror the parameters; update does not accept one.
         if jax.tree.leaves(params):
-            weights = plan.find(params)
-            masks = place_masks(params, choose(plan, weights, start, by_magnitude=True))
+            chosen = place_masks(params, first(params, start))
+            scored = None if score is None else score.init(plan.find(params))
         return PruneState(
-            inner=wrapped.init(params), masks=masks, step=start, returned=start
+            inner=wrapped.init(params),
+            masks=chosen,
+            step=start,
+            returned=start,
+            score=scored,
         )
 
     def update(
@@ -135,71 +168,59 @@ def prune(
                 "prune: update needs the parameters: "
                 "optimizer.update(gradients, state, params)"
             )
-        weights = plan.find(params)
-        masks = dict(named_leaves(state.masks))
+        weights, step = plan.find(params), state.step
+        old = {
+            path: mask for path, mask in named_leaves(state.masks) if path in weights
+        }
         # Before the first update nothing has been removed. The most is kept, as what
         # comes back at some steps only (lookahead) is zero again after the next update.
-        now = jnp.where(state.step > 0, _returned(weights, masks), 0)
-        returned = jnp.maximum(state.returned, now)
-        if plan.changes:
-            due = state.step % every == 0
+        now = jnp.where(step > 0, _returned(weights, old), 0)
+        gradients: Leaves = {}
+        scored = state.score
+        if score is not None or regrow is not None:
+            gradients = plan.find(updates)
+        if score is not None:
+            scored = score.update(gradients, scored, weights)
+
+        def scores() -> Leaves:
+            return _scores(weights) if score is None else score.score(scored, weights)
+
+        masks, inner_state = old, state.inner
+        if regrow is not None:
+            masks, inner_state = jax.lax.cond(
+                regrow.is_due(step),
+                lambda: _regrown(
+                    inner,
+                    inner_state,
+                    params,
+                    old,
+                    regrow.choose(plan, scores(), gradients, old, step),
+                ),
+                lambda: (dict(old), inner_state),
+            )
+        elif changes:
             masks = jax.lax.cond(
-                due,
-                lambda old: _fewer(plan, weights, old, state.step),
-                lambda old: old,
-                masks,
+                step % every == 0,
+                lambda: _fewer(plan, scores(), old, step),
+                lambda: dict(old),
             )
         live = apply_by_name("prune", updates, masks)
         inner_updates, inner_state = wrapped.update(
-            live, state.inner, params, **extra_args
+            live, inner_state, params, **extra_args
         )
         new_state = PruneState(
             inner=inner_state,
             masks=place_masks(params, masks),
-            step=optax.safe_increment(state.step),
-            returned=returned.astype(jnp.int32),
+            step=optax.safe_increment(step),
+            returned=jnp.maximum(state.returned, now).astype(jnp.int32),
+            score=scored,
         )
         return _removing(inner_updates, weights, masks), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-LOST = (
-    "Nothing may change the updates after prune: write "
-    "prune(optax.chain(...), rules, sites=sites), not optax.chain(prune(...), ...). "
-    "apply_masks(params, state.masks) makes them zero again"
-)
-"""What to do about zeros that a training with `prune` lost."""
-
-
-def check_removed(transform: str, params: Any, state: PruneState) -> None:
-    """Raise if weights that `prune` removed are not zero in the parameters.
-
-    Raises:
-        MismatchError: some are not; names the first such leaf and how to chain.
-    """
-    named = dict(named_leaves(params))
-    for path, mask in named_leaves(state.masks):
-        if mask is None or path not in named or is_compressed(named[path]):
-            continue
-        back, gone = count_back(named[path], mask)
-        if back and int(state.step) > 0:
-            raise MismatchError(
-                f"{transform}: {back} of the {gone} weights that prune removed from "
-                f"{path!r} are not zero. {LOST}."
-            )
-
-
-def count_back(leaf: Any, mask: Any) -> tuple[int, int]:
-    """How many weights are not zero that a mask removes, and how many it removes."""
-    host, keep = on_host(leaf), on_host(mask)
-    if host is None or keep is None:
-        return int(jnp.sum((leaf != 0) & ~mask)), int(jnp.sum(~mask))
-    back = np.count_nonzero((host != 0) & ~keep)
-    return int(back), keep.size - int(np.count_nonzero(keep))
-
-
-def _returned(weights: dict[str, jax.Array], masks: dict[str, jax.Array]) -> jax.Array:
+def _returned(weights: Leaves, masks: Masks) -> jax.Array:
     """How many weights are not zero that the masks remove; int32."""
     counts = [
         jnp.sum((weights[path] != 0) & ~mask, dtype=jnp.int32)
@@ -216,25 +237,68 @@ def _scores(weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _fewer(
-    plan: PruningPlan,
-    weights: dict[str, jax.Array],
-    masks: dict[str, jax.Array],
-    step: jax.Array,
+    plan: PruningPlan, scores: Leaves, masks: Masks, step: jax.Array
 ) -> dict[str, jax.Array]:
     # What is removed ranks below everything else, a live weight of exactly 0 too.
     lowest = jnp.array(-jnp.inf, jnp.float32)
-    scores = {
-        path: jnp.where(masks[path], score, lowest)
-        for path, score in _scores(weights).items()
+    live = {
+        path: jnp.where(masks[path], score, lowest) for path, score in scores.items()
     }
-    return {
-        path: masks[path] & mask for path, mask in choose(plan, scores, step).items()
-    }
+    return {path: masks[path] & mask for path, mask in choose(plan, live, step).items()}
 
 
-def _removing(
-    updates: Any, weights: dict[str, jax.Array], masks: dict[str, jax.Array]
-) -> Any:
+def _regrown(
+    inner: optax.GradientTransformation,
+    state: Any,
+    params: Any,
+    old: Masks,
+    new: Masks,
+) -> tuple[dict[str, jax.Array], Any]:
+    """The new masks, and the inner state with 0 for what has come back."""
+    back = {path: new[path] & ~old[path] for path in new}
+    none = jnp.zeros((), bool)
+    everywhere = jax.tree_util.tree_map_with_path(
+        lambda path, _: back.get(path_name(path), none), params
+    )
+
+    def reset(grown: jax.Array, value: Any) -> Any:
+        # A leaf may have something else in the state, such as sums over its rows.
+        if not grown.shape or getattr(value, "shape", None) != grown.shape:
+            return value
+        return jnp.where(grown, jnp.zeros_like(value), value)
+
+    state = optax.tree.map_params(
+        inner,
+        lambda values, grown: jax.tree.map(reset, grown, values),
+        state,
+        everywhere,
+        is_leaf=lambda _: True,
+    )
+    return dict(new), state
+
+
+def _given(plan: PruningPlan, masks: Any) -> dict[str, jax.Array]:
+    """Masks to begin with, by leaf name."""
+    named = {path: mask for path, mask in named_leaves(masks) if mask is not None}
+    if set(named) != set(plan.leaves):
+        odd = sorted(set(named) ^ set(plan.leaves))[0]
+        where = "a mask but no rule" if odd in named else "a rule but no mask"
+        raise MismatchError(
+            f"prune: {odd!r} has {where}; give the masks that make_masks returns for "
+            "the same rules"
+        )
+    for path, mask in named.items():
+        if np.shape(mask) != plan.shapes[path] or not np.issubdtype(
+            jnp.result_type(mask), np.bool_
+        ):
+            raise MismatchError(
+                f"prune: the mask of {path!r} is {jnp.result_type(mask)} "
+                f"{list(np.shape(mask))}; it must be bool {list(plan.shapes[path])}"
+            )
+    return {path: jnp.asarray(named[path]) for path in plan.leaves}
+
+
+def _removing(updates: Any, weights: dict[str, jax.Array], masks: Masks) -> Any:
     def away(name: str, update: Any, weight: jax.Array) -> jax.Array:
         # An update narrower than its weight could not cancel it.
         with jax.numpy_dtype_promotion("standard"):

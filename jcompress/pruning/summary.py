@@ -6,9 +6,10 @@ from jcompress.conversion import Changes, describe_leaves, resolve_specs
 from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
 from jcompress.pruning.masks import apply_masks
-from jcompress.pruning.optimizer import LOST, PruneState, check_removed, count_back
+from jcompress.pruning.optimizer import PruneState
 from jcompress.pruning.patterns import Unstructured
 from jcompress.pruning.spec import NO_GAIN, PRUNABLE, Prune
+from jcompress.pruning.zeros import LOST, check_removed, count_back
 from jcompress.rules import Resolved, Rules
 from jcompress.sites import Sites
 
