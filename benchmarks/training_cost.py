@@ -119,15 +119,21 @@ def problems(quick: bool) -> dict[str, Problem]:
 Apply = Callable[..., Any]
 
 
-def training(problem: Problem, function: Callable[[Any], Apply], extra: Any) -> "Steps":
+def training(
+    problem: Problem,
+    function: Callable[[Any], Apply],
+    extra: Any,
+    optimizer: optax.GradientTransformation | None = None,
+) -> "Steps":
     """A jitted step of what a contender makes of the model.
 
     Args:
         problem: the model and its batch.
         function: gives the function of the variables, from the learned scales.
         extra: the learned scales; None without.
+        optimizer: momentum by default.
     """
-    optimizer = optax.sgd(1e-3, momentum=0.9)
+    optimizer = optimizer or optax.sgd(1e-3, momentum=0.9)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(trained: Any, state: Any) -> tuple[Any, Any, jax.Array]:
