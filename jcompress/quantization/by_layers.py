@@ -1,42 +1,30 @@
 """Quantize layer by layer: each learns from what the layers before it now give."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jcompress.conversion import replace_leaves
+from jcompress.conversion.by_layers import (
+    LeafDone,
+    check_batches,
+    check_observable,
+    convert_by_layers,
+    observed_moments,
+    only,
+    waiting_leaves,
+)
 from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
 from jcompress.quantization.convert import check, needs_moments, quantize, storable
 from jcompress.quantization.propagating import Rows, cross_moments, propagated
 from jcompress.quantization.spec import Quantize
 from jcompress.rules import Rules
-from jcompress.sites import Sites, find_sites, leaf_axes
-from jcompress.statistics import SecondMoments, observe
+from jcompress.sites import find_sites, leaf_axes
+from jcompress.statistics import observe
 from jcompress.tensors import is_compressed
-
-
-class LeafDone(NamedTuple):
-    """What is known when one more leaf is quantized.
-
-    Attributes:
-        path: the leaf's name.
-        done: how many leaves this run has quantized.
-        total: how many it has to.
-        seconds: how long this one took.
-        seconds_left: an estimate for all that are left.
-        params: the tree so far; saved, it is what an interrupted run goes on with.
-    """
-
-    path: str
-    done: int
-    total: int
-    seconds: float
-    seconds_left: float
-    params: Any
 
 
 def quantize_by_layers(
@@ -104,11 +92,7 @@ def quantize_by_layers(
         >>> small["b"].form
         'int4'
     """
-    if not batches:
-        raise ValueError(
-            "quantize_by_layers: batches is empty; give at least one tuple of the "
-            "arguments that the function takes after the tree"
-        )
+    check_batches("quantize_by_layers", batches)
     if not 0 <= propagate <= 1:
         raise ValueError(
             f"quantize_by_layers: propagate is from 0 to 1, not {propagate!r}"
@@ -116,23 +100,16 @@ def quantize_by_layers(
     sites = find_sites(fn, params, *batches[0])
     name = "quantize_by_layers"
     specs = storable(check(sites, rules, transform=name), sites, transform=name)
-    leaves = dict(named_leaves(params))
-    waiting = [
-        path for path in _in_order(sites, specs) if not is_compressed(leaves[path])
-    ]
+    waiting = waiting_leaves(params, specs, sites)
     learning = {
         path for path in waiting if needs_moments(specs[path]) and sites.products(path)
     }
-    if learning:
-        # A leaf whose inputs cannot be observed raises here; nothing is computed.
-        watched = observe(fn, [(lambda s: s.path in learning, True)], SecondMoments())
-        jax.eval_shape(watched, params, *batches[0])
+    check_observable(fn, params, learning, batches)
+    first = params if reference is None else reference
     if propagate:
-        first = params if reference is None else reference
         _check_propagation(fn, params, first, learning, batches)
-    begin = time.perf_counter()
-    for number, path in enumerate(waiting, 1):
-        start = time.perf_counter()
+
+    def convert(params: Any, path: str) -> Any:
         moments = None
         if path in learning and propagate:
             both = _propagation(fn, first, params, path, batches)
@@ -141,39 +118,11 @@ def quantize_by_layers(
             moved = propagated(jnp.asarray(leaf), *both, axes, jnp.float32(propagate))
             params = replace_leaves(params, {path: moved})
         elif path in learning:
-            moments = _observed(fn, params, path, batches)
-        own = [(_only(path), specs[path])]
-        params = quantize(params, own, sites=sites, moments=moments)
-        if on_leaf is not None:
-            now = time.perf_counter()
-            left = (now - begin) / number * (len(waiting) - number)
-            on_leaf(LeafDone(path, number, len(waiting), now - start, left, params))
-    return params
+            moments = observed_moments(fn, params, path, batches)
+        own = [(only(path), specs[path])]
+        return quantize(params, own, sites=sites, moments=moments)
 
-
-def _only(path: str) -> Callable[[Any], bool]:
-    return lambda site: site.path == path
-
-
-def _in_order(sites: Sites, specs: Mapping[str, Quantize]) -> Iterator[str]:
-    """The leaves by their first product; those in none, which need no data, first."""
-
-    def first(path: str) -> tuple[Any, ...]:
-        return min((site.location for site in sites.products(path)), default=())
-
-    yield from sorted(specs, key=first)
-
-
-def _observed(
-    fn: Callable[..., Any], params: Any, path: str, batches: Sequence[tuple[Any, ...]]
-) -> dict[str, jax.Array]:
-    observed = observe(fn, [(_only(path), True)], SecondMoments())
-    # What follows the leaf is computed for nobody: the compiler leaves it out.
-    collect = jax.jit(lambda params, *batch: observed(params, *batch)[1])
-    total = collect(params, *batches[0])
-    for batch in batches[1:]:
-        total = total + collect(params, *batch)
-    return dict(total)
+    return convert_by_layers(params, waiting, convert, on_leaf=on_leaf)
 
 
 def _check_propagation(
@@ -213,7 +162,7 @@ def _propagation(
     batches: Sequence[tuple[Any, ...]],
 ) -> tuple[jax.Array, jax.Array]:
     """Moments of the inputs that a leaf had with those that it gets, and of these."""
-    observed = observe(fn, [(_only(path), True)], Rows())
+    observed = observe(fn, [(only(path), True)], Rows())
 
     @jax.jit
     def collect(reference: Any, params: Any, *batch: Any) -> Any:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress.rounding.copies import over_copies
-from jcompress.rounding.gptq import damped
+from jcompress.rounding.in_turn import damped
 from jcompress.statistics import Sums
 from jcompress.tensors.axes import Axes, from_matrix, to_matrix
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress.rounding.copies import per_weight
-from jcompress.rounding.gptq import damped
+from jcompress.rounding.in_turn import damped
 from jcompress.sharing.vector_codes import (
     all_else,
     in_turn,
