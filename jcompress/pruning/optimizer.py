@@ -139,7 +139,8 @@ def prune(
     def first(params: Any, step: jax.Array) -> Masks:
         weights = plan.find(params)
         if given is not None:
-            return given
+            # Copies, as the state may be donated.
+            return {path: jnp.array(mask) for path, mask in given.items()}
         if score is not None:
             return {path: jnp.ones(leaf.shape, bool) for path, leaf in weights.items()}
         return choose(plan, weights, step, by_magnitude=True)
@@ -156,7 +157,8 @@ def prune(
             inner=wrapped.init(params),
             masks=chosen,
             step=start,
-            returned=start,
+            # A second array: one that is there twice could not be donated.
+            returned=jnp.zeros((), jnp.int32),
             score=scored,
         )
 

@@ -231,6 +231,17 @@ def test_begins_with_masks_of_other_scores():
         prune(momentum(), rules(), sites=SITES, masks=odd)
 
 
+def test_the_first_state_can_be_donated():
+    params = jax.tree.map(jnp.asarray, tree_of(0))
+    masks = make_masks(tree_of(5), rules(), sites=SITES)
+    optimizer = prune(momentum(), rules(), sites=SITES, masks=masks, regrow=rigl())
+    update = jax.jit(optimizer.update, donate_argnums=1)
+    _, state = update(tree_of(1), optimizer.init(params), params)
+    _, state = update(tree_of(2), state, params)
+    assert int(state.step) == 2
+    assert int(jnp.sum(masks["dense"])) == 24
+
+
 def test_scores_gathered_while_training():
     running = TrainingScore(
         init=lambda params: jax.tree.map(jnp.zeros_like, dict(params)),
