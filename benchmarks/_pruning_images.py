@@ -53,7 +53,8 @@ class Data(NamedTuple):
 def load(quick: bool) -> Data:
     """The first 20,000 images to train with (4,000 if quick), and all to test with."""
     x, y, x_test, y_test = fashion_mnist.load(4_000 if quick else 20_000, 10_000)
-    return Data(*map(jnp.asarray, (x, y)), (jnp.asarray(x_test), jnp.asarray(y_test)))
+    test = jnp.asarray(x_test), jnp.asarray(y_test)
+    return Data(jnp.asarray(x), jnp.asarray(y), test)
 
 
 def init(key: jax.Array) -> Any:
@@ -124,6 +125,14 @@ class Run(NamedTuple):
     key: jax.Array
     pattern: Pattern
     sparsity: float | None
+
+    @property
+    def final(self) -> float:
+        """The fraction that is gone in the end."""
+        if isinstance(self.pattern, NM):
+            return float(self.pattern.sparsity)
+        assert self.sparsity is not None
+        return self.sparsity
 
     def rules(self, sparsity: Any = None, **fields: Any) -> Rules[Prune]:
         """Every weight but those of the first convolution and the last product."""
@@ -202,9 +211,8 @@ def once(run: Run, **fields: Any) -> Any:
 
 def gradually(run: Run, **fields: Any) -> Any:
     """By a cubic schedule over the middle of one training."""
-    final = run.pattern.sparsity if isinstance(run.pattern, NM) else run.sparsity
     rising = cubic_schedule(
-        final_sparsity=final or 0, steps=run.steps // 2, begin=run.steps // 5
+        final_sparsity=run.final, steps=run.steps // 2, begin=run.steps // 5
     )
     optimizer = prune(
         adam(run.steps), run.rules(rising, **fields), sites=sites(), every=25
@@ -214,9 +222,8 @@ def gradually(run: Run, **fields: Any) -> Any:
 
 def by_training_score(score: Callable[[], Any], run: Run) -> Any:
     """By a score that gathers gradients, by the same cubic schedule."""
-    final = run.pattern.sparsity if isinstance(run.pattern, NM) else run.sparsity
     rising = cubic_schedule(
-        final_sparsity=final or 0, steps=run.steps // 2, begin=run.steps // 5
+        final_sparsity=run.final, steps=run.steps // 2, begin=run.steps // 5
     )
     optimizer = prune(
         adam(run.steps), run.rules(rising), sites=sites(), every=25, score=score()
@@ -263,14 +270,13 @@ def alternating(run: Run) -> Any:
 
 def straight(run: Run, kind: str) -> Any:
     """Weights that are left out in the forward pass and go on learning."""
-    final = run.pattern.sparsity if isinstance(run.pattern, NM) else run.sparsity
-    rules = run.rules(final)
+    rules = run.rules(run.final)
 
     def used(params: Any) -> tuple[Any, jax.Array]:
         if kind == "sr-ste":
             small = sr_ste(params, rules, sites=sites())
             return small.params, np.float32(2e-4) * small.penalty
-        behind = max(0.0, 1 - 2 * (1 - (final or 0)))
+        behind = max(0.0, 1 - 2 * (1 - run.final))
         small = top_kast(params, rules, sites=sites(), backward=behind)
         return small.params, np.float32(1e-5) * small.penalty
 
@@ -342,9 +348,9 @@ def check(params: Any, run: Run, level: str) -> float:
     """The share of zeros in what is pruned; it must be what was asked for."""
     pruned = [params[name]["w"] for name in ("conv2", "hidden")]
     zeros = sum(int(jnp.sum(leaf == 0)) for leaf in pruned)
-    share = zeros / sum(leaf.size for leaf in pruned)
+    share = float(zeros / sum(leaf.size for leaf in pruned))
     if level != "dense":
-        asked = run.pattern.sparsity if run.sparsity is None else run.sparsity
+        asked = run.final
         if share < asked - 0.002:
             raise AssertionError(f"{share:.4f} zeros, not {asked}")
     return share
@@ -352,7 +358,8 @@ def check(params: Any, run: Run, level: str) -> float:
 
 @jax.jit
 def _right(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.mean(jnp.argmax(apply(params, x), -1) == y, dtype=jnp.float32)
+    right: jax.Array = jnp.argmax(apply(params, x), -1) == y
+    return jnp.mean(right, dtype=jnp.float32)
 
 
 def accuracy(params: Any, given: tuple[jax.Array, jax.Array]) -> float:

@@ -173,7 +173,7 @@ def joint(bench: Bench, group: int = 64) -> None:
                     moments=moments,
                 )
                 keep = Prune(pattern=pattern, sparsity=sparsity)
-                rules = [(Operation.LOOKUP, None), (..., keep)]
+                rules: Rules[Prune] = [(Operation.LOOKUP, None), (..., keep)]
                 floats = dense(whole)
                 masks = make_masks(
                     score_by_magnitude(floats), rules, sites=subject.sites

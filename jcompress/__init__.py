@@ -1,6 +1,10 @@
 """Make any JAX model smaller and really faster, and prove it.
 
-The namespaces, each the one home of its names:
+    small = jcompress.compress(model, x, jcompress.w8())
+
+The names to start with are `compress`, `expect`, `load`, and the steps of a recipe:
+`w8`, `w4`, `w8a8`, `nm`, `half_width`, `svd`; their home is `jcompress.models`. The
+other namespaces, each the one home of its names:
 
     sites         where parameters meet data in a function
     rules         which leaves a transform acts on
@@ -27,6 +31,7 @@ The namespaces, each the one home of its names:
     kernels       products with compressed weights
     distillation  losses against a teacher, steps that train with them, students
     ensembles     several models as one: means, votes, learned combinations
+    models        any model and a recipe: compressed, measured, saved, exported
     merging       several models' weights in one tree: soups, averages, task arithmetic
     errors        what every transform raises
     checkpoint    save and load trees with compressed leaves
@@ -57,6 +62,7 @@ if _TYPE_CHECKING:
     from jcompress import kv_cache as kv_cache
     from jcompress import low_rank as low_rank
     from jcompress import merging as merging
+    from jcompress import models as models
     from jcompress import optimizers as optimizers
     from jcompress import pruning as pruning
     from jcompress import qat as qat
@@ -72,16 +78,28 @@ if _TYPE_CHECKING:
     from jcompress import sites as sites
     from jcompress import statistics as statistics
     from jcompress import tensors as tensors
+    from jcompress.models import compress as compress
+    from jcompress.models import expect as expect
+    from jcompress.models import half_width as half_width
+    from jcompress.models import load as load
+    from jcompress.models import nm as nm
+    from jcompress.models import svd as svd
+    from jcompress.models import w4 as w4
+    from jcompress.models import w8 as w8
+    from jcompress.models import w8a8 as w8a8
 
 __version__ = "0.1.0"
 
 _NAMESPACES = (
     *("allocation", "calibration", "checkpoint", "conversion", "correction", "depth"),
     *("distillation", "ensembles", "errors", "execution", "formats", "interchange"),
-    *("kernels", "kv_cache", "low_rank", "merging", "optimizers"),
+    *("kernels", "kv_cache", "low_rank", "merging", "models", "optimizers"),
     *("pruning", "qat", "quantization", "recipes", "report", "rescaling", "rounding"),
     "rules",
     *("sensitivity", "sharing", "shrinking", "sites", "statistics", "tensors"),
+)
+_STARTERS = (
+    *("compress", "expect", "half_width", "load", "nm", "svd", "w4", "w8", "w8a8"),
 )
 
 _here = _pathlib.Path(__file__).parent
@@ -95,4 +113,6 @@ def __getattr__(name: str) -> _Any:
     # Imported when first used: `jcompress --help` need not wait for JAX.
     if name in _NAMESPACES:
         return _importlib.import_module(f"jcompress.{name}")
+    if name in _STARTERS:
+        return getattr(_importlib.import_module("jcompress.models"), name)
     raise AttributeError(f"module 'jcompress' has no attribute {name!r}")

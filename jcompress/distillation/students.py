@@ -8,7 +8,7 @@ import numpy as np
 from jcompress.depth import leave_out_evenly, remove_blocks, skipped
 from jcompress.pruning.scores import score_by_magnitude
 from jcompress.rules import Rules
-from jcompress.shrinking import Width, find_groups, score_units, shrink, shrunk
+from jcompress.shrinking import Plan, Width, find_groups, score_units, shrink, shrunk
 from jcompress.shrinking.choosing import ALL, resolve_widths
 
 __all__ = ["Student", "fewer_blocks", "narrower"]
@@ -75,6 +75,19 @@ def narrower(
         MismatchError: as `jcompress.shrinking.choose`; or nothing shrinks.
         ValueError: `keep` is not between 0 and 1.
     """
+    plan = plan_narrower(fn, params, *args, keep=keep, score=score, rules=rules)
+    return Student(shrunk(fn, plan), shrink(params, plan))
+
+
+def plan_narrower(
+    fn: Callable[..., Any],
+    params: Any,
+    *args: Any,
+    keep: float,
+    score: Callable[[Any], Any] = score_by_magnitude,
+    rules: Rules[Width] = ALL,
+) -> Plan:
+    """Which units `narrower` keeps."""
     if not 0 < keep < 1:
         raise ValueError(f"narrower: keep is between 0 and 1, not {keep!r}")
     groups = find_groups(fn, params, *args)
@@ -84,5 +97,4 @@ def narrower(
         size = groups[name].size
         order = np.argsort(-np.asarray(scores[name]), kind="stable")
         kept[name] = np.sort(order[: width.rounded(keep * size, size)])
-    plan = groups.keep(kept)
-    return Student(shrunk(fn, plan), shrink(params, plan))
+    return groups.keep(kept)

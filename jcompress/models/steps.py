@@ -1,0 +1,292 @@
+"""The steps of a recipe: what happens to a model, one after the other."""
+
+import abc
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from jcompress.conversion import resolve_specs
+from jcompress.distillation.students import plan_narrower
+from jcompress.formats import Int
+from jcompress.leaves import named_leaves
+from jcompress.low_rank import Svd, factorize
+from jcompress.pruning import NM, to_sparse
+from jcompress.pruning.one_shot import Magnitude, OneShot, SparseGpt, prune_weights
+from jcompress.quantization import (
+    Activation,
+    LeastError,
+    PerGroup,
+    Quantize,
+    Weights,
+    quantize,
+)
+from jcompress.quantization.convert import needs_moments
+from jcompress.rounding import Gptq, Nearest
+from jcompress.rules import Rules
+from jcompress.shrinking import Plan, shrink, shrunk
+from jcompress.sites import Operation, Site, Sites, find_sites
+from jcompress.statistics import SecondMoments, observe
+from jcompress.tensors import is_compressed
+
+Arguments = tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """A model on its way through a recipe.
+
+    Attributes:
+        fn: the function, for dense leaves.
+        params: its tree.
+        args: an example of what follows the tree.
+        data: batches of such arguments, to learn from; none if the user gave none.
+        plan: what was shrunk, or None.
+        sparse: rules of what is stored without its zeros when all steps are done.
+    """
+
+    fn: Callable[..., Any]
+    params: Any
+    args: Arguments
+    data: Sequence[Arguments] = ()
+    plan: Plan | None = None
+    sparse: tuple[tuple[Any, NM], ...] = ()
+
+    @property
+    def sites(self) -> Sites:
+        """Where the leaves are used."""
+        shapes = jax.tree.map(
+            lambda leaf: (
+                jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+                if is_compressed(leaf)
+                else leaf
+            ),
+            self.params,
+            is_leaf=is_compressed,
+        )
+        return find_sites(self.fn, shapes, *self.args)
+
+    def moments(self, rules: Rules[Any]) -> Mapping[str, Any]:
+        """Second moments of the inputs of what the rules take, over all data."""
+        observed = observe(self.fn, rules, SecondMoments())
+        run = jax.jit(lambda params, *args: observed(params, *args)[1])
+        total = None
+        for args in self.data or [self.args]:
+            found = run(self.params, *args)
+            total = found if total is None else total + found
+        assert total is not None
+        return dict(total)
+
+
+class Step(abc.ABC):
+    """One step of a recipe; subclass it as a frozen dataclass for steps of your own."""
+
+    @abc.abstractmethod
+    def apply(self, work: Work) -> Work:
+        """The model after the step.
+
+        Raises:
+            MismatchError: the step does not fit the model.
+        """
+
+    def rules(self, work: Work) -> Rules[Quantize]:
+        """What it quantizes, if that is what it does; for `expect`."""
+        return []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantizeStep(Step):
+    """Weights in few bits.
+
+    Attributes:
+        bits: of the weights of products and convolutions.
+        group: inputs that share a scale; None for one scale an output. A weight whose
+            inputs it does not divide has one scale an output.
+        activations: whether data is rounded to 8 bits, row by row.
+        exclude: leaves that stay, as globs of their names.
+    """
+
+    bits: int
+    group: int | None = None
+    activations: bool = False
+    exclude: tuple[str, ...] = ()
+
+    def rules(self, work: Work) -> Rules[Quantize]:
+        """A rule a kind of weight."""
+        own: list[tuple[Any, Quantize | None]] = [(glob, None) for glob in self.exclude]
+        # Rows of tables are picked, not summed: 8 bits, without data to round.
+        tables = Quantize(weights=Weights(format=Int(8)))
+        grouped = None if self.group is None else PerGroup(self.group)
+        kinds: list[tuple[Callable[[Site], bool], Quantize]] = [
+            (lambda site: site.operation is Operation.LOOKUP, tables),
+            (lambda site: not self._fits(site), self._products(work, None)),
+            (self._fits, self._products(work, grouped)),
+        ]
+        weights = [
+            work.sites.of(path)[0]
+            for path in resolve_specs(
+                [*own, (..., tables)],
+                work.sites,
+                Quantize,
+                transform="compress",
+                usage="Quantize(...)",
+            ).leaves
+        ]
+        for predicate, spec in kinds:
+            if any(predicate(site) for site in weights):
+                own.append((predicate, spec))
+                weights = [site for site in weights if not predicate(site)]
+        return own
+
+    def _fits(self, site: Site) -> bool:
+        return self.group is None or _inputs(site) % self.group == 0
+
+    def _products(self, work: Work, granularity: PerGroup | None) -> Quantize:
+        few = self.bits < 8
+        fields: dict[str, Any] = {"format": Int(self.bits)}
+        if granularity is not None:
+            fields["granularity"] = granularity
+        if few and not work.data:
+            fields["range"] = LeastError()
+        return Quantize(
+            weights=Weights(**fields),
+            activation=Activation() if self.activations else None,
+            rounding=Gptq() if few and work.data else Nearest(),
+        )
+
+    def apply(self, work: Work) -> Work:
+        """Quantize; by GPTQ if there is data and bits are few."""
+        return quantized(work, self.rules(work))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NMStep(Step):
+    """So many of every few weights stay, and are stored so."""
+
+    pattern: NM
+
+    def apply(self, work: Work) -> Work:
+        """By SparseGPT if there is data, else by magnitude."""
+        method = SparseGpt() if work.data else Magnitude()
+        sites, m = work.sites, self.pattern.m
+
+        def fits(site: Site) -> bool:
+            return bool(sites.products(site.path)) and _inputs(site) % m == 0
+
+        rules = [(fits, OneShot(method=method, pattern=self.pattern))]
+        moments = work.moments(rules) if method.learns else None
+        zeros = prune_weights(work.params, rules, sites=sites, moments=moments)
+        return dataclasses.replace(
+            work, params=zeros, sparse=(*work.sparse, (fits, self.pattern))
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NarrowStep(Step):
+    """Whole units go, the least important of every width.
+
+    Attributes:
+        keep: the fraction that stays.
+        recover: `recover(fn, params) -> params` trains the narrow model, which is of
+            little use before that.
+    """
+
+    keep: float
+    recover: Callable[[Callable[..., Any], Any], Any] | None = None
+
+    def apply(self, work: Work) -> Work:
+        """Cut, and recover if a way is given."""
+        plan = plan_narrower(work.fn, work.params, *work.args, keep=self.keep)
+        fn, params = shrunk(work.fn, plan), shrink(work.params, plan)
+        if self.recover is not None:
+            params = self.recover(fn, params)
+        plan = plan if work.plan is None else work.plan.then(plan)
+        return dataclasses.replace(work, fn=fn, params=params, plan=plan)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LowRankStep(Step):
+    """Two thin factors for each weight.
+
+    Attributes:
+        parameters: the fraction of its parameters that stay.
+    """
+
+    parameters: float
+
+    def apply(self, work: Work) -> Work:
+        """By the singular values, of the outputs on the data if there is some."""
+        sites = work.sites
+        rules = [
+            (
+                lambda site: (
+                    bool(sites.products(site.path)) and site.operation is Operation.DOT
+                ),
+                Svd(parameters=self.parameters),
+            )
+        ]
+        moments = work.moments(rules) if work.data else None
+        small = factorize(work.params, rules, sites=sites, moments=moments)
+        return dataclasses.replace(work, params=small)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RulesStep(Step):
+    """What rules of your own say: `Quantize`, `OneShot` or `Svd`, one kind a list."""
+
+    given: Rules[Any]
+
+    def apply(self, work: Work) -> Work:
+        """By the transform that the specs are for."""
+        kinds = {type(spec) for _, spec in self.given if spec is not None}
+        if kinds == {Quantize}:
+            return quantized(work, self.given)
+        if kinds == {OneShot}:
+            learns = any(spec.method.learns for _, spec in self.given if spec)
+            moments = work.moments(self.given) if learns else None
+            small = prune_weights(
+                work.params, self.given, sites=work.sites, moments=moments
+            )
+            return dataclasses.replace(work, params=small)
+        if kinds == {Svd}:
+            moments = work.moments(self.given) if work.data else None
+            small = factorize(
+                work.params, self.given, sites=work.sites, moments=moments
+            )
+            return dataclasses.replace(work, params=small)
+        names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
+        raise TypeError(
+            "compress: the rules of one step carry Quantize, OneShot or Svd, one of "
+            f"these for all; they carry {names}"
+        )
+
+    def rules(self, work: Work) -> Rules[Quantize]:
+        """Its own, if they quantize."""
+        quantizes = all(isinstance(spec, Quantize | None) for _, spec in self.given)
+        return self.given if quantizes else []
+
+
+def quantized(work: Work, rules: Rules[Quantize]) -> Work:
+    """With leaves quantized by rules; those that are compressed already stay."""
+    done = [
+        (path, None) for path, leaf in named_leaves(work.params) if is_compressed(leaf)
+    ]
+    rules = [*done, *rules]
+    learns = any(spec is not None and needs_moments(spec) for _, spec in rules)
+    moments = work.moments(rules) if learns else None
+    small = quantize(work.params, rules, sites=work.sites, moments=moments)
+    return dataclasses.replace(work, params=small)
+
+
+def finished(work: Work) -> Work:
+    """With zeros that are stored away."""
+    if not work.sparse:
+        return work
+    small = to_sparse(work.params, work.sparse, sites=work.sites)
+    return dataclasses.replace(work, params=small, sparse=())
+
+
+def _inputs(site: Site) -> int:
+    return math.prod(site.shape[axis] for axis in site.input_axes)
