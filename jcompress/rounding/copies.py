@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress.formats import NumberFormat
+from jcompress.rounding.solving import solve_each
 
 Made = TypeVar("Made")
 
@@ -141,7 +142,7 @@ def fitted_scales(
     size = jnp.trace(left, axis1=1, axis2=2)[:, None, None] / groups
     hold = np.float32(1e-6) * size + np.finfo(np.float32).tiny
     identity = jnp.eye(groups, dtype=jnp.float32)[None]
-    solved = jnp.linalg.solve(left + hold * identity, (right + hold[..., 0])[..., None])
+    solved = solve_each(left + hold * identity, (right + hold[..., 0])[..., None])
     ratio = solved[..., 0]
     usable = jnp.all(jnp.isfinite(ratio) & (ratio > 0), axis=1, keepdims=True)
     return scales * jnp.where(usable, ratio, np.float32(1))

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcompress.rounding.solving import solve_each
+
 _ROWS = 256
 """Outputs whose errors are at hand together."""
 
@@ -38,7 +40,7 @@ def in_turn(h: jax.Array, length: int) -> Metric:
     t = lower.T[::-1, ::-1]
     blocks = t.reshape(-1, length, len(t))
     own = _diagonal(blocks)
-    passed = jax.scipy.linalg.solve_triangular(own, blocks, lower=True)
+    passed = solve_each(own, blocks)
     turned = jnp.swapaxes(own, 1, 2)
     return Metric(_others(passed), jnp.matmul(turned, own, precision="highest"))
 
@@ -47,7 +49,7 @@ def all_else(h: jax.Array, length: int) -> Metric:
     """Of vectors that are chosen again, the others being as they are."""
     blocks = h.reshape(-1, length, len(h))
     own = _diagonal(blocks)
-    return Metric(_others(jnp.linalg.solve(own, blocks)), own)
+    return Metric(_others(solve_each(own, blocks)), own)
 
 
 def _diagonal(blocks: jax.Array) -> jax.Array:

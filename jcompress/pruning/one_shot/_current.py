@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.rounding.in_turn import Block
+from jcompress.rounding.solving import solve_each
 
 
 def block_inverses(factor: jax.Array, size: int) -> jax.Array:
@@ -16,9 +17,7 @@ def block_inverses(factor: jax.Array, size: int) -> jax.Array:
     own = jnp.diagonal(blocks, axis1=0, axis2=2)  # [size, size, K / size]
     own = jnp.moveaxis(own, -1, 0)
     identity = jnp.broadcast_to(jnp.eye(size, dtype=factor.dtype), own.shape)
-    inverses = jax.lax.linalg.triangular_solve(
-        own + identity, identity, left_side=True, lower=True, unit_diagonal=True
-    )
+    inverses = solve_each(own + identity, identity)
     return inverses.reshape(inputs, size)
 
 

@@ -16,8 +16,6 @@ from jcompress.rounding.copies import over_copies
 from jcompress.rounding.in_turn import damped
 
 _WANDA = Wanda()
-_ROWS = 2**22
-"""Numbers in the matrices that are solved together."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,8 +118,8 @@ def fitted(matrix: jax.Array, keep: jax.Array, h: jax.Array) -> jax.Array:
         )
         return jnp.where(keep, found, np.float32(0))
 
-    together = max(1, _ROWS // h.size)
-    found: jax.Array = jax.lax.map(one, (keep, wanted), batch_size=together)
+    # One after the other: see jcompress.rounding.solving.
+    found: jax.Array = jax.lax.map(one, (keep, wanted))
     return found
 
 

@@ -23,6 +23,7 @@ from jcompress.rounding.in_turn import (
     factored,
     settle_in_turn,
 )
+from jcompress.rounding.solving import solve_each
 
 _MOST = 512
 """Patterns of a group that are tried."""
@@ -110,7 +111,8 @@ def _one(
         both = jnp.asarray(gone[:, :, None] & gone[:, None, :])
         alone = jnp.asarray(np.eye(m, dtype=np.float32) * ~gone[:, :, None])
         cut = jnp.where(both, covariance[None], alone)
-        cost = jnp.where(both, jnp.linalg.inv(cut), np.float32(0))
+        identity = jnp.broadcast_to(jnp.eye(m, dtype=cut.dtype), cut.shape)
+        cost = jnp.where(both, solve_each(cut, identity), np.float32(0))
         through = jnp.einsum("pij,jn->pin", cost, now, precision="highest")
         lost = jnp.sum(through * now[None], axis=1)
         best = jnp.argmin(lost, axis=0)
