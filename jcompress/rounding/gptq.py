@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.formats import NumberFormat
-from jcompress.rounding.base import Rounded, Rounding, diagonal
+from jcompress.rounding.base import Rounded, Rounding
 from jcompress.rounding.copies import counted, over_copies
 from jcompress.rounding.in_turn import (
     BLOCK,
@@ -18,6 +18,7 @@ from jcompress.rounding.in_turn import (
     one_by_one,
     settle_in_turn,
 )
+from jcompress.tensors.range_specs import LeastError
 from jcompress.tensors.specs import Weights
 from jcompress.tensors.weight_matrix import weight_scales
 
@@ -28,7 +29,9 @@ class Gptq(Rounding):
 
     It needs the second moments of the inputs, `quantize(..., moments=...)`, and lowers
     the error of the layer's outputs on data like theirs, not that of its weights.
-    Scales are those of the weights as they were given.
+    Scales are those of the weights as they were given. With `LeastError` a squared
+    error counts what is left of it when later inputs have made up for it (the square of
+    T's diagonal, see `in_turn`), not what its input alone makes of it.
 
     Attributes:
         damping: what is added to the diagonal of the second moments, as a fraction of
@@ -58,7 +61,11 @@ class Gptq(Rounding):
     ) -> Rounded:
         """Numbers whose products err least, one input after the other."""
         assert moments is not None
-        scales, zeros = weight_scales(matrix, weights, diagonal(moments))
+        importance = None
+        if isinstance(weights.range, LeastError):
+            run = functools.partial(_left_over, spec=self)
+            importance = over_copies(run, moments.astype(jnp.float32))
+        scales, zeros = weight_scales(matrix, weights, importance)
         numbers = gptq_numbers(matrix, scales, zeros, moments, weights.format, self)
         stored = None if zeros is None else zeros.astype(weights.format.dtype)
         return Rounded(numbers, scales, stored)
@@ -98,6 +105,21 @@ def gptq_numbers(
     return counted(numbers, format)
 
 
+@functools.partial(jax.jit, static_argnames="spec")
+def _left_over(moments: jax.Array, *, spec: Gptq) -> jax.Array:
+    """What a squared error of each input counts after all later ones: [K]."""
+    order = _order(moments, spec)
+    _, pivots = factored(damped(moments, spec.damping), order)
+    return jnp.zeros_like(pivots).at[order].set(pivots * pivots)
+
+
+def _order(moments: jax.Array, spec: Gptq) -> jax.Array:
+    """In which the inputs are rounded."""
+    if spec.by_importance:
+        return jnp.argsort(-jnp.diagonal(moments), stable=True)
+    return jnp.arange(len(moments))
+
+
 @functools.partial(jax.jit, static_argnames=("format", "spec"))
 def _one(
     matrix: jax.Array,
@@ -111,9 +133,7 @@ def _one(
     """The numbers [N, K] of one matrix, in float32."""
     outputs, inputs = matrix.shape
     moments = moments.astype(jnp.float32)
-    order = jnp.arange(inputs)
-    if spec.by_importance:
-        order = jnp.argsort(-jnp.diagonal(moments), stable=True)
+    order = _order(moments, spec)
     factor, _ = factored(damped(moments, spec.damping), order)
     group = order // (inputs // scales.shape[1])
     short = -inputs % BLOCK

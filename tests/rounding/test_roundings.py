@@ -12,9 +12,11 @@ from jcompress.formats import Float4, Float8, Int, PowerOfTwoScales
 from jcompress.quantization import LeastError, PerGroup, PerTensor, Weights
 from jcompress.rounding import AdaRound, CoordinateDescent, Gptq, Nearest, SignRound
 from jcompress.rounding import descent as descent_module
+from jcompress.rounding.base import Rounded
 from jcompress.rounding.copies import dense, fitted_scales, output_errors
+from jcompress.rounding.gptq import gptq_numbers
 from jcompress.rounding.neighbours import neighbours
-from jcompress.tensors.weight_matrix import dequantize_matrix
+from jcompress.tensors.weight_matrix import dequantize_matrix, weight_scales
 
 Host = np.ndarray[Any, Any]
 RNG = np.random.default_rng(0)
@@ -192,3 +194,34 @@ def test_the_examples_run() -> None:
         failed, attempted = doctest.testmod(descent_module)
     assert attempted
     assert not failed
+
+
+def test_ranges_for_gptq_weigh_what_later_inputs_leave_of_an_error() -> None:
+    """On inputs that are alike, the size of an input says little about its error."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 8)) @ rng.normal(size=(8, K))
+    x = (x + 0.1 * rng.normal(size=x.shape)) * np.geomspace(0.1, 3, K)
+    h = (x.T @ x).astype(np.float32)[None]
+    w = rng.normal(size=(1, 64, K)).astype(np.float32)
+    spec = Weights(format=Int(3), range=LeastError())
+    made = Gptq().round(jnp.asarray(w), spec, jnp.asarray(h))
+    got = errors(made, w, h).sum()
+
+    def by(importance: Any) -> float:
+        scales, zeros = weight_scales(jnp.asarray(w), spec, jnp.asarray(importance))
+        numbers = gptq_numbers(w, scales, zeros, jnp.asarray(h), spec.format, Gptq())
+        return float(errors(Rounded(numbers, scales, zeros), w, h).sum())
+
+    assert got < 0.95 * by(np.diagonal(h, axis1=1, axis2=2))
+    # One input after the other, the largest first: what the inputs after it leave.
+    damped = h[0] + 0.01 * np.mean(np.diagonal(h[0])) * np.eye(K)
+    order = np.argsort(-np.diagonal(h[0]), kind="stable")
+    left = np.zeros(K, np.float32)
+    for place, i in enumerate(order):
+        later = order[place + 1 :]
+        own = damped[i, i]
+        if len(later):
+            across = damped[i, later]
+            own -= across @ np.linalg.solve(damped[np.ix_(later, later)], across)
+        left[i] = own
+    assert got == pytest.approx(by(left[None]), rel=1e-3)
