@@ -10,7 +10,16 @@ import pytest
 from jcompress.allocation import Options, Ranking
 from jcompress.formats import Int
 from jcompress.low_rank import Cp, Lora, Spatial, Svd, Tucker
-from jcompress.pruning import NM, Block, Prune, Unstructured
+from jcompress.pruning import (
+    NM,
+    Block,
+    Heads,
+    Prune,
+    Rows,
+    TransposableNM,
+    Unstructured,
+)
+from jcompress.pruning.thresholds import Relative, Threshold
 from jcompress.quantization import Quantize
 from jcompress.sharing import Cluster, Hash, TieBlocks, TieLayers
 from jcompress.shrinking import Width
@@ -24,7 +33,16 @@ BAD: list[Callable[[], Any]] = [
     functools.partial(
         Prune, pattern=Unstructured(), sparsity=jnp.array([0.5], jnp.float32)
     ),
+    functools.partial(
+        Prune, pattern=Unstructured(), sparsity=0.5, threshold=Threshold(0.1)
+    ),
+    functools.partial(Prune, pattern=NM(2, 4), threshold=Threshold(0.1)),
+    functools.partial(Threshold, -0.1),
+    functools.partial(Threshold, 1.5, relative_to=Relative.MAXIMUM),
     functools.partial(NM, 4, 4),
+    functools.partial(TransposableNM, 4, 8),
+    functools.partial(Heads, 1),
+    functools.partial(Rows, axis=-1),
     functools.partial(Block, (4, 0)),
     functools.partial(Hash, entries=0.5),
     functools.partial(Hash, entries=8, seed=-1),

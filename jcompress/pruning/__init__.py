@@ -8,7 +8,11 @@ from jcompress.pruning.optimizer import prune as prune
 from jcompress.pruning.patterns import NM as NM
 from jcompress.pruning.patterns import Block as Block
 from jcompress.pruning.patterns import Channels as Channels
+from jcompress.pruning.patterns import Heads as Heads
+from jcompress.pruning.patterns import Layers as Layers
 from jcompress.pruning.patterns import Pattern as Pattern
+from jcompress.pruning.patterns import Rows as Rows
+from jcompress.pruning.patterns import TransposableNM as TransposableNM
 from jcompress.pruning.patterns import Unstructured as Unstructured
 from jcompress.pruning.spec import Prune as Prune
 from jcompress.pruning.summary import summarize as summarize

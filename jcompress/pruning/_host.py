@@ -67,6 +67,8 @@ def mean_of_first(entries: Any) -> Any:
     hosted, count = isinstance(entries, np.ndarray), len(entries)
     if entries.dtype != np.float64:
         entries = entries.astype(np.float32)
+    if count == 1:
+        return entries[0]
     if hosted:
         entries = flush(entries)
     while len(entries) > 1:

@@ -10,7 +10,7 @@ import numpy as np
 from jcompress.conversion import convert_leaves
 from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves, path_name
-from jcompress.pruning._host import has_nan, on_host, place_like
+from jcompress.pruning._host import on_host, place_like
 from jcompress.pruning.ranking import choose
 from jcompress.pruning.spec import Prune, Sparsity, make_plan
 from jcompress.rules import Rules
@@ -31,11 +31,13 @@ def make_masks(
     Groups are removed from the lowest score upwards, and of equal scores the first
     in the leaf goes first (over several leaves: in tree order), so the count is exact
     whatever the scores: of G competing groups `round(sparsity * G)` go, but one always
-    stays. It can be traced, with the sparsity as an array too. On a CPU nothing is
+    stays. A rule with a threshold removes what scores less instead. It can be traced,
+    with the sparsity as an array too. On a CPU nothing is
     compiled for scores that are not traced; the masks are the same.
 
     Args:
-        scores: a tree like the parameters, such as `score_by_magnitude(params)`.
+        scores: a tree like the parameters, such as `score_by_magnitude(params)` or any
+            other of `jcompress.pruning.scores`.
         rules: ordered pairs of a predicate and a `Prune`; the first match wins. A rule
             for many leaves passes over those that hold neither floats nor complex
             numbers.
@@ -67,11 +69,10 @@ def make_masks(
     """
     plan = make_plan(rules, sites, sparsity, "make_masks")
     found = plan.find(scores)
-    for path, leaf in found.items():
-        if not isinstance(leaf, jax.core.Tracer) and has_nan(leaf):
-            raise MismatchError(f"make_masks: the scores of {path!r} hold a NaN")
-    if step is None and any(map(callable, plan.sparsity.values())):
-        raise MismatchError("make_masks: a sparsity is a schedule; say at which step=")
+    if step is None and plan.scheduled:
+        raise MismatchError(
+            "make_masks: a sparsity or threshold is a schedule; say at which step="
+        )
     return place_masks(scores, choose(plan, found, 0 if step is None else step))
 
 
@@ -86,7 +87,8 @@ def apply_masks(params: Any, masks: Any) -> Any:
         The tree with exact zeros, each leaf of its own dtype.
 
     Raises:
-        MismatchError: a mask has no leaf of its name and shape, or there is no mask.
+        MismatchError: a mask has no leaf of its name and shape or is not Boolean, or
+            there is no mask.
     """
     return apply_by_name("apply_masks", params, dict(named_leaves(masks)))
 
@@ -95,6 +97,12 @@ def apply_by_name(transform: str, tree: Any, masks: Mapping[str, Any]) -> Any:
     """Set what masks given by leaf name remove to zero."""
     if not masks:
         raise MismatchError(f"{transform}: the tree of masks holds no mask")
+    for name, mask in masks.items():
+        if mask.dtype != np.bool_:
+            raise MismatchError(
+                f"{transform}: the mask of {name!r} is {mask.dtype}; masks are "
+                "Boolean, True for keep"
+            )
     return convert_leaves(
         transform,
         tree,

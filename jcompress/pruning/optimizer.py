@@ -78,9 +78,9 @@ def prune(
     its slow weights are means with what they were before they were pruned; begin with
     `optax.LookaheadParams.init_synced(apply_masks(params, masks))`, or finish with
     `apply_masks(params, state.masks)`. If all sparsities are numbers, the masks are
-    chosen once, in `init`, from the parameters given there. Ranking costs a sort of
-    the weights: with a schedule, 100 is a usual `every` for runs of some ten thousand
-    steps. Under `optax.inject_hyperparams` keep the sparsity exact with
+    chosen once, in `init`, from the parameters given there. Ranking reads the
+    weights a dozen times: with a schedule, 100 is a usual `every` for runs of some ten
+    thousand steps. Under `optax.inject_hyperparams` keep the sparsity exact with
     `hyperparam_dtype=jnp.float32` if parameters are bfloat16.
 
     Args:

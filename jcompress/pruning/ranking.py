@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.pruning._host import Host, flush, on_host, place_like
+from jcompress.errors import MismatchError
+from jcompress.pruning._host import Host, flush, has_nan, on_host, place_like
+from jcompress.pruning._selection import SMALL_ROW, keep_highest_compiled
 from jcompress.pruning.patterns import Pattern
 from jcompress.pruning.scores.magnitude import magnitude
 from jcompress.pruning.spec import PruningPlan
+from jcompress.pruning.thresholds import Threshold
 
 
 def choose(
@@ -29,12 +32,20 @@ def choose(
         step: where schedules are read.
         by_magnitude: whether the leaves are weights instead, to be scored one after the
             other by their magnitudes.
+
+    Raises:
+        MismatchError: a leaf holds a NaN (checked outside of tracing).
     """
+    for path, leaf in leaves.items():
+        if not isinstance(leaf, jax.core.Tracer) and has_nan(leaf):
+            what = "weights" if by_magnitude else "scores"
+            raise MismatchError(f"{plan.transform}: the {what} of {path!r} hold a NaN")
     masks: dict[str, jax.Array] = {}
-    for index, amount in plan.sparsity.items():
-        value: Any = amount
-        if callable(amount):
-            value = jnp.asarray(amount(step), jnp.float32)
+    for index, amount in plan.amounts.items():
+        threshold = amount if isinstance(amount, Threshold) else None
+        value: Any = amount.value if isinstance(amount, Threshold) else amount
+        if callable(value):
+            value = jnp.asarray(value(step), jnp.float32)
         if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
             value = np.asarray(value)
         for paths in plan.competing[index]:
@@ -44,16 +55,17 @@ def choose(
             ):
                 arrays = {path: _whole(jnp.asarray(leaves[path])) for path in paths}
             scores = _Scores(plan, arrays, by_magnitude)
-            rank = _rank_one if len(paths) == 1 else _rank_several
-            for path, keep in zip(paths, rank(scores, paths, value), strict=True):
+            if threshold is not None:
+                keeps = _above(scores, paths, threshold, value)
+            elif len(paths) == 1:
+                keeps = _rank_one(scores, paths, value)
+            else:
+                keeps = _rank_several(scores, paths, value)
+            for path, keep in zip(paths, keeps, strict=True):
                 pattern = plan.leaves[path].pattern
                 mask = pattern.spread(keep, plan.shapes[path], plan.axes[path])
                 masks[path] = _sharded_like(mask, leaves[path])
     return {path: masks[path] for path in plan.leaves}
-
-
-_SMALL_ROW = 16
-"""Comparing all pairs beats sorting by far up to here."""
 
 
 class _Scores:
@@ -81,6 +93,22 @@ class _Scores:
         return self.pattern(path).rows(scores, self.plan.axes[path])
 
 
+def _above(
+    scores: _Scores, paths: Sequence[str], threshold: Threshold, value: Any
+) -> list[Any]:
+    """What is not below a threshold; of one leaf at least one group of each row."""
+    rows = [scores.rows(path) for path in paths]
+    least = np.float32(value) if isinstance(value, float | int) else value
+    least = least * threshold.unit(rows)
+    # What differs from itself is a NaN, which counts as infinite.
+    keeps = [(each >= least.astype(each.dtype)) | (each != each) for each in rows]
+    if len(paths) == 1:
+        (keep,), (each,) = keeps, rows
+        best = keep_highest(each, each.shape[1] - 1)
+        keeps = [keep | (~keep.any(axis=1, keepdims=True) & best)]
+    return keeps
+
+
 def _rank_one(scores: _Scores, paths: Sequence[str], value: Any) -> list[Any]:
     (path,) = paths
     rows = scores.rows(path)
@@ -93,8 +121,16 @@ def _rank_several(scores: _Scores, paths: Sequence[str], value: Any) -> list[Any
     ends = np.cumsum([0, *map(math.prod, shapes)]).tolist()
     removed = scores.pattern(paths[0]).count(value, ends[-1])
     if not scores.hosted:
-        line = jnp.concatenate([scores.rows(path).reshape(1, -1) for path in paths], 1)
-        kept = _compiled(line, removed)
+        # Written one after the other, where joining them would copy each one first; and
+        # begun with the first, so that all are on the same devices.
+        line: Any = None
+        for path, start in zip(paths, ends[:-1], strict=True):
+            part = scores.rows(path).reshape(1, -1).astype(scores.dtype)
+            if line is None:
+                line = jnp.pad(part, ((0, 0), (0, ends[-1] - part.size)))
+            else:
+                line = jax.lax.dynamic_update_slice_in_dim(line, part, start, 1)
+        kept = keep_highest_compiled(line, removed)
         return [
             kept[:, start:end].reshape(shape)
             for shape, start, end in zip(shapes, ends[:-1], ends[1:], strict=True)
@@ -123,11 +159,11 @@ def _rank_several(scores: _Scores, paths: Sequence[str], value: Any) -> list[Any
 def keep_highest(rows: Any, removed: int | jax.Array) -> Any:
     """Keep all but the lowest `removed` of each row, `[R, G] -> bool[R, G]`.
 
-    Of equal scores the first go first; a NaN counts as infinite. On the host that is a
-    selection, in linear time and with one copy; in a compiled program a sort.
+    Of equal scores the first go first; a NaN counts as infinite. In linear time and
+    with one copy, on the host and in a compiled program.
     """
     if isinstance(rows, jax.Array) or isinstance(removed, jax.core.Tracer):
-        return _compiled(jnp.asarray(rows), removed)
+        return keep_highest_compiled(jnp.asarray(rows), removed)
     return _selected(rows, int(removed))
 
 
@@ -146,7 +182,11 @@ def _selected(rows: Host, removed: int) -> Host:
         return np.ones(rows.shape, bool)
     rows = _ordered(rows)
     count, size = rows.shape
-    if size <= _SMALL_ROW and count > size:
+    if removed == size - 1:
+        highest = size - 1 - rows[:, ::-1].argmax(axis=1)
+        alone: Host = np.arange(size) == highest[:, None]
+        return alone
+    if size <= SMALL_ROW and count > size:
         return _by_pairs(rows, removed)
     last = np.partition(rows, removed - 1, axis=1)[:, removed - 1 : removed].copy()
     keep = rows > last
@@ -170,24 +210,6 @@ def _by_pairs(rows: Host, removed: int) -> Host:
             below[early] += above
             below[late] += ~above
     return np.ascontiguousarray((below >= removed).T)
-
-
-@jax.jit
-def _compiled(rows: jax.Array, removed: int | jax.Array) -> jax.Array:
-    rows = jnp.where(jnp.isnan(rows), jnp.inf, rows)
-    size = rows.shape[1]
-    places = jnp.arange(size, dtype=jnp.int32)
-    if size <= _SMALL_ROW:
-        mine, other = rows[:, :, None], rows[:, None, :]
-        earlier = (places[None, :] < places[:, None])[None]
-        below = (other < mine) | ((other == mine) & earlier)
-        return jnp.sum(below, axis=-1, dtype=jnp.int32) >= removed
-    order = jnp.argsort(rows, axis=1, stable=True)
-    verdicts = jnp.broadcast_to(places >= removed, rows.shape)
-    keep: jax.Array = jnp.put_along_axis(
-        jnp.zeros(rows.shape, bool), order, verdicts, axis=1, inplace=False
-    )
-    return keep
 
 
 def _whole(x: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from jcompress.allocation import Ranking
 from jcompress.conversion import find_leaves, resolve_specs
 from jcompress.errors import MismatchError
 from jcompress.pruning.patterns import NM, Pattern, Unstructured
+from jcompress.pruning.thresholds import Threshold
 from jcompress.rules import Rules
 from jcompress.sites import Sites, leaf_axes
 from jcompress.tensors.axes import Axes
@@ -27,6 +28,9 @@ PRUNABLE = jnp.inexact
 
 Sparsity = float | jax.Array | Schedule
 """The fraction removed, in [0, 1): a number, a scalar array, or a schedule of it."""
+
+Amount = Sparsity | Threshold
+"""How much of its leaves a rule removes."""
 
 
 @functools.cache
@@ -61,6 +65,7 @@ class Prune:
         sparsity: the fraction of groups removed, in [0, 1), or an optax schedule of
             it; None takes the sparsity given to the transform. `NM` says by itself
             what it removes and needs none.
+        threshold: instead of a sparsity: what scores less is removed.
         ranking: which groups compete: those of each leaf, so that every leaf reaches
             the sparsity; or those of all leaves of the rule, or of all that are used
             alike. The sparsity is then the fraction of all their groups; a leaf may
@@ -69,11 +74,13 @@ class Prune:
     Raises:
         TypeError: a field is of the wrong type.
         ValueError: a sparsity outside [0, 1), or one at odds with `NM`; `NM` with
-            another ranking, as it keeps n of every m everywhere.
+            another ranking or a threshold, as it keeps n of every m everywhere; a
+            sparsity and a threshold.
     """
 
     pattern: Pattern = dataclasses.field(default_factory=_single_weights)
     sparsity: float | Schedule | None = None
+    threshold: Threshold | None = None
     ranking: Ranking = Ranking.UNIFORM
 
     def __post_init__(self) -> None:
@@ -82,6 +89,8 @@ class Prune:
                 f"Prune: the pattern is {self.pattern!r}; use Unstructured(), "
                 "NM(2, 4), Block((4, 4)) or Channels()"
             )
+        if self.threshold is not None:
+            self._check_threshold()
         if not isinstance(self.ranking, Ranking):
             raise TypeError(
                 f"Prune: the ranking is {self.ranking!r}; use Ranking.UNIFORM, "
@@ -100,6 +109,23 @@ class Prune:
                 "ends there"
             )
 
+    def _check_threshold(self) -> None:
+        if not isinstance(self.threshold, Threshold):
+            raise TypeError(
+                f"Prune: the threshold is {self.threshold!r}; use Threshold(0.01) of "
+                "jcompress.pruning.thresholds"
+            )
+        if self.sparsity is not None:
+            raise ValueError(
+                f"Prune: the sparsity {self.sparsity} and {self.threshold!r} both say "
+                "how much is removed; leave one out"
+            )
+        if isinstance(self.pattern, NM):
+            raise ValueError(
+                f"Prune: {self.pattern!r} keeps {self.pattern.n} of every "
+                f"{self.pattern.m} in every leaf; leave the threshold out"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class PruningPlan:
@@ -113,7 +139,7 @@ class PruningPlan:
         skipped: why each other weight is left alone.
         axes: the axes of every pruned leaf by role.
         shapes: the shape of every pruned leaf.
-        sparsity: what each rule removes.
+        amounts: what each rule removes.
         competing: the leaves of each rule, those together whose groups compete.
     """
 
@@ -124,13 +150,25 @@ class PruningPlan:
     skipped: Mapping[str, str]
     axes: Mapping[str, Axes]
     shapes: Mapping[str, tuple[int, ...]]
-    sparsity: Mapping[int, Sparsity]
+    amounts: Mapping[int, Amount]
     competing: Mapping[int, tuple[tuple[str, ...], ...]]
 
     @property
     def changes(self) -> bool:
-        """Whether any sparsity may change from step to step."""
-        return not all(isinstance(value, float) for value in self.sparsity.values())
+        """Whether any amount may change from step to step."""
+        return not all(isinstance(value, float) for value in self._values)
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether any amount is a schedule."""
+        return any(map(callable, self._values))
+
+    @property
+    def _values(self) -> list[Any]:
+        return [
+            each.value if isinstance(each, Threshold) else each
+            for each in self.amounts.values()
+        ]
 
     def find(self, tree: Any) -> dict[str, Any]:
         """The arrays of a tree that the plan prunes, by name, in tree order.
@@ -168,7 +206,7 @@ def make_plan(
     )
     axes: dict[str, Axes] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    amounts: dict[int, Sparsity] = {}
+    amounts: dict[int, Amount] = {}
     for path, spec in resolved.leaves.items():
         index = resolved.rule_of[path]
         uses = sites.of(path)
@@ -206,7 +244,7 @@ def make_plan(
         skipped=resolved.skipped,
         axes=axes,
         shapes=shapes,
-        sparsity=amounts,
+        amounts=amounts,
         competing=competing,
     )
 
@@ -237,14 +275,17 @@ def _group_count(spec: Prune, leaves: Sequence[tuple[tuple[int, ...], Axes]]) ->
 
 def _amount(
     spec: Prune, sparsity: Sparsity | None, index: int, transform: str
-) -> Sparsity:
+) -> Amount:
+    if spec.threshold is not None:
+        return spec.threshold
     amount: Sparsity | None = sparsity if spec.sparsity is None else spec.sparsity
     if amount is None:
         if isinstance(spec.pattern, NM):
             return spec.pattern.sparsity
         raise MismatchError(
             f"{transform}: rule {index} has no sparsity; give it one, "
-            f"Prune(pattern={spec.pattern!r}, sparsity=0.5), or give {transform} one"
+            f"Prune(pattern={spec.pattern!r}, sparsity=0.5), or a threshold, or give "
+            f"{transform} a sparsity"
         )
     _check_sparsity(f"{transform}: rule {index}", amount)
     if isinstance(spec.pattern, NM) and _at_odds(amount, spec.pattern):

@@ -17,3 +17,4 @@ from jcompress.shrinking.plan import zero_units as zero_units
 from jcompress.shrinking.rounds import shrink_in_rounds as shrink_in_rounds
 from jcompress.shrinking.scoring import random_scores as random_scores
 from jcompress.shrinking.scoring import score_units as score_units
+from jcompress.shrinking.scoring import spread_units as spread_units

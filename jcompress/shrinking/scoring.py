@@ -8,13 +8,14 @@ import numpy as np
 from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
 from jcompress.shrinking.groups import Groups, Member
+from jcompress.sites import leaf_axes
 from jcompress.tensors import is_compressed
 
 Scores = Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
 """For each group one score a unit; the lowest are removed first."""
 
 
-def score_units(groups: Groups, elements: Any) -> Scores:
+def score_units(groups: Groups, elements: Any, *, mean: bool = False) -> Scores:
     """Score every unit of every group: the absolute sum of its elements' scores.
 
     With `score_by_magnitude(variables)` of `jcompress.pruning.scores` that is the
@@ -26,6 +27,9 @@ def score_units(groups: Groups, elements: Any) -> Scores:
         groups: the groups.
         elements: a tree of the structure of the variables, with arrays of their shapes;
             None, or no entry, for a leaf that has no say.
+        mean: take the mean over a unit's elements in place of the absolute sum. That
+            gives back scores which all elements of a unit share, such as those of
+            `score_by_activations`.
 
     Returns:
         float64 [units] by group.
@@ -41,6 +45,7 @@ def score_units(groups: Groups, elements: Any) -> Scores:
     """
     shapes = {name: tuple(leaf.shape) for name, leaf in groups.sites.leaves}
     totals = {group.name: np.zeros(group.size) for group in groups}
+    counts = {group.name: np.zeros(group.size) for group in groups}
     members: dict[str, list[tuple[str, Member]]] = {}
     for group in groups:
         for member in group.members:
@@ -64,13 +69,67 @@ def score_units(groups: Groups, elements: Any) -> Scores:
             mine = member.units >= 0
             sums = array.sum(axis=others, dtype=np.float64)
             np.add.at(totals[group_name], member.units[mine], sums[mine])
+            each = array.size // max(1, len(mine))
+            np.add.at(counts[group_name], member.units[mine], each)
     for group in groups:
         if group.name not in scored:
             raise MismatchError(
                 f"score_units: no leaf of the group {group.name!r} has scores: "
                 + ", ".join(member.path for member in group.members)
             )
+    if mean:
+        return {n: total / np.maximum(counts[n], 1) for n, total in totals.items()}
     return {name: np.abs(total) for name, total in totals.items()}
+
+
+def spread_units(groups: Groups, scores: Scores) -> dict[str, Any]:
+    """Give the weights that make a unit the score of the unit: the way back.
+
+    For masks of whole units, by `jcompress.pruning.make_masks` and the pattern
+    `Channels()`, from scores that stand elsewhere: those of a batch norm's scales, or
+    of activations that the next layer meets.
+
+    Args:
+        groups: the groups.
+        scores: of the groups, as `score_units` gives them.
+
+    Returns:
+        float32 arrays by the names of the weights that have an output axis in one of
+        the scored groups; a weight with several has the mean of their scores, and
+        positions of no unit score 0. As a tree it is flat: give it to `make_masks` with
+        the sites, and the masks to `apply_masks`, which match by name.
+
+    Raises:
+        MismatchError: a group has another number of scores than units, or no weight
+            makes any unit.
+    """
+    made: dict[str, list[np.ndarray[Any, Any]]] = {}
+    for group in groups:
+        if group.name not in scores:
+            continue
+        own = np.asarray(scores[group.name], np.float32)
+        if own.shape != (group.size,):
+            raise MismatchError(
+                f"spread_units: the group {group.name!r} has {group.size} units and "
+                f"scores of the shape {list(own.shape)}"
+            )
+        for member in group.members:
+            products = groups.sites.products(member.path)
+            if not products or member.axis not in leaf_axes(products).output:
+                continue
+            shape = products[0].shape
+            line = np.where(member.units >= 0, own[member.units], np.float32(0))
+            wide = [1] * len(shape)
+            wide[member.axis] = len(line)
+            made.setdefault(member.path, []).append(
+                np.broadcast_to(line.reshape(wide), shape)
+            )
+    if not made:
+        raise MismatchError(
+            "spread_units: no weight makes the units of "
+            + (", ".join(name for name in scores) or "no group")
+        )
+    return {path: np.mean(parts, axis=0) for path, parts in made.items()}
 
 
 def random_scores(groups: Groups, *, seed: int) -> Scores:

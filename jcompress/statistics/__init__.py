@@ -12,6 +12,7 @@ from jcompress.statistics.kinds import SecondMoments as SecondMoments
 from jcompress.statistics.kinds import Several as Several
 from jcompress.statistics.kinds import Statistic as Statistic
 from jcompress.statistics.kinds import Sums as Sums
+from jcompress.statistics.kinds import Zeros as Zeros
 from jcompress.statistics.observing import Observed as Observed
 from jcompress.statistics.observing import observe as observe
 from jcompress.statistics.tapping import Input as Input

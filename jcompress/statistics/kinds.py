@@ -147,6 +147,34 @@ class Means(Sums):
         return Average(total, _count(rows, valid))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Zeros(Sums):
+    """How often each input is zero: an `Average`, whose `mean` is the share [*S, K].
+
+    The padding of a convolution counts, alike for all channels.
+
+    Attributes:
+        below: absolute values up to this count as zero, for activation functions that
+            come near zero and seldom reach it.
+
+    Raises:
+        ValueError: `below` is negative.
+    """
+
+    below: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.below >= 0:
+            raise ValueError(f"below={self.below} is negative")
+
+    def of(self, rows: jax.Array, valid: jax.Array | None) -> Average:
+        """The numbers of zeros and of rows."""
+        zero = jnp.abs(rows) <= self.below
+        if valid is not None:
+            zero = zero & valid[:, None]
+        return Average(jnp.sum(zero, axis=0, dtype=jnp.float32), _count(rows, valid))
+
+
 @dataclasses.dataclass(frozen=True)
 class AbsoluteMax:
     """The largest absolute value of each input: float32 [*S, K]; 0 of no rows."""
@@ -231,6 +259,7 @@ class Histogram(Sums):
         low: where the first bin begins.
         high: where the last bin ends.
         bins: how many.
+        each: count those of each input by itself: float32 [*S, K, bins].
 
     Raises:
         ValueError: `low` is not below `high`, or there is no bin.
@@ -239,6 +268,7 @@ class Histogram(Sums):
     low: float
     high: float
     bins: int = 256
+    each: bool = False
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
@@ -255,7 +285,12 @@ class Histogram(Sums):
         """The counts."""
         place = (rows - self.low) * (self.bins / (self.high - self.low))
         bins = jnp.clip(jnp.floor(place), 0, self.bins - 1).astype(jnp.int32)
-        return _tally(bins, valid, self.bins)
+        if not self.each:
+            return _tally(bins, valid, self.bins)
+        inputs = rows.shape[1]
+        # One table for all of them, each with bins of its own.
+        own = bins + self.bins * jnp.arange(inputs, dtype=jnp.int32)[None, :]
+        return _tally(own, valid, self.bins * inputs).reshape(inputs, self.bins)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

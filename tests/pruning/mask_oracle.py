@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.pruning import NM, Block, Channels, Unstructured
+from jcompress.pruning import (
+    NM,
+    Block,
+    Channels,
+    Heads,
+    Layers,
+    Rows,
+    TransposableNM,
+    Unstructured,
+)
 from jcompress.sites import Operation, Site, Sites
 
 # Shape, stack axes, output axes, input axes.
@@ -20,6 +29,7 @@ LEAVES = {
     "heads": ((8, 2, 4), (), (1, 2), (0,)),
     "attention_out": ((2, 4, 8), (), (2,), (0, 1)),
     "vector": ((24,), (), (), (0,)),
+    "square_experts": ((2, 4, 3, 8), (0, 2), (1,), (3,)),
 }
 
 
@@ -51,13 +61,27 @@ def fits(pattern, leaf):
     n = int(np.prod([shape[axis] for axis in outputs]))
     k = int(np.prod([shape[axis] for axis in inputs]))
     match pattern:
+        case TransposableNM():
+            return k % pattern.m == 0 and n % pattern.m == 0
         case NM():
             return k % pattern.m == 0
+        case Rows(axis=None):
+            return k > 1
+        case Rows(axis=axis):
+            return axis in inputs and shape[axis] > 1
+        case Heads(heads, inputs=along):
+            return (k if along else n) % heads == 0
+        case Layers():
+            return int(np.prod([shape[axis] for axis in leaf[1]])) > 1
         case Block((high, wide)):
             return n % high == 0 and k % wide == 0 and (n, k) != (high, wide)
         case Channels():
             return n > 1
     return True
+
+
+def joined(lists):
+    return list(itertools.chain.from_iterable(lists))
 
 
 def rows_of(pattern, leaf):
@@ -77,6 +101,10 @@ def rows_of(pattern, leaf):
     for s in walk(stack):
         matrix = [[index(s, n, k) for k in walk(inputs)] for n in walk(outputs)]
         match pattern:
+            case TransposableNM(_, m):
+                for r in range(0, len(matrix), m):
+                    for c in range(0, len(matrix[0]), m):
+                        rows.append([line[c : c + m] for line in matrix[r : r + m]])
             case NM(_, m):
                 for line in matrix:
                     for start in range(0, len(line), m):
@@ -91,7 +119,37 @@ def rows_of(pattern, leaf):
                 )
             case Channels():
                 rows.append(matrix)
-    return rows
+            case Rows(axis=None):
+                rows.append(list(map(list, zip(*matrix, strict=True))))
+            case Rows(axis=axis):
+                everything = joined(matrix)
+                rows.append(
+                    [
+                        [i for i in everything if i[axis] == k]
+                        for k in range(shape[axis])
+                    ]
+                )
+            case Heads(heads, inputs=along):
+                units = list(zip(*matrix, strict=True)) if along else matrix
+                size = len(units) // heads
+                rows.append(
+                    [joined(units[h * size : (h + 1) * size]) for h in range(heads)]
+                )
+            case Layers():
+                rows.append(joined(matrix))
+    # The copies compete with each other, in one row.
+    return [rows] if pattern == Layers() else rows
+
+
+def transposable_masks(n, m):
+    """All masks of a tile with n of m in each row and column, in order."""
+    lines = itertools.combinations(range(m), n)
+    for chosen in itertools.product(list(lines), repeat=m):
+        mask = np.zeros((m, m), bool)
+        for line, columns in enumerate(chosen):
+            mask[line, list(columns)] = True
+        if (mask.sum(0) == n).all():
+            yield mask
 
 
 def removed_count(pattern, sparsity, groups):
@@ -103,6 +161,18 @@ def removed_count(pattern, sparsity, groups):
 def oracle(weights, pattern, leaf, sparsity):
     """The mask of one leaf."""
     mask = np.ones(weights.shape, bool)
+    if isinstance(pattern, TransposableNM):
+        if removed_count(pattern, sparsity, pattern.m) < pattern.m - pattern.n:
+            return mask
+        tried = list(transposable_masks(pattern.n, pattern.m))
+        for tile in rows_of(pattern, leaf):
+            sizes = np.array([[abs(weights[i]) for i in line] for line in tile])
+            scores = [sizes[each].sum() for each in tried]
+            best = max(range(len(tried)), key=lambda t: (scores[t], t))
+            for line, stays in zip(tile, tried[best], strict=True):
+                for i, stay in zip(line, stays, strict=True):
+                    mask[i] = stay
+        return mask
     for row in rows_of(pattern, leaf):
         scores = [np.mean([abs(weights[i]) for i in group]) for group in row]
         order = sorted(range(len(row)), key=lambda g: (scores[g], g))

@@ -18,8 +18,12 @@ from jcompress.pruning import (
     NM,
     Block,
     Channels,
+    Heads,
+    Layers,
     Pattern,
     Prune,
+    Rows,
+    TransposableNM,
     Unstructured,
     apply_masks,
     make_masks,
@@ -42,8 +46,24 @@ PATTERNS = [
     Block((1, 2)),
     Channels(),
 ]
+UNITS = [
+    Rows(),
+    Rows(axis=2),
+    Heads(2),
+    Heads(2, inputs=True),
+    Layers(),
+    TransposableNM(2, 4),
+    TransposableNM(1, 2),
+]
 KINDS = ["distinct", "ties", "equal", "zeros"]
-FITTING = [(n, p) for n, leaf in LEAVES.items() for p in PATTERNS if fits(p, leaf)]
+# Those with a window, with stacks, with two axes of inputs, and with all of it turned.
+VARIED = ("conv", "layers", "attention_out", "square_experts")
+FITTING = [
+    (n, p)
+    for n, leaf in LEAVES.items()
+    for p in (PATTERNS + UNITS if n in VARIED else PATTERNS)
+    if fits(p, leaf)
+]
 
 
 def masks_of(weights, spec, leaves, **options):
@@ -85,7 +105,9 @@ def test_eager_masks_of_a_number_equal_the_oracle(name, pattern):
     np.testing.assert_array_equal(eager["w"], wanted)
 
 
-@pytest.mark.parametrize("pattern", [Unstructured(), Block((2, 4)), Channels()])
+@pytest.mark.parametrize(
+    "pattern", [Unstructured(), Block((2, 4)), Channels(), Rows(), Heads(2)]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_global_masks_equal_the_oracle(pattern, kind):
     leaves = {name: LEAVES[name] for name in ("conv", "dense", "layers")}

@@ -11,10 +11,17 @@ from jcompress.pruning import (
     NM,
     Block,
     Channels,
+    Heads,
+    Layers,
     Prune,
+    Rows,
+    TransposableNM,
     Unstructured,
+    apply_masks,
     make_masks,
+    to_sparse,
 )
+from jcompress.pruning.scores import score_by_magnitude
 from jcompress.pruning.spec import _say_once
 
 
@@ -60,6 +67,74 @@ def test_long_lists_of_divisors_are_cut():
 def test_single_channel():
     with pytest.raises(MismatchError, match=r"'deep/w' .*has 1 output channel"):
         build(Channels(), LEAVES["vector"])
+
+
+def test_units_that_a_leaf_does_not_have():
+    with pytest.raises(
+        MismatchError, match=r"axis 1 of Rows\(axis=1\) is no input axis"
+    ):
+        build(Rows(axis=1), LEAVES["dense"])
+    with pytest.raises(
+        MismatchError, match=r"'deep/w' .*has 1 input unit \(input axes"
+    ):
+        build(Rows(), ((1, 8), (), (1,), (0,)))
+    with pytest.raises(
+        MismatchError, match=r"6 outputs .*the 4 of Heads\(4\) does not"
+    ):
+        build(Heads(4), LEAVES["dense"])
+    with pytest.raises(MismatchError, match=r"8 inputs .*Heads\(3, inputs=True\) does"):
+        build(Heads(3, inputs=True), LEAVES["dense"])
+    with pytest.raises(MismatchError, match=r"has 1 stacked layer \(stacked axes \(\)"):
+        build(Layers(), LEAVES["dense"])
+    with pytest.raises(MismatchError, match=r"6 outputs .*TransposableNM\(2, 4\) does"):
+        build(TransposableNM(2, 4), LEAVES["dense"])
+
+
+def test_numbers_of_units():
+    with pytest.raises(ValueError, match="axis is an integer from 0 on, not -1"):
+        Rows(axis=-1)
+    with pytest.raises(ValueError, match="number is an integer from 2 on, not 1"):
+        Heads(1)
+    with pytest.raises(ValueError, match="1 <= n < m"):
+        TransposableNM(4, 4)
+    with pytest.raises(ValueError, match="an m of at most 4, such as"):
+        TransposableNM(4, 8)
+    assert repr((Heads(2), Heads(2, inputs=True), TransposableNM(1, 4))) == (
+        "(Heads(2), Heads(2, inputs=True), TransposableNM(1, 4))"
+    )
+
+
+def test_heads_of_a_merged_axis_are_those_of_two_axes():
+    weights = np.random.default_rng(0).normal(size=(6, 4, 3)).astype(np.float32)
+    two = {"w": jnp.asarray(weights)}
+    one = {"w": jnp.asarray(weights.reshape(6, 12))}
+    rules = [(..., Prune(pattern=Heads(4), sparsity=0.5))]
+    apart = make_masks(
+        score_by_magnitude(two), rules, sites=sites_of(w=((6, 4, 3), (), (1, 2), (0,)))
+    )
+    merged = make_masks(
+        score_by_magnitude(one), rules, sites=sites_of(w=((6, 12), (), (1,), (0,)))
+    )
+    np.testing.assert_array_equal(
+        np.asarray(apart["w"]).reshape(6, 12), np.asarray(merged["w"])
+    )
+    heads = np.asarray(apart["w"]).all(axis=(0, 2))
+    assert heads.sum() == 2
+    assert (np.asarray(apart["w"]).any(axis=(0, 2)) == heads).all()
+
+
+def test_transposable_leaves_are_stored_as_those_of_n_of_m():
+    weights = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
+    params, sites = {"w": jnp.asarray(weights)}, sites_of(w=((16, 24), (), (1,), (0,)))
+    pattern = TransposableNM(2, 4)
+    rules = [(..., Prune(pattern=pattern))]
+    masks = make_masks(score_by_magnitude(params), rules, sites=sites)
+    mask = np.asarray(masks["w"])
+    assert (mask.reshape(4, 4, 24).sum(1) == 2).all()
+    assert (mask.reshape(16, 6, 4).sum(2) == 2).all()
+    pruned = apply_masks(params, masks)
+    sparse = to_sparse(pruned, [("w", pattern)], sites=sites)
+    np.testing.assert_array_equal(sparse["w"].dense(), pruned["w"])
 
 
 def test_single_entry():

@@ -34,6 +34,7 @@ from jcompress.pruning.regrowth import (
 )
 from jcompress.pruning.schedules import linear_schedule
 from jcompress.pruning.scores import TrainingScore
+from jcompress.pruning.thresholds import Threshold
 
 TREE = {"conv": LEAVES["conv"], "dense": LEAVES["dense"]}
 SITES = sites_of(**TREE)
@@ -355,4 +356,7 @@ def test_moments_begin_anew_inside_wrappers():
 def test_regrowth_refuses_groups_without_room():
     spec = [(..., Prune(pattern=NM(2, 4)))]
     with pytest.raises(MismatchError, match=r"'conv' has the pattern NM\(2, 4\)"):
+        prune(momentum(), spec, sites=SITES, regrow=rigl())
+    spec = [(..., Prune(pattern=Unstructured(), threshold=Threshold(0.1)))]
+    with pytest.raises(MismatchError, match="how many weights are to grow"):
         prune(momentum(), spec, sites=SITES, regrow=rigl())

@@ -26,6 +26,7 @@ from jcompress.statistics import (
     Ranges,
     SecondMoments,
     Several,
+    Zeros,
     observe,
     observing,
 )
@@ -47,7 +48,10 @@ ALL = Several(
     AbsoluteMax(),
     Ranges(),
     Histogram(low=-1, high=1, bins=7),
+    Histogram(low=-1, high=1, bins=7, each=True),
     PowerHistogram(lowest=-4, highest=1),
+    Zeros(),
+    Zeros(below=0.5),
 )
 
 
@@ -66,7 +70,10 @@ def by_hand(x: np.ndarray) -> tuple[Any, ...]:
         size.max(0, initial=0),
         (x.min(0, initial=np.inf), x.max(0, initial=-np.inf)),
         np.histogram(x, edges)[0],
+        np.stack([np.histogram(column, edges)[0] for column in x.T]),
         np.histogram(size, powers)[0],
+        ((x == 0).sum(0), len(x)),
+        ((size <= 0.5).sum(0), len(x)),
     )
 
 
@@ -444,6 +451,8 @@ def test_bad_bins() -> None:
         Histogram(low=1, high=1)
     with pytest.raises(ValueError, match="at least one bin"):
         Histogram(low=0, high=1, bins=0)
+    with pytest.raises(ValueError, match="is negative"):
+        Zeros(below=-1.0)
     with pytest.raises(ValueError, match="exceeds"):
         PowerHistogram(lowest=1, highest=0)
     assert Histogram(low=0, high=1, bins=2).edges.tolist() == [0, 0.5, 1]

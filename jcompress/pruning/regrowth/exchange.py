@@ -63,8 +63,13 @@ class Regrow(Regrowth):
                 raise ValueError(f"Regrow: {name} is an int from 1 on, not {value!r}")
 
     def check(self, plan: PruningPlan) -> None:
-        """Raise `MismatchError` for N:M, where there is no room."""
+        """Raise `MismatchError` for N:M, where there is no room, and thresholds."""
         for path, spec in plan.leaves.items():
+            if spec.threshold is not None:
+                raise MismatchError(
+                    f"prune: {path!r} is pruned by {spec.threshold!r}, which does not "
+                    "say how many weights are to grow; give it a sparsity"
+                )
             if isinstance(spec.pattern, NM):
                 raise MismatchError(
                     f"prune: {path!r} has the pattern {spec.pattern!r}, whose groups "
@@ -89,7 +94,7 @@ class Regrow(Regrowth):
         fraction = self.fraction(step) if callable(self.fraction) else self.fraction
         fewer = dataclasses.replace(
             plan,
-            sparsity={
+            amounts={
                 index: 1 - (1 - value) * (1 - jnp.asarray(fraction, jnp.float32))
                 for index, value in _sparsities(plan, step).items()
             },
@@ -175,7 +180,8 @@ def _half_cosine(value: float, steps: int) -> Callable[[Any], Any]:
 
 
 def _sparsities(plan: PruningPlan, step: jax.Array) -> dict[int, jax.Array]:
+    amounts: dict[int, Any] = dict(plan.amounts)
     return {
         index: jnp.asarray(value(step) if callable(value) else value, jnp.float32)
-        for index, value in plan.sparsity.items()
+        for index, value in amounts.items()
     }

@@ -26,7 +26,7 @@ def prune_in_rounds(
     *,
     sites: Sites,
     rounds: int,
-    recover: Recover,
+    recover: Recover | None = None,
     score: Callable[[Any], Any] = score_by_magnitude,
     rewind: Any = None,
     masks: Any = None,
@@ -43,7 +43,9 @@ def prune_in_rounds(
         sites: the sites of the function that these parameters belong to.
         rounds: how many.
         recover: `recover(masks, params, round)` trains and returns the tree; what it
-            returns is masked again.
+            returns is masked again. None trains nothing, for scores that change with
+            what is gone: SynFlow's algorithm is `prune_in_rounds(params, rules,
+            rounds=100, score=lambda p: score_by_synflow(fn, p, x), ...)`.
         score: `score(params)` scores the weights of a round, the trained ones.
         rewind: weights of an early step of the training; each round then begins with
             them, masked ("lottery tickets"), and not with what the last one trained.
@@ -61,7 +63,8 @@ def prune_in_rounds(
     References:
         Frankle & Carbin 2019, "The Lottery Ticket Hypothesis"; Frankle et al. 2020,
         "Linear Mode Connectivity and the Lottery Ticket Hypothesis", section 4
-        (rewinding to an early step).
+        (rewinding to an early step); Tanaka et al. 2020, "Pruning neural networks
+        without any data by iteratively conserving synaptic flow", algorithm 1.
     """
     if rounds < 1:
         raise ValueError(f"prune_in_rounds: at least one round, not {rounds!r}")
@@ -71,17 +74,17 @@ def prune_in_rounds(
             f"those of the rounds before it; not {first!r} and "
             f"{'no masks' if masks is None else 'masks'}"
         )
-    staged = [
-        (predicate, None if spec is None else _staged(spec, rounds))
-        for predicate, spec in rules
-    ]
+    staged = [(predicate, spec and _staged(spec, rounds)) for predicate, spec in rules]
     for number in range(first, rounds):
         scores = score(params)
         if masks is not None:
             scores = _removed_last(scores, masks)
-        masks = make_masks(scores, staged, sites=sites, step=number)
-        start = apply_masks(params if rewind is None else rewind, masks)
-        params = apply_masks(recover(masks, start, number), masks)
+        # The last round takes the rules as they are, for exact counts.
+        now = rules if number == rounds - 1 else staged
+        masks = make_masks(scores, now, sites=sites, step=number)
+        params = apply_masks(params if rewind is None else rewind, masks)
+        if recover is not None:
+            params = apply_masks(recover(masks, params, number), masks)
     return params, masks
 
 
@@ -90,9 +93,10 @@ def _staged(spec: Prune, rounds: int) -> Prune:
     if final is None and isinstance(spec.pattern, NM):
         final = spec.pattern.sparsity
     if final is None or callable(final):
+        amount = final or spec.threshold
         raise ValueError(
-            f"prune_in_rounds: each rule has a number as its sparsity, not {final!r}; "
-            "rounds are its schedule"
+            f"prune_in_rounds: each rule has a number as its sparsity, not {amount!r}; "
+            "the rounds rise to it"
         )
     left = 1 - final
 
