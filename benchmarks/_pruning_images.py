@@ -23,10 +23,20 @@ from jcompress.pruning import (
     make_masks,
     prune,
 )
+from jcompress.pruning.amounts import share_by_shape
 from jcompress.pruning.regrowth import ac_dc, rigl, sparse_evolution
-from jcompress.pruning.schedules import cubic_schedule, one_shot_schedule
-from jcompress.pruning.scores import score_by_magnitude
-from jcompress.pruning.training import sr_ste, top_kast
+from jcompress.pruning.schedules import cubic_schedule
+from jcompress.pruning.scores import (
+    average_fisher,
+    average_scores,
+    movement,
+    score_at_random,
+    score_by_grasp,
+    score_by_magnitude,
+    score_by_snip,
+    score_by_synflow,
+)
+from jcompress.pruning.training import prune_in_rounds, sr_ste, top_kast
 from jcompress.report import stored_bytes
 from jcompress.rules import Rules
 from jcompress.sites import Sites, find_sites
@@ -174,8 +184,7 @@ def train(
 
         def loss(params: Any) -> jax.Array:
             tree, more = used(params)
-            losses = optax.softmax_cross_entropy_with_integer_labels(apply(tree, x), y)
-            return jnp.mean(losses) + more
+            return loss_of(tree, x, y) + more
 
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state
@@ -243,11 +252,71 @@ def from_the_start(
 
 def by_chance(run: Run) -> Any:
     """Scores by chance."""
-    keys = jax.random.split(jax.random.fold_in(run.key, 7), len(run.params))
-    return {
-        name: {part: jax.random.uniform(key, x.shape) for part, x in own.items()}
-        for key, (name, own) in zip(keys, run.params.items(), strict=True)
-    }
+    return score_at_random(run.params, key=jax.random.fold_in(run.key, 7))
+
+
+def first_batch(run: Run) -> tuple[jax.Array, jax.Array]:
+    """Images for scores that are taken once."""
+    return run.data.x[:1024], run.data.y[:1024]
+
+
+def loss_of(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """The mean cross-entropy."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(apply(params, x), y)
+    return jnp.mean(losses)
+
+
+def by_snip(run: Run) -> Any:
+    """|w g| of one large batch."""
+    gradients = jax.jit(jax.grad(loss_of))(run.params, *first_batch(run))
+    return score_by_snip(run.params, gradients)
+
+
+def by_grasp(run: Run) -> Any:
+    """What the gradient's norm loses."""
+    return score_by_grasp(loss_of, run.params, *first_batch(run))
+
+
+def by_synflow(run: Run) -> Any:
+    """SynFlow in fifty rounds, over all layers; the masks are there at once."""
+    x = run.data.x[:1]
+    rules = run.rules(**GLOBAL)
+    score = jax.jit(lambda params: score_by_synflow(apply, params, x))
+    start, masks = prune_in_rounds(
+        run.params, rules, sites=sites(), rounds=50, score=score
+    )
+    optimizer = prune(adam(run.steps), rules, sites=sites(), masks=masks)
+    return train(run, optimizer, start)
+
+
+def by_shape(run: Run) -> Any:
+    """A cubic schedule, large layers losing more (ERK)."""
+    rising = cubic_schedule(
+        final_sparsity=run.final, steps=run.steps // 2, begin=run.steps // 5
+    )
+    rules = share_by_shape(run.rules(rising), sites=sites())
+    optimizer = prune(adam(run.steps), rules, sites=sites(), every=25)
+    return train(run, optimizer, run.params)
+
+
+def rewound(run: Run) -> Any:
+    """A lottery ticket: three rounds, each from the weights after a tenth."""
+    early = train(run, adam(run.steps), run.params, steps=run.steps // 10)
+
+    def recover(masks: Any, params: Any, number: int) -> Any:
+        optimizer = prune(adam(run.steps), run.rules(), sites=sites(), masks=masks)
+        return train(run, optimizer, params, steps=run.steps, first=run.steps // 10)
+
+    whole = recover_dense(run)
+    params, _ = prune_in_rounds(
+        whole, run.rules(), sites=sites(), rounds=3, recover=recover, rewind=early
+    )
+    return params
+
+
+def recover_dense(run: Run) -> Any:
+    """The dense network that the first round is chosen by."""
+    return train(run, adam(run.steps), run.params)
 
 
 def regrown(run: Run, make: Callable[..., Any]) -> Any:
@@ -285,21 +354,22 @@ def straight(run: Run, kind: str) -> Any:
     return apply_masks(params, masks)
 
 
-def at_one_step(run: Run, score: Callable[[], Any]) -> Any:
-    """By gradients of the first steps, at the end of which everything goes."""
-    amount = one_shot_schedule(final_sparsity=run.sparsity or 0, step=10)
-    optimizer = prune(
-        adam(run.steps), run.rules(amount), sites=sites(), score=score(), every=1
-    )
-    return train(run, optimizer, run.params)
-
-
 GLOBAL = {"ranking": Ranking.GLOBAL}
 METHODS: dict[str, Callable[[Run], Any]] = {
     "once, magnitude": once,
     "gradual, magnitude": gradually,
     "gradual, magnitude, global": lambda run: gradually(run, **GLOBAL),
+    "gradual, magnitude, erk": by_shape,
+    "gradual, movement": lambda run: by_training_score(movement, run),
+    "gradual, taylor": lambda run: by_training_score(
+        lambda: average_scores(score_by_snip), run
+    ),
+    "gradual, fisher": lambda run: by_training_score(average_fisher, run),
     "random masks": lambda run: from_the_start(run, by_chance),
+    "snip": lambda run: from_the_start(run, by_snip, **GLOBAL),
+    "grasp": lambda run: from_the_start(run, by_grasp, **GLOBAL),
+    "synflow": by_synflow,
+    "lottery ticket": rewound,
     "rigl": lambda run: regrown(run, rigl),
     "set": lambda run: regrown(run, sparse_evolution),
     "ac/dc": alternating,

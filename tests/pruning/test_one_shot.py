@@ -232,17 +232,18 @@ def test_optimal_nm_tries_every_pattern_of_a_group() -> None:
 @pytest.mark.parametrize("pattern", [Unstructured(), NM(2, 4), Block((2, 4))])
 def test_what_stays_gets_its_best_values(pattern: Any) -> None:
     first = made(Wanda(), pattern)
-    exact = made(LeastSquares(), pattern)
+    found = made(LeastSquares(), pattern)
     for copy in range(2):
         wanted = best_values(W[copy], damped(H[copy]), first[copy] != 0)
-        np.testing.assert_array_equal(exact[copy] == 0, first[copy] == 0)
-        np.testing.assert_allclose(exact[copy], wanted, atol=2e-3)
+        np.testing.assert_array_equal(found[copy] == 0, first[copy] == 0)
+        np.testing.assert_allclose(found[copy], wanted, atol=2e-3)
     if pattern == Unstructured():
-        steps = made(LeastSquares(exact=1, steps=60), pattern)
-        np.testing.assert_allclose(errors(steps), errors(exact), rtol=1e-4)
-        np.testing.assert_array_equal(steps == 0, first == 0)
-        few = errors(made(LeastSquares(exact=1, steps=2), pattern))
+        few = errors(made(LeastSquares(steps=2), pattern))
         assert (few < errors(first)).all()
+        assert (errors(found) <= few).all()
+        # What is solved stays so, however many steps there are.
+        many = errors(made(LeastSquares(steps=1000), pattern))
+        np.testing.assert_allclose(many, errors(found), rtol=1e-3)
 
 
 def test_scores_are_the_published_ones() -> None:

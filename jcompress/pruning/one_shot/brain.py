@@ -10,11 +10,14 @@ import numpy as np
 
 from jcompress.pruning.one_shot._lowest import lowest
 from jcompress.pruning.one_shot.base import Method
-from jcompress.pruning.one_shot.least_squares import fitted
+from jcompress.pruning.one_shot.least_squares import descended
 from jcompress.pruning.one_shot.sparse_gpt import check_damping
 from jcompress.pruning.patterns import NM, Pattern, Unstructured
 from jcompress.rounding.copies import over_copies
 from jcompress.rounding.in_turn import damped
+
+_STEPS = 64
+"""Of the equations for what stays; see `LeastSquares`."""
 
 _TOGETHER = 2**22
 """Numbers in the matrices that are worked on together."""
@@ -127,4 +130,5 @@ def _one(
         removed = lowest(highest.reshape(1, -1), count).reshape(costs.shape)
     rows = jnp.arange(outputs)[:, None]
     keep = jnp.ones(matrix.shape, bool).at[rows, places].set(~removed)
-    return fitted(matrix, keep, h)
+    left = jnp.where(keep, matrix, np.float32(0))
+    return descended(matrix, left, h, steps=_STEPS)

@@ -16,6 +16,8 @@ from jcompress.rounding.copies import over_copies
 from jcompress.rounding.in_turn import damped
 
 _WANDA = Wanda()
+_SOLVED = 1e-11
+"""Of the squared residual of the beginning, what is no better than float32."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,20 +26,18 @@ class LeastSquares(Method):
 
     The error of an output is quadratic in its weights, so that the best values of those
     that stay solve linear equations, `H_SS w'_S = (H w)_S` for the set S of an output.
-    Up to `exact` inputs they are solved by Cholesky's factors, one output after the
-    other; above, by steps of conjugate gradients for all outputs at once, from the
-    weights that the method made, which never err more than these.
+    They are solved by steps of conjugate gradients for all outputs at once, from the
+    weights that the method made, and never err more than these.
 
     Attributes:
         start: the method that says which weights stay.
         damping: what is added to the diagonal of the second moments, as a fraction of
             its mean, above 0; more stays nearer to the weights as they were given.
-        exact: the most inputs whose equations are solved exactly.
-        steps: of conjugate gradients.
+        steps: of conjugate gradients; outputs that are solved before stay.
 
     Raises:
         TypeError: `start` is no method.
-        ValueError: `damping` is not above 0 and finite, or a number is no positive int.
+        ValueError: `damping` is not above 0 and finite, or `steps` is no positive int.
 
     References:
         Boza 2024, "Fast and Effective Weight Update for Pruned Large Language Models":
@@ -46,7 +46,6 @@ class LeastSquares(Method):
 
     start: Method = _WANDA
     damping: float = 0.01
-    exact: int = 256
     steps: int = 32
 
     def __post_init__(self) -> None:
@@ -56,12 +55,11 @@ class LeastSquares(Method):
                 f"as Wanda(), not {self.start!r}"
             )
         check_damping("LeastSquares", self.damping)
-        for name in ("exact", "steps"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(
-                    f"LeastSquares: {name} is a positive int, not {value!r}"
-                )
+        whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
+        if not whole or self.steps < 1:
+            raise ValueError(
+                f"LeastSquares: steps is a positive int, not {self.steps!r}"
+            )
 
     def takes(self, pattern: Pattern) -> bool:
         """Whether the first method can make a pattern."""
@@ -90,43 +88,23 @@ def refitted(
 ) -> jax.Array:
     """The weights [N, K] of least error that are 0 where `first` is."""
     h = damped(moments.astype(jnp.float32), spec.damping)
-    if matrix.shape[1] <= spec.exact:
-        return fitted(matrix, first != 0, h)
-    return _descended(matrix, first, h, spec.steps)
+    return descended(matrix, first, h, steps=spec.steps)
 
 
-def fitted(matrix: jax.Array, keep: jax.Array, h: jax.Array) -> jax.Array:
-    """The weights of least error among those that stay, exactly.
+def descended(
+    matrix: jax.Array, first: jax.Array, h: jax.Array, *, steps: int
+) -> jax.Array:
+    """Conjugate gradients for all outputs at once, preconditioned by the diagonal.
 
     Args:
         matrix: the weights as they were given, float32 [N, K].
-        keep: which stay, bool [N, K].
+        first: those to begin with, 0 where nothing stays.
         h: the moments, float32 [K, K], positive definite.
+        steps: at most so many.
 
     Returns:
-        float32 [N, K], 0 where nothing stays.
+        float32 [N, K], 0 where `first` is.
     """
-    wanted = jnp.matmul(matrix, h, precision="highest")
-    identity = jnp.eye(len(h), dtype=h.dtype)
-
-    def one(row: tuple[jax.Array, jax.Array]) -> jax.Array:
-        keep, right = row
-        both = keep[:, None] & keep[None, :]
-        factor = jax.scipy.linalg.cho_factor(jnp.where(both, h, identity), lower=True)
-        found: jax.Array = jax.scipy.linalg.cho_solve(
-            factor, jnp.where(keep, right, np.float32(0))
-        )
-        return jnp.where(keep, found, np.float32(0))
-
-    # One after the other: see jcompress.rounding.solving.
-    found: jax.Array = jax.lax.map(one, (keep, wanted))
-    return found
-
-
-def _descended(
-    matrix: jax.Array, first: jax.Array, h: jax.Array, steps: int
-) -> jax.Array:
-    """Conjugate gradients for all outputs at once, preconditioned by the diagonal."""
     keep = first != 0
     inverse = (1 / jnp.diagonal(h))[None, :]
 
@@ -136,20 +114,25 @@ def _descended(
     def dot(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.sum(a * b, axis=1, keepdims=True)
 
-    def ratio(over: jax.Array, under: jax.Array) -> jax.Array:
-        return jnp.where(under > 0, over / jnp.where(under > 0, under, 1), 0)
+    left = through(matrix - first)
+    scaled = left * inverse
+    begun = dot(left, scaled)
+    # What is left then is the error of the sums, and further steps would follow it.
+    least = begun * np.float32(_SOLVED)
 
     def step(_: Any, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         found, left, way, size = state
         passed = through(way)
-        far = ratio(size, dot(way, passed))
+        under = dot(way, passed)
+        going = (size > least) & (under > 0)
+        far = jnp.where(going, size / jnp.where(going, under, 1), 0)
         found, left = found + far * way, left - far * passed
         scaled = left * inverse
         after = dot(left, scaled)
-        return found, left, scaled + ratio(after, size) * way, after
+        turn = jnp.where(going, after / jnp.where(going, size, 1), 0)
+        return found, left, scaled + turn * way, after
 
-    left = through(matrix - first)
-    scaled = left * inverse
-    state = (first, left, scaled, dot(left, scaled))
-    found: jax.Array = jax.lax.fori_loop(0, steps, step, state)[0]
+    found: jax.Array = jax.lax.fori_loop(0, steps, step, (first, left, scaled, begun))[
+        0
+    ]
     return found
