@@ -8,12 +8,17 @@ then timed as in `cpu_products.py`, interleaved with XLA's float32 product of th
 weight. A figure is the dense time over the sparse one: above 1 sparse is faster. Below
 each curve stands its break-even, the density at which the line through the figures
 (straight in the logarithms) crosses 1. N:M patterns have one density each.
+
+Single weights kept anywhere (`--only single`) have to beat the dense product from 80 %
+zeros on at 1 to 16 rows: where one of the float32 figures there is below 1, the exit
+code is 1.
 """
 
 import argparse
 import functools
 import gc
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,11 +30,15 @@ from _timing import Product, Times, check, machine, measure, pin, read_bandwidth
 
 from jcompress.kernels.block_sparse_matmul import block_sparse_matmul
 from jcompress.kernels.nm_sparse_matmul import nm_sparse_matmul
+from jcompress.kernels.unstructured_sparse_matmul import unstructured_sparse_matmul
+from jcompress.tensors.unstructured_sparse import take_values
 
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 BLOCKS = ("1x4", "1x16", "4x4", "8x8", "16x16", "32x32")
 PATTERNS = ("2:4", "1:4", "4:8", "2:8")
 KINDS = ("float32", "int8")
+TABLES = ("blocks", "patterns", "single")
+BAR_DENSITY, BAR_ROWS = 0.2, 16
 
 
 def eight_bits(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,6 +103,23 @@ def nm_sparse(name: str, weight: np.ndarray, pattern: str, kind: str) -> Product
     )
 
 
+def single(name: str, weight: np.ndarray, density: float, kind: str) -> Product:
+    """The product with single weights of [N, K], kept at random."""
+    mask = np.random.default_rng(0).random(weight.shape) < density
+    values, scales = eight_bits(weight) if kind == "int8" else (weight, None)
+    # Those that round to 0 are not stored, as a leaf would not have them either.
+    return JaxProduct(
+        name,
+        "ours",
+        8 if kind == "int8" else 32,
+        activations=32,
+        run=unstructured_sparse_matmul,
+        weight=(*take_values(values * mask), scales),
+        stands_for=functools.partial(_masked, values, scales, mask),
+        tolerance=1e-3,
+    )
+
+
 def _masked(
     values: np.ndarray, scales: np.ndarray | None, mask: np.ndarray
 ) -> np.ndarray:
@@ -122,13 +148,15 @@ def ratio(times: dict[str, Times], name: str, kind: str) -> tuple[float, str]:
     return float(middle), f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def tables(args: argparse.Namespace, weight: np.ndarray) -> Iterator[str]:
-    """The lines of all tables."""
+def tables(
+    args: argparse.Namespace, weight: np.ndarray, fallen: list[str]
+) -> Iterator[str]:
+    """The lines of all tables; what falls is added to a list."""
     random = np.random.default_rng(1)
     inputs = weight.shape[1]
     dense = next(make() for name, make in xla_products(weight) if name == BASE)
     heads = " | ".join(f"{density:g}" for density in args.densities)
-    for block in args.blocks:
+    for block in args.blocks if "blocks" in args.only else ():
         high, wide = map(int, block.split("x"))
         for kind in args.kinds:
             made = {
@@ -148,7 +176,22 @@ def tables(args: argparse.Namespace, weight: np.ndarray) -> Iterator[str]:
             )
             del made
             gc.collect()
-    for kind in args.kinds:
+    for kind in args.kinds if "single" in args.only else ():
+        made = {
+            f"{density:g}": single(f"{density:g}", weight, density, kind)
+            for density in args.densities
+        }
+        yield from _curve(
+            args,
+            f"single weights, {kind}: density",
+            heads,
+            [dense, *made.values()],
+            random,
+            inputs,
+            even=True,
+            fallen=fallen if kind == "float32" else None,
+        )
+    for kind in args.kinds if "patterns" in args.only else ():
         patterns = [nm_sparse(p, weight, p, kind) for p in args.patterns]
         yield from _curve(
             args,
@@ -170,6 +213,7 @@ def _curve(
     inputs: int,
     *,
     even: bool,
+    fallen: list[str] | None = None,
 ) -> Iterator[str]:
     columns = len(products) - 1 + even
     yield ""
@@ -182,16 +226,23 @@ def _curve(
         times = measure(products, x, rounds=args.rounds, block=args.block)
         found = [ratio(times, p.name, args.call) for p in products[1:]]
         line = f"| {rows} rows | {' | '.join(text for _, text in found)} |"
+        if fallen is not None and rows <= BAR_ROWS:
+            fallen.extend(
+                f"{rows} rows at density {density:g}: {middle:.2f}"
+                for density, (middle, _) in zip(args.densities, found, strict=True)
+                if density <= BAR_DENSITY and middle < 1
+            )
         if even:
             line += f" {break_even(args.densities, [middle for middle, _ in found])} |"
         yield line
 
 
-def main() -> None:
+def main() -> int:
     """Parse the arguments, measure, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", default="4096x4096", metavar="KxN")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--blocks", nargs="*", default=list(BLOCKS), metavar="NxK")
     parser.add_argument("--patterns", nargs="*", default=list(PATTERNS), metavar="N:M")
     parser.add_argument("--densities", type=float, nargs="+", default=list(DENSITIES))
@@ -210,9 +261,13 @@ def main() -> None:
         f"{jnp.dtype(jnp.float32)} inputs, weights {args.shape}, "
         f"read {read_bandwidth(args.threads) / 1e9:.1f} GB/s"
     )
-    for line in tables(args, weight):
+    fallen: list[str] = []
+    for line in tables(args, weight, fallen):
         print(line, flush=True)
+    for words in fallen:
+        print(f"FALLS: slower than dense: {words}")
+    return 1 if fallen else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

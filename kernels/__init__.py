@@ -17,6 +17,9 @@ from jcompress.kernels.float8_matmul import float8_matmul as float8_matmul
 from jcompress.kernels.int8_matmul import int8_matmul as int8_matmul
 from jcompress.kernels.nm_sparse_matmul import nm_sparse_matmul as nm_sparse_matmul
 from jcompress.kernels.quantized_conv import quantized_conv as quantized_conv
+from jcompress.kernels.unstructured_sparse_matmul import (
+    unstructured_sparse_matmul as unstructured_sparse_matmul,
+)
 from jcompress.kernels.vector_codebook_matmul import (
     vector_codebook_matmul as vector_codebook_matmul,
 )

@@ -29,6 +29,7 @@ HANDLERS = (
     "jcompress_dense",
     "jcompress_matmul",
     "jcompress_nm_sparse",
+    "jcompress_unstructured_sparse",
     "jcompress_vector_codebook",
 )
 

@@ -24,6 +24,7 @@ _CLASSES: dict[str, type[Any]] = {
     "NMSparse": tensors.NMSparse,
     "QTensor": tensors.QTensor,
     "RemovedArray": tensors.RemovedArray,
+    "UnstructuredSparse": tensors.UnstructuredSparse,
     "VectorCodebook": tensors.VectorCodebook,
     "WithOutliers": tensors.WithOutliers,
     # What their fields hold.

@@ -18,6 +18,9 @@ from jcompress.kernels.int8_matmul.api import FORMS as INT8
 from jcompress.kernels.nm_sparse_matmul.api import FORMS as NM_SPARSE
 from jcompress.kernels.quantized_conv.api import FORMS as CONV
 from jcompress.kernels.quantized_conv.window import Window
+from jcompress.kernels.unstructured_sparse_matmul.api import (
+    FORMS as UNSTRUCTURED_SPARSE,
+)
 from jcompress.kernels.vector_codebook_matmul.api import FORMS as VECTOR_CODEBOOK
 from jcompress.kernels.weight_only_matmul.api import FORMS as WEIGHT_ONLY
 
@@ -159,6 +162,20 @@ def _sparse_cases(
             forms=NM_SPARSE,
             args=(x, floats(*stored), jnp.asarray(mask[None]), None),
             static={"n": 2, "m": 4},
+        ),
+        SampleProduct(
+            name="unstructured_sparse_matmul",
+            forms=UNSTRUCTURED_SPARSE,
+            args=(
+                x,
+                floats(1, OUTPUTS * INPUTS // 2),
+                jnp.asarray(mask[None]),
+                jnp.arange(0, OUTPUTS * INPUTS // 2 + 1, INPUTS // 2, dtype=jnp.int32)[
+                    None
+                ],
+                None,
+            ),
+            static={},
         ),
         SampleProduct(
             name="codebook_matmul of 16 values",

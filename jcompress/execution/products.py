@@ -17,6 +17,7 @@ from jcompress.kernels.codebook_matmul import codebook_matmul
 from jcompress.kernels.float8_matmul import float8_matmul
 from jcompress.kernels.int8_matmul import int8_matmul
 from jcompress.kernels.nm_sparse_matmul import nm_sparse_matmul
+from jcompress.kernels.unstructured_sparse_matmul import unstructured_sparse_matmul
 from jcompress.kernels.vector_codebook_matmul import vector_codebook_matmul
 from jcompress.kernels.weight_only_matmul import weight_only_matmul
 from jcompress.tensors import (
@@ -26,6 +27,7 @@ from jcompress.tensors import (
     LowRank,
     NMSparse,
     QTensor,
+    UnstructuredSparse,
     VectorCodebook,
     WithOutliers,
 )
@@ -43,7 +45,7 @@ class How(enum.Enum):
     WEIGHT_ONLY = "weight-only product"
     """Floats times stored small numbers; the dense weight is the kernel's business."""
     SPARSE = "sparse product"
-    """Floats times the stored blocks, or the n of every m, that are not zero."""
+    """Floats times the stored blocks, n of every m or single weights, not the zeros."""
     CODEBOOK = "codebook product"
     """Floats times values that stored indices pick from a table."""
     FACTORS = "products of its factors"
@@ -139,6 +141,8 @@ class LeafKernel:
                 return cls(How.SPARSE, _block_sparse)
             case NMSparse():
                 return cls(How.SPARSE, _nm_sparse)
+            case UnstructuredSparse():
+                return cls(How.SPARSE, _unstructured_sparse)
             case Codebook():
                 return cls(How.CODEBOOK, _codebook)
             case VectorCodebook():
@@ -249,6 +253,13 @@ def _nm_sparse(
 ) -> jax.Array:
     parts = (leaf.values, leaf.mask, leaf.scales)
     return nm_sparse_matmul(x, *parts, n=leaf.n, m=leaf.m, **how)
+
+
+def _unstructured_sparse(
+    x: jax.Array, _: None, __: None, leaf: UnstructuredSparse, **how: Any
+) -> jax.Array:
+    parts = (leaf.values, leaf.mask, leaf.starts, leaf.scales)
+    return unstructured_sparse_matmul(x, *parts, **how)
 
 
 def _codebook(x: jax.Array, _: None, __: None, leaf: Codebook, **how: Any) -> jax.Array:

@@ -9,9 +9,17 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from jcompress.errors import MismatchError
-from jcompress.leaves import named_leaves, path_name
 from jcompress.merging.averaging import check_alike
 from jcompress.shrinking import Group, find_groups
+from jcompress.shrinking.permuting import (
+    Places,
+    check_same_function,
+    host_arrays,
+    permute,
+    permuted_leaf,
+    places_by_leaf,
+    positions,
+)
 
 Host = np.ndarray[Any, Any]
 
@@ -78,9 +86,9 @@ def align(
     groups = find_groups(fn, params, *args, **kwargs)
     if not len(groups):
         raise MismatchError("align: the function has no units that could be permuted")
-    ours, theirs = _arrays(params), _arrays(reference)
+    ours, theirs = host_arrays(params), host_arrays(reference)
     orders = {group.name: np.arange(group.size) for group in groups}
-    members = _by_leaf(groups)
+    members = places_by_leaf(groups)
     draw = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     table = list(groups)
     for _ in range(rounds):
@@ -95,62 +103,9 @@ def align(
                 orders[group.name], changed = best, True
         if not changed:
             break
-    moved = {
-        name: _permuted(leaf, members.get(name, {}), orders)
-        for name, leaf in ours.items()
-    }
-
-    def placed(path: tuple[Any, ...], leaf: Any) -> Any:
-        new = moved.get(path_name(path))
-        return leaf if new is None else jnp.asarray(new, jnp.result_type(leaf))
-
-    aligned = jax.tree_util.tree_map_with_path(placed, params)
-    _check_same(fn, params, aligned, args, kwargs, tolerance)
+    aligned = permute(params, groups, orders)
+    check_same_function("align", fn, params, aligned, args, kwargs, tolerance)
     return aligned
-
-
-Places = Mapping[int, list[tuple[str, Host]]]
-"""For each axis of a leaf the groups, and the units of its positions."""
-
-
-def _arrays(tree: Any) -> dict[str, Host]:
-    return {
-        name: np.asarray(leaf)
-        for name, leaf in named_leaves(tree)
-        if hasattr(leaf, "shape")
-        and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
-    }
-
-
-def _by_leaf(groups: Any) -> dict[str, dict[int, list[tuple[str, Host]]]]:
-    found: dict[str, dict[int, list[tuple[str, Host]]]] = {}
-    for group in groups:
-        for member in group.members:
-            axes = found.setdefault(member.path, {})
-            axes.setdefault(member.axis, []).append((group.name, member.units))
-    return found
-
-
-def _positions(units: Host, size: int) -> Host:
-    """Where each unit stands, [units, positions of each]."""
-    return np.stack([np.flatnonzero(units == unit) for unit in range(size)])
-
-
-def _index(parts: list[tuple[str, Host]], orders: Mapping[str, Host]) -> Host:
-    index = np.arange(len(parts[0][1]))
-    for name, units in parts:
-        places = _positions(units, len(orders[name]))
-        index[places] = places[orders[name]]
-    return index
-
-
-def _permuted(
-    leaf: Host, places: Places, orders: Mapping[str, Host], *, but: int | None = None
-) -> Host:
-    for axis, parts in places.items():
-        if axis != but:
-            leaf = np.take(leaf, _index(parts, orders), axis=axis)
-    return leaf
 
 
 def _scores(
@@ -166,8 +121,8 @@ def _scores(
         leaf = ours[member.path]
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             continue
-        places = _positions(member.units, group.size)
-        moved = _permuted(leaf, members[member.path], orders, but=member.axis)
+        places = positions(member.units, group.size)
+        moved = permuted_leaf(leaf, members[member.path], orders, but=member.axis)
 
         def rows(array: Host, axis: int = member.axis, places: Host = places) -> Host:
             kind = np.complex128 if np.iscomplexobj(array) else np.float64
@@ -176,26 +131,3 @@ def _scores(
 
         total += (rows(theirs[member.path]) @ rows(moved).conj().T).real
     return total
-
-
-def _check_same(
-    fn: Callable[..., Any],
-    before: Any,
-    after: Any,
-    args: Any,
-    kwargs: Any,
-    tolerance: float,
-) -> None:
-    run = jax.jit(lambda tree: fn(tree, *args, **kwargs))
-    for was, now in zip(
-        jax.tree.leaves(run(before)), jax.tree.leaves(run(after)), strict=True
-    ):
-        was, now = (np.asarray(x, np.float64) for x in (was, now))
-        size = np.abs(was).max(initial=0.0)
-        far = np.abs(now - was).max(initial=0.0)
-        if not far <= tolerance * max(size, np.finfo(np.float32).tiny):
-            raise MismatchError(
-                f"align: the function changed by {far / size if size else far:.2g} of "
-                "its largest output, so that something in it depends on the order of "
-                "the units; it cannot be aligned"
-            )

@@ -14,5 +14,7 @@ from jcompress.pruning.patterns import Pattern as Pattern
 from jcompress.pruning.patterns import Rows as Rows
 from jcompress.pruning.patterns import TransposableNM as TransposableNM
 from jcompress.pruning.patterns import Unstructured as Unstructured
+from jcompress.pruning.permuting import Permuted as Permuted
+from jcompress.pruning.permuting import permute_inputs as permute_inputs
 from jcompress.pruning.spec import Prune as Prune
 from jcompress.pruning.summary import summarize as summarize

@@ -10,14 +10,21 @@ from jcompress.conversion import convert_leaves, resolve_specs
 from jcompress.errors import MismatchError
 from jcompress.formats import Int
 from jcompress.pruning.optimizer import PruneState
-from jcompress.pruning.patterns import NM, Block, Pattern
+from jcompress.pruning.patterns import NM, Block, Pattern, Unstructured
 from jcompress.pruning.zeros import LOST, check_removed
 from jcompress.rules import Rules
 from jcompress.sites import Sites, leaf_axes
-from jcompress.tensors import BlockSparse, NMSparse, QTensor, is_compressed
+from jcompress.tensors import (
+    BlockSparse,
+    NMSparse,
+    QTensor,
+    UnstructuredSparse,
+    is_compressed,
+)
 from jcompress.tensors.axes import Axes, to_matrix
 from jcompress.tensors.block_sparse import take_blocks
 from jcompress.tensors.nm_sparse import take_kept
+from jcompress.tensors.unstructured_sparse import take_values
 
 Host = np.ndarray[Any, Any]
 
@@ -32,7 +39,8 @@ def to_sparse(
     """Store the pruned weights of a tree without the zeros of their pattern.
 
     A leaf that a rule gives a `Block` becomes a `BlockSparse`, one with `NM` an
-    `NMSparse`; their `dense()` is the leaf, bit for bit. The leaf holds the zeros
+    `NMSparse`, one with `Unstructured` an `UnstructuredSparse`; their `dense()` is the
+    leaf, bit for bit. The leaf holds the zeros
     already: make them with `make_masks` and `apply_masks`, or train with `prune`.
 
     For integers, quantize first: `to_sparse(quantize(tree, ...), ...)` takes the
@@ -43,7 +51,7 @@ def to_sparse(
     Args:
         params: the parameters, with dense or quantized leaves; not traced, since the
             number of stored blocks depends on the weights.
-        rules: pairs of a predicate and a `Block` or `NM`.
+        rules: pairs of a predicate and a `Block`, `NM` or `Unstructured`.
         sites: the sites of the function that will use the tree, with the same names.
         state: the state of `prune`, if the tree was trained with it: what it removed
             is checked to be zero.
@@ -52,12 +60,12 @@ def to_sparse(
         A tree of the same structure but for the sparse leaves.
 
     Raises:
-        TypeError: the rules are malformed, or a spec is neither `Block` nor `NM`.
+        TypeError: the rules are malformed, or a spec is another pattern.
         MismatchError: a rule matches no weight; a matched leaf is absent, of another
             shape than at its sites, of a dtype that is not stored, quantized in another
             format, or compressed otherwise; the blocks do not tile it; a group has
             more than n weights that are not zero; the leaf would not become
-            smaller, with the count of its blocks; or weights came back that `prune`
+            smaller, with the count of what stays; or weights came back that `prune`
             had removed.
         ValueError: a leaf is traced.
 
@@ -75,9 +83,9 @@ def to_sparse(
     resolved = resolve_specs(
         rules,
         sites,
-        (Block, NM),
+        (Block, NM, Unstructured),
         transform="to_sparse",
-        usage="Block((bn, bk)) or NM(n, m), of which there are sparse leaves",
+        usage="Block((bn, bk)), NM(n, m) or Unstructured(), which sparse leaves have",
     )
     if state is not None:
         check_removed("to_sparse", params, state)
@@ -88,13 +96,13 @@ def to_sparse(
         lambda path, leaf, spec: _convert(path, leaf, spec, sites),
         sites=sites,
         accept=(QTensor,),
-        traced="how many of its blocks are stored depends on its values",
+        traced="how much of it is stored depends on its values",
     )
 
 
 def _convert(
     path: str, leaf: Any, spec: Pattern, sites: Sites
-) -> BlockSparse | NMSparse:
+) -> BlockSparse | NMSparse | UnstructuredSparse:
     uses = sites.of(path)
     axes = leaf_axes(uses)
     matrix, scales = _matrix(path, leaf, axes)
@@ -114,10 +122,15 @@ def _convert(
             raise MismatchError(f"to_sparse: {error}") from None
         # Which, other than jnp.asarray, compiles no program for each shape.
         blocks, columns, starts = map(jax.device_put, take_blocks(matrix, spec.shape))
-        sparse: BlockSparse | NMSparse = BlockSparse(
+        sparse: BlockSparse | NMSparse | UnstructuredSparse = BlockSparse(
             blocks=blocks, columns=columns, starts=starts, **fields
         )
         what = _block_count(matrix, spec)
+    elif isinstance(spec, Unstructured):
+        values, mask, starts = map(jax.device_put, take_values(matrix))
+        sparse = UnstructuredSparse(values=values, mask=mask, starts=starts, **fields)
+        kept = np.count_nonzero(matrix)
+        what = f"{kept} of {matrix.size} weights are not 0 and with a bit for each"
     else:
         assert isinstance(spec, NM)
         _check_groups(path, matrix, spec)

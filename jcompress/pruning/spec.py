@@ -40,8 +40,9 @@ def _say_once(text: str) -> None:
 
 NO_GAIN = (
     "the zeros of single weights are stored and multiplied like other numbers, so that "
-    "nothing gets smaller or faster. What would: NM(2, 4) or Block((8, 8)) with "
-    "to_sparse, or whole channels with jcompress.shrinking"
+    "nothing gets smaller or faster. What would: to_sparse, which stores them away "
+    "(only CPUs run that faster); NM(2, 4) or Block((8, 8)) with to_sparse; or whole "
+    "channels with jcompress.shrinking"
 )
 
 
@@ -60,8 +61,9 @@ class Prune:
 
     Attributes:
         pattern: what is removed together. Left out it is single weights, whose zeros
-            nothing runs faster; a line to the log "jcompress" then says what would,
-            once. `pattern=Unstructured()` says that it is meant.
+            only CPUs run faster, and only after `to_sparse`; a line to the log
+            "jcompress" then says so, once. `pattern=Unstructured()` says that it is
+            meant.
         sparsity: the fraction of groups removed, in [0, 1), or an optax schedule of
             it; None takes the sparsity given to the transform. `NM` says by itself
             what it removes and needs none.

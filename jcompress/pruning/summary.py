@@ -20,7 +20,7 @@ def summarize(params: Any, masks: Any, rules: Rules[Prune], *, sites: Sites) -> 
     The table of `jcompress.conversion.describe_changes` for the parameters before and
     after `apply_masks`: `Change.zeros_before` and `zeros_after` are the fractions of
     zeros, `Changes.sparsity` that of all pruned leaves together. Its notes say if
-    weights are not zero that the masks remove, and if nothing runs the zeros faster.
+    weights are not zero that the masks remove, and what would run the zeros faster.
 
     Args:
         params: the parameters, masked already or not.

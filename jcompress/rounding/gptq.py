@@ -15,6 +15,7 @@ from jcompress.rounding.in_turn import (
     Grid,
     damped,
     factored,
+    left_over,
     one_by_one,
     settle_in_turn,
 )
@@ -63,8 +64,10 @@ class Gptq(Rounding):
         assert moments is not None
         importance = None
         if isinstance(weights.range, LeastError):
-            run = functools.partial(_left_over, spec=self)
-            importance = over_copies(run, moments.astype(jnp.float32))
+            importance = over_copies(
+                lambda h: left_over(h, self.damping, _order(h, self)),
+                moments.astype(jnp.float32),
+            )
         scales, zeros = weight_scales(matrix, weights, importance)
         numbers = gptq_numbers(matrix, scales, zeros, moments, weights.format, self)
         stored = None if zeros is None else zeros.astype(weights.format.dtype)
@@ -103,14 +106,6 @@ def gptq_numbers(
     run = functools.partial(_one, format=format, spec=spec)
     numbers: jax.Array = over_copies(run, matrix, scales, zeros, moments)
     return counted(numbers, format)
-
-
-@functools.partial(jax.jit, static_argnames="spec")
-def _left_over(moments: jax.Array, *, spec: Gptq) -> jax.Array:
-    """What a squared error of each input counts after all later ones: [K]."""
-    order = _order(moments, spec)
-    _, pivots = factored(damped(moments, spec.damping), order)
-    return jnp.zeros_like(pivots).at[order].set(pivots * pivots)
 
 
 def _order(moments: jax.Array, spec: Gptq) -> jax.Array:

@@ -156,6 +156,22 @@ class Grid(NamedTuple):
     keep: jax.Array | None = None
 
 
+def _became(
+    target: jax.Array, grid: Grid, format: NumberFormat | None
+) -> tuple[jax.Array, jax.Array]:
+    """The numbers and the values [N] of what one input wants to be."""
+    number = value = target
+    if format is not None:
+        assert grid.scale is not None
+        number = format.round(target * (np.float32(1) / grid.scale), grid.zero)
+        value = (number if grid.zero is None else number - grid.zero) * grid.scale
+    if grid.keep is not None:
+        nothing = jnp.zeros_like(target) if grid.zero is None else grid.zero
+        number = jnp.where(grid.keep, number, nothing)
+        value = jnp.where(grid.keep, value, np.float32(0))
+    return number, value
+
+
 def one_by_one(
     block: Block, grid: Grid, format: NumberFormat | None
 ) -> tuple[jax.Array, jax.Array]:
@@ -171,17 +187,7 @@ def one_by_one(
     ) -> tuple[jax.Array, jax.Array]:
         found, made = now
         target = block.wanted[i] + jnp.sum(block.factor[i][:, None] * made, axis=0)
-        if format is None:
-            number = value = target
-        else:
-            assert grid.scale is not None
-            offset = None if grid.zero is None else grid.zero[i]
-            number = format.round(target * (np.float32(1) / grid.scale[i]), offset)
-            value = (number if offset is None else number - offset) * grid.scale[i]
-        if grid.keep is not None:
-            nothing = jnp.zeros_like(target) if grid.zero is None else grid.zero[i]
-            number = jnp.where(grid.keep[i], number, nothing)
-            value = jnp.where(grid.keep[i], value, np.float32(0))
+        number, value = _became(target, jax.tree.map(lambda x: x[i], grid), format)
         return found.at[i].set(number), made.at[i].set(block.w[i] - value)
 
     nothing = jnp.zeros_like(block.w)
@@ -227,3 +233,21 @@ def factored(
     pivots = jnp.diagonal(t)
     factor = t / pivots[:, None] - jnp.eye(len(t), dtype=t.dtype)
     return factor, pivots
+
+
+def left_over(
+    moments: jax.Array, damping: float, order: jax.Array | None = None
+) -> jax.Array:
+    """What a squared error of each input counts when all later ones made up for it.
+
+    Args:
+        moments: float32 [K, K].
+        damping: as of `damped`.
+        order: of the inputs; None for their own.
+
+    Returns:
+        float32 [K], the squares of T's diagonal.
+    """
+    _, pivots = factored(damped(moments, damping), order)
+    squares = jnp.square(pivots)
+    return squares if order is None else jnp.zeros_like(pivots).at[order].set(squares)

@@ -11,4 +11,7 @@ from jcompress.tensors.nm_sparse import NMSparse as NMSparse
 from jcompress.tensors.outliers import WithOutliers as WithOutliers
 from jcompress.tensors.qtensor import QTensor as QTensor
 from jcompress.tensors.removed import RemovedArray as RemovedArray
+from jcompress.tensors.unstructured_sparse import (
+    UnstructuredSparse as UnstructuredSparse,
+)
 from jcompress.tensors.vector_codebook import VectorCodebook as VectorCodebook

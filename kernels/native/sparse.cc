@@ -1,6 +1,6 @@
 // The XLA handlers of products with sparse and clustered weights:
-// `block_sparse_matmul`, `nm_sparse_matmul`, `codebook_matmul` and
-// `vector_codebook_matmul`.
+// `block_sparse_matmul`, `nm_sparse_matmul`, `unstructured_sparse_matmul`,
+// `codebook_matmul` and `vector_codebook_matmul`.
 
 #include "sparse.h"
 
@@ -115,6 +115,18 @@ ffi::Error multiply_coded(ffi::ThreadPool& pool, const Call& call, WeightOf weig
   return ffi::Error::Success();
 }
 
+Coding masked(Float stored) {
+  if (stored == Float::kF32) return Coding::kMaskF32;
+  return stored == Float::kBF16 ? Coding::kMaskBF16 : Coding::kMaskS8;
+}
+
+// Where the stored parts of a matrix begin: each row a run within all that is stored.
+bool rising(const int32_t* starts, int64_t rows, int64_t count) {
+  bool good = starts[0] >= 0 && starts[rows] <= count;
+  for (int64_t r = 0; r < rows; ++r) good = good && starts[r] <= starts[r + 1];
+  return good;
+}
+
 ffi::Error nm_sparse(ffi::ThreadPool pool, Any x, Any values, Any mask, Any scales,
                      ffi::Result<Any> y, int64_t layout) {
   const char* name = "nm_sparse_matmul";
@@ -129,12 +141,11 @@ ffi::Error nm_sparse(ffi::ThreadPool pool, Any x, Any values, Any mask, Any scal
   const std::string problem = call.check(layout);
   if (!problem.empty()) return bad(name, problem);
   CodedWeight w{};
-  w.coding = dtype == Float::kF32    ? Coding::kMaskF32
-             : dtype == Float::kBF16 ? Coding::kMaskBF16
-                                     : Coding::kMaskS8;
+  w.coding = masked(dtype);
   w.outputs = outputs;
   w.inputs = call.inputs;
   w.stored = stored;
+  w.count = outputs * stored;
   w.outputs_per_table = 1;
   if (!is(values, values.element_type(), {call.stacks, outputs, stored})) {
     return bad(name, "shape of values");
@@ -155,6 +166,60 @@ ffi::Error nm_sparse(ffi::ThreadPool pool, Any x, Any values, Any mask, Any scal
     one.scales = part<float>(scales, s, outputs);
     return one;
   };
+  const auto inputs = [&](int64_t s) { return call.inputs_of(s); };
+  return multiply_coded(pool, call, weight, inputs, name);
+}
+
+ffi::Error unstructured_sparse(ffi::ThreadPool pool, Any x, Any values, Any mask,
+                               Any starts, Any scales, ffi::Result<Any> y,
+                               int64_t layout) {
+  const char* name = "unstructured_sparse_matmul";
+  if (!has_stacks_of_matrices(x) || values.dimensions().size() != 2 ||
+      starts.dimensions().size() != 2) {
+    return bad(name, "x has three axes, values and starts two");
+  }
+  const int64_t outputs = starts.dimensions()[1] - 1, count = values.dimensions()[1];
+  const Call call = call_of(x, y, outputs);
+  Float dtype;
+  if (!float_of(x.element_type(), &dtype)) return bad(name, "dtype of x");
+  if (!stored_of(values.element_type(), &dtype)) return bad(name, "dtype of values");
+  const std::string problem = call.check(layout);
+  if (!problem.empty()) return bad(name, problem);
+  if (!is(values, values.element_type(), {call.stacks, count})) {
+    return bad(name, "shape of values");
+  }
+  if (!is(starts, ffi::DataType::S32, {call.stacks, outputs + 1})) {
+    return bad(name, "starts");
+  }
+  CodedWeight w{};
+  w.coding = masked(dtype);
+  w.outputs = outputs;
+  w.inputs = call.inputs;
+  w.count = count;
+  w.outputs_per_table = 1;
+  if (!is(mask, ffi::DataType::U8, {call.stacks, outputs, w.mask_bytes()})) {
+    return bad(name, "mask");
+  }
+  if (scales.element_count() != 0 &&
+      !is(scales, ffi::DataType::F32, {call.stacks, outputs, 1})) {
+    return bad(name, "scales");
+  }
+  if (y->element_count() == 0) return ffi::Error::Success();
+  if (call.inputs < 1 || count < 1) return bad(name, "there are no inputs");
+  w.stored = (count + outputs - 1) / outputs;
+  const auto weight = [&](int64_t s) {
+    CodedWeight one = w;
+    one.values = part<char>(values, s, count, size_of(dtype));
+    one.mask = part<uint8_t>(mask, s, outputs * w.mask_bytes());
+    one.starts = part<int32_t>(starts, s, outputs + 1);
+    one.scales = part<float>(scales, s, outputs);
+    return one;
+  };
+  for (int64_t s = 0; s < call.stacks; ++s) {
+    if (!rising(weight(s).starts, outputs, count)) {
+      return bad(name, "starts does not rise from 0 to the number of values at most");
+    }
+  }
   const auto inputs = [&](int64_t s) { return call.inputs_of(s); };
   return multiply_coded(pool, call, weight, inputs, name);
 }
@@ -290,13 +355,6 @@ ffi::Error vector_codebook(ffi::ThreadPool pool, Any x, Any codes, Any tables,
   return multiply_coded(pool, spread, weight, inputs, name);
 }
 
-// Where a stack's rows of blocks begin: each a run within the stored blocks.
-bool rising(const int32_t* starts, int64_t rows, int64_t count) {
-  bool good = starts[0] >= 0 && starts[rows] <= count;
-  for (int64_t r = 0; r < rows; ++r) good = good && starts[r] <= starts[r + 1];
-  return good;
-}
-
 bool within(const int32_t* columns, int64_t first, int64_t last, int64_t count) {
   uint32_t most = 0;
   for (int64_t b = first; b < last; ++b) {
@@ -406,6 +464,8 @@ ffi::Error block_sparse(ffi::ThreadPool pool, Any x, Any blocks, Any columns,
 }  // namespace jcompress
 
 extern "C" JCOMPRESS_EXPORT XLA_FFI_Error* jcompress_nm_sparse(XLA_FFI_CallFrame*);
+extern "C" JCOMPRESS_EXPORT XLA_FFI_Error* jcompress_unstructured_sparse(
+    XLA_FFI_CallFrame*);
 extern "C" JCOMPRESS_EXPORT XLA_FFI_Error* jcompress_codebook(XLA_FFI_CallFrame*);
 extern "C" JCOMPRESS_EXPORT XLA_FFI_Error* jcompress_vector_codebook(
     XLA_FFI_CallFrame*);
@@ -414,6 +474,18 @@ extern "C" JCOMPRESS_EXPORT XLA_FFI_Error* jcompress_block_sparse(XLA_FFI_CallFr
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jcompress_nm_sparse, jcompress::nm_sparse,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Attr<int64_t>("layout"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jcompress_unstructured_sparse,
+                              jcompress::unstructured_sparse,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()

@@ -17,8 +17,8 @@ struct Inputs {
   int64_t inputs;
 };
 
-// A matrix whose rows are decoded as they are multiplied: `NMSparse`, `Codebook` or
-// `VectorCodebook`.
+// A matrix whose rows are decoded as they are multiplied: `NMSparse`,
+// `UnstructuredSparse`, `Codebook` or `VectorCodebook`.
 enum class Coding : int32_t {
   kMaskF32 = 0,
   kMaskBF16 = 1,
@@ -37,6 +37,11 @@ struct CodedWeight {
   int64_t outputs;
   int64_t inputs;
   int64_t stored;
+  // Where the kept values of each output begin, [outputs + 1], if outputs keep different
+  // numbers: `values` are then [count], and `stored` is the mean of an output. Null
+  // otherwise.
+  const int32_t* starts;
+  int64_t count;
   int64_t outputs_per_table;
   // For vectors only, whose values are [outputs, codes, stored / codes] bytes and whose
   // inputs are those that are laid out: eight vectors a step, of `length` floats each.
@@ -56,6 +61,13 @@ struct CodedWeight {
     return stored * size;
   }
   int64_t mask_bytes() const { return (inputs + 7) / 8; }
+  // Of the values of an output, where they begin and how many there are.
+  int64_t first(int64_t output) const {
+    return starts ? starts[output] : output * stored;
+  }
+  int64_t kept(int64_t output) const {
+    return starts ? starts[output + 1] - starts[output] : stored;
+  }
 };
 
 // A matrix of blocks: `BlockSparse`.

@@ -56,6 +56,14 @@ inline uint64_t load_word(const void* p) {
   return word;
 }
 
+// The bits of a mask behind its last whole word.
+inline uint64_t last_mask_word(const uint8_t* mask, int64_t inputs) {
+  const int64_t whole = inputs / 64, rest = inputs % 64;
+  uint64_t word = 0;
+  std::memcpy(&word, mask + 8 * whole, (rest + 7) / 8);
+  return load_word(&word) & ((uint64_t{1} << rest) - 1);
+}
+
 // The kept values of a row, under a mask of bits.
 template <class V, class T>
 struct Masked {
@@ -75,40 +83,35 @@ struct Masked {
   };
   struct Spare {
     Buffer<T> values;
-    explicit Spare(const CodedWeight& w) : values(w.stored + kSlack) {}
+    explicit Spare(int64_t count) : values(count + kSlack) {}
   };
   static constexpr int outputs(int rows) { return V::outputs(rows); }
   static constexpr int input(int part, int lane) { return part * V::kLanes + lane; }
 
-  static uint64_t last_word(const CodedWeight& w, const uint8_t* mask) {
-    const int64_t whole = w.inputs / kStep, rest = w.inputs % kStep;
-    uint64_t word = 0;
-    std::memcpy(&word, mask + 8 * whole, (rest + 7) / 8);
-    word = load_word(&word);
-    return word & ((uint64_t{1} << rest) - 1);
-  }
   static bool start(const CodedWeight& w, int64_t output, Cursor& c,
                     std::optional<Spare>& spare) {
     c.mask = w.mask + output * w.mask_bytes();
-    c.values = static_cast<const T*>(w.values) + output * w.stored;
+    const int64_t first = w.first(output), stored = w.kept(output);
+    c.values = static_cast<const T*>(w.values) + first;
     const int64_t whole = w.inputs / kStep;
     int64_t kept = 0;
     for (int64_t i = 0; i < whole; ++i) {
       kept += __builtin_popcountll(load_word(c.mask + 8 * i));
     }
-    if (w.inputs % kStep) kept += __builtin_popcountll(last_word(w, c.mask));
-    if (kept > w.stored) return false;
-    if ((w.outputs - output) * w.stored < w.stored + kSlack) {
+    if (w.inputs % kStep) kept += __builtin_popcountll(last_mask_word(c.mask, w.inputs));
+    if (kept > stored) return false;
+    if (w.count - first < stored + kSlack) {
       // Behind the last rows there is nothing that may be read.
-      spare.emplace(w);
-      std::memcpy(spare->values.data(), c.values, w.stored * sizeof(T));
-      std::memset(spare->values.data() + w.stored, 0, kSlack * sizeof(T));
+      spare.emplace(stored);
+      std::memcpy(spare->values.data(), c.values, stored * sizeof(T));
+      std::memset(spare->values.data() + stored, 0, kSlack * sizeof(T));
       c.values = spare->values.data();
     }
     return true;
   }
   static void tail(const CodedWeight& w, int64_t output, Cursor& c, uint8_t* rest) {
-    const uint64_t word = last_word(w, w.mask + output * w.mask_bytes());
+    const uint64_t word =
+        last_mask_word(w.mask + output * w.mask_bytes(), w.inputs);
     for (int i = 0; i < 8; ++i) rest[i] = static_cast<uint8_t>(word >> (8 * i));
     c.mask = rest;
   }

@@ -9,10 +9,10 @@ namespace {
 
 constexpr SparseProducts kSparseProducts{
     &lay_table<WideFloats>,
-    &coded_size<WideFloats>,
-    &coded_pieces<WideFloats>,
-    &pack_coded<WideFloats>,
-    &multiply_coded<WideFloats>,
+    &coded_size<WideFloats, FewFloats>,
+    &coded_pieces<WideFloats, FewFloats>,
+    &pack_coded<WideFloats, FewFloats>,
+    &multiply_coded<WideFloats, FewFloats>,
     &blocks_size<WideFloats, FewFloats>,
     &blocks_pieces<WideFloats, FewFloats>,
     &pack_blocks<WideFloats, FewFloats>,

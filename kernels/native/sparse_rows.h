@@ -11,6 +11,7 @@
 
 #include "product_kernels.h"
 #include "sparse_decode.h"
+#include "sparse_lanes.h"
 #include "sparse_vectors.h"
 
 namespace jcompress {
@@ -174,18 +175,6 @@ struct CodedRows {
   }
 };
 
-inline void write_quad(const CodedWeight& w, const Result& result, int64_t rows,
-                       int64_t output, int64_t last, const float* sums,
-                       int64_t stride) {
-  const int count = static_cast<int>(std::min<int64_t>(kQuad, last - output));
-  Quad scale = {1.0f, 1.0f, 1.0f, 1.0f};
-  if (w.scales) scale = quad_of<Quad>(w.scales + output, count);
-  for (int64_t m = 0; m < rows; ++m) {
-    narrow(load_quad<Quad>(sums + m * stride) * scale, result.y, result.dtype,
-           m * w.outputs + output, count);
-  }
-}
-
 template <class V, class D>
 bool multiply_few(const CodedWeight& w, const float* packed, int64_t rows,
                   const Result& result, int64_t first, int64_t last) {
@@ -301,8 +290,21 @@ void lay_table(const float* values, int64_t floats, float* out) {
   std::memcpy(out, values, floats * sizeof(float));
 }
 
-template <class V>
+// `f(vector)` with the one that holds as many rows as there are, or the widest.
+template <class V, class Few, class F>
+auto with_lanes(int64_t rows, F&& f) {
+  if (rows <= Few::kLanes) return f(static_cast<Few*>(nullptr));
+  return f(static_cast<V*>(nullptr));
+}
+
+template <class V, class Few>
 int64_t coded_size(const CodedWeight& w, int64_t rows) {
+  if (by_lanes<V>(w, rows)) {
+    return with_lanes<V, Few>(rows, [&](auto* v) {
+      const LaneCut<std::remove_pointer_t<decltype(v)>> cut(rows);
+      return cut.tiles * cut.stride() * w.inputs;
+    });
+  }
   return with_decoder<V>(w, [&](auto* d) {
     using D = std::remove_pointer_t<decltype(d)>;
     const RowCut cut(rows, D::kAtOnce);
@@ -310,23 +312,52 @@ int64_t coded_size(const CodedWeight& w, int64_t rows) {
   });
 }
 
-template <class V>
+template <class V, class Few>
 int64_t coded_pieces(const CodedWeight& w, int64_t rows) {
+  if (by_lanes<V>(w, rows)) {
+    return with_lanes<V, Few>(rows, [&](auto* v) {
+      return LaneCut<std::remove_pointer_t<decltype(v)>>(rows).tiles;
+    });
+  }
   return with_decoder<V>(w, [&](auto* d) {
     return RowCut(rows, std::remove_pointer_t<decltype(d)>::kAtOnce).tiles;
   });
 }
 
-template <class V>
+template <class V, class Few>
 void pack_coded(const CodedWeight& w, const Inputs& x, float* packed, int64_t piece) {
+  if (by_lanes<V>(w, x.rows)) {
+    return with_lanes<V, Few>(x.rows, [&](auto* v) {
+      pack_lanes<std::remove_pointer_t<decltype(v)>>(x, packed, piece);
+    });
+  }
   with_decoder<V>(w, [&](auto* d) {
     pack_rows_for<V, std::remove_pointer_t<decltype(d)>>(x, packed, piece);
   });
 }
 
 template <class V>
+bool multiply_by_lanes(const CodedWeight& w, const float* packed, int64_t rows,
+                       const Result& result, int64_t first, int64_t last) {
+  switch (w.coding) {
+    case Coding::kMaskF32:
+      return multiply_lanes<V, float>(w, packed, rows, result, first, last);
+    case Coding::kMaskBF16:
+      return multiply_lanes<V, uint16_t>(w, packed, rows, result, first, last);
+    default:
+      return multiply_lanes<V, int8_t>(w, packed, rows, result, first, last);
+  }
+}
+
+template <class V, class Few>
 bool multiply_coded(const CodedWeight& w, const float* packed, int64_t rows,
                     const Result& result, int64_t first, int64_t last) {
+  if (by_lanes<V>(w, rows)) {
+    return with_lanes<V, Few>(rows, [&](auto* v) {
+      return multiply_by_lanes<std::remove_pointer_t<decltype(v)>>(
+          w, packed, rows, result, first, last);
+    });
+  }
   return with_decoder<V>(w, [&](auto* d) {
     using D = std::remove_pointer_t<decltype(d)>;
     const auto multiply =

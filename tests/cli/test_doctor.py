@@ -44,6 +44,7 @@ def test_all_that_is_installed_works(capsys):
         "weight_only",
         "block_sparse",
         "nm_sparse",
+        "unstructured_sparse",
         "codebook",
     )
     for operation in (*(f"{name}_matmul" for name in products), "quantized_conv"):

@@ -17,11 +17,13 @@ from jcompress.kernels import Implementation
 from jcompress.kernels.block_sparse_matmul import block_sparse_matmul
 from jcompress.kernels.codebook_matmul import codebook_matmul
 from jcompress.kernels.nm_sparse_matmul import nm_sparse_matmul
+from jcompress.kernels.unstructured_sparse_matmul import unstructured_sparse_matmul
 from jcompress.kernels.vector_codebook_matmul import vector_codebook_matmul
 from jcompress.tensors import Codebook
 from jcompress.tensors.axes import Axes
 from jcompress.tensors.block_sparse import take_blocks
 from jcompress.tensors.nm_sparse import take_kept
+from jcompress.tensors.unstructured_sparse import take_values
 from jcompress.tensors.vector_codebook import pack_codes
 
 Host = np.ndarray[Any, Any]
@@ -291,6 +293,48 @@ class NMSparseMatmul(NMSparseForm, Composed):
         text = run.lower(x, placed).compile().as_text()
         assert "all-reduce" in text
         assert "all-gather" not in text
+
+
+class UnstructuredSparseForm(SparseForm):
+    """What a form of `unstructured_sparse_matmul` computes."""
+
+    operation = staticmethod(unstructured_sparse_matmul)
+
+    def weight(
+        self,
+        seed: int = 1,
+        shape: tuple[int, int] = (16, 24),
+        kind: Any = jnp.float32,
+        density: float = 0.3,
+        values: int | None = 160,
+    ) -> tuple[tuple[Any, ...], Host, dict[str, Any]]:
+        """As many values in each, so that weights stack; None for those there are."""
+        rng = np.random.default_rng(seed)
+        # Some outputs keep nothing, some all.
+        share = rng.permutation(np.linspace(0, 2 * density, shape[0]))[:, None]
+        keep = rng.random(shape) < share
+        kept, scales, dense = stored(rng.normal(size=shape) * keep, kind)
+        packed, mask, starts = take_values(kept)
+        if values is not None:
+            packed = np.pad(packed, (0, values - len(packed)))
+        return arrays(packed, mask, starts, scales), dense, {}
+
+    def test_dtypes_and_densities(self) -> None:
+        for kind, density in zip(self.kinds, (0.1, 0.5, 0.9), strict=True):
+            weight, dense, _ = self.weight(kind=kind, density=density, values=None)
+            for dtype in self.dtypes:
+                x = normal((3, 24), dtype)
+                self.check(x, dense, self.run(x, weight))
+
+    def test_a_weight_of_zeros(self) -> None:
+        weight, dense, _ = self.weight(density=0.0)
+        x = normal((3, 24))
+        np.testing.assert_array_equal(self.run(x, weight), np.zeros((3, 16)))
+        assert not dense.any()
+
+
+class UnstructuredSparseMatmul(UnstructuredSparseForm, Composed):
+    """Conformance of an implementation of `unstructured_sparse_matmul`."""
 
 
 class CodebookForm(SparseForm):

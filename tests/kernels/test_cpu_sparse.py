@@ -11,6 +11,7 @@ from sparse_conformance import (
     CodebookMatmul,
     NMSparseMatmul,
     SparseForm,
+    UnstructuredSparseMatmul,
     VectorCodebookMatmul,
     normal,
 )
@@ -116,6 +117,41 @@ class TestNMSparse(Compiled, NMSparseMatmul):
         weight = (jnp.ones((5, 64)), jnp.full((5, 16), 255, jnp.uint8), None)
         with pytest.raises(jax.errors.JaxRuntimeError, match="keeps more than values"):
             self.run(jnp.ones((rows, 128)), weight, n=2, m=4).block_until_ready()
+
+
+class TestUnstructuredSparse(Compiled, UnstructuredSparseMatmul):
+    @pytest.mark.parametrize("inputs", [1, 63, 64, 1100])
+    def test_rows_and_inputs(self, inputs: int) -> None:
+        for kind, density in zip(self.kinds, (0.05, 0.3, 1.0), strict=True):
+            weight, dense, _ = self.weight(
+                shape=(19, inputs), kind=kind, density=density, values=None
+            )
+            self.check_rows(weight, dense, inputs)
+
+    def test_bits_beyond_the_inputs_mean_nothing(self) -> None:
+        (values, mask, starts, _), dense, _ = self.weight(shape=(5, 12))
+        more = mask.at[:, 1].set(mask[:, 1] | 0xF0)
+        for rows in (1, 5):
+            x = normal((rows, 12))
+            self.check(x, dense, self.run(x, (values, more, starts, None)))
+
+    @pytest.mark.parametrize(
+        ("starts", "message"),
+        [
+            ([0, 64, 63, 192, 256, 320], "starts does not rise"),
+            ([-1, 64, 128, 192, 256, 320], "starts does not rise"),
+            ([0, 64, 128, 192, 256, 321], "starts does not rise"),
+            ([0, 64, 127, 192, 256, 320], "keeps more than values"),
+        ],
+    )
+    def test_what_is_out_of_bounds_is_an_error(
+        self, starts: list[int], message: str
+    ) -> None:
+        where = jnp.asarray(starts, jnp.int32)
+        weight = (jnp.ones(320), jnp.full((5, 8), 255, jnp.uint8), where, None)
+        for rows in (1, 9):
+            with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+                self.run(jnp.ones((rows, 64)), weight).block_until_ready()
 
 
 class TestCodebook(Compiled, CodebookMatmul):

@@ -23,6 +23,7 @@ from jcompress.merging import (
     greedy_soup,
 )
 from jcompress.quantization import Quantize, quantize
+from jcompress.shrinking.permuting import host_arrays
 from jcompress.sites import find_sites
 
 A = {"w": jnp.array([1.0, 2.0]), "b": jnp.array([4.0], jnp.bfloat16), "n": 3}
@@ -105,7 +106,7 @@ class Network(nn.Module):
 
 def shuffled(tree: Any, groups: Any, seed: int) -> Any:
     """The tree with the units of every group in another order, by a loop."""
-    draw, moved = np.random.default_rng(seed), dict(aligning._arrays(tree))
+    draw, moved = np.random.default_rng(seed), dict(host_arrays(tree))
     for group in groups:
         order = draw.permutation(group.size)
         for member in group.members:

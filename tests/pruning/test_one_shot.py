@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from jcompress.errors import MismatchError
+from jcompress.execution import compressed
 from jcompress.formats import Binary, Int
-from jcompress.pruning import NM, Block, Unstructured
+from jcompress.pruning import NM, Block, Unstructured, to_sparse
 from jcompress.pruning.one_shot import (
     LeastSquares,
     Magnitude,
@@ -26,11 +27,10 @@ from jcompress.pruning.one_shot import (
     wanda,
 )
 from jcompress.pruning.one_shot import weights as weights_module
-from jcompress.pruning.one_shot._lowest import lowest
 from jcompress.quantization import MeanAbsolute, PerGroup, Weights
 from jcompress.sites import find_sites
 from jcompress.statistics import SecondMoments, observe
-from jcompress.tensors import QTensor
+from jcompress.tensors import NMSparse, QTensor, UnstructuredSparse
 from jcompress.tensors.weight_matrix import dequantize_matrix, weight_scales
 
 Host = np.ndarray[Any, Any]
@@ -275,27 +275,6 @@ def test_methods_in_their_order() -> None:
     assert errors(made(OptimalNM(), NM(2, 4))).sum() < found[2].sum()
 
 
-@pytest.mark.parametrize("count", [0, 1, 13, 39, 40])
-def test_the_lowest_scores(count: int) -> None:
-    rng = np.random.default_rng(3)
-    scores = np.stack(
-        [
-            rng.random(40),
-            rng.integers(0, 3, 40),
-            np.zeros(40),
-            np.where(rng.random(40) < 0.5, -0.0, np.inf),
-        ]
-    ).astype(np.float32)
-    found = jax.jit(lowest)(jnp.asarray(scores), count)
-    wanted = [first_lowest(row, count) for row in scores]
-    np.testing.assert_array_equal(found, wanted)
-    few = scores[:, :9]
-    found = jax.jit(lowest)(jnp.asarray(few), min(count, 9))
-    np.testing.assert_array_equal(
-        found, [first_lowest(row, min(count, 9)) for row in few]
-    )
-
-
 def model(params: Any, x: jax.Array) -> jax.Array:
     """A convolution, layers of a scan with two output axes, and a product."""
     h = jax.lax.conv_general_dilated(
@@ -350,6 +329,36 @@ def test_trees_with_convolutions_and_stacks(seen: dict[str, jax.Array]) -> None:
         if name == "conv":
             best = error
     assert best < error
+
+
+def test_pruned_and_rounded_it_is_stored_without_zeros(
+    seen: dict[str, jax.Array],
+) -> None:
+    eight = Weights(format=Int(8))
+    rules = [
+        ("conv", sparsegpt(NM(2, 4), weights=eight)),
+        ("layers", sparsegpt(sparsity=0.7, weights=eight)),
+    ]
+    small = prune_weights(PARAMS, rules, sites=SITES, moments=seen)
+    patterns = [("conv", NM(2, 4)), ("layers", Unstructured())]
+    sparse = to_sparse(small, patterns, sites=SITES)
+    for name, kind in (("conv", NMSparse), ("layers", UnstructuredSparse)):
+        assert isinstance(sparse[name], kind)
+        np.testing.assert_array_equal(sparse[name].dense(), small[name].dense())
+    found = jax.jit(compressed(model))(sparse, X)
+    dense = {name: getattr(x, "dense", lambda x=x: x)() for name, x in small.items()}
+    np.testing.assert_allclose(found, model(dense, X), rtol=1e-4, atol=1e-5)
+
+
+def test_outputs_stay_on_their_devices(seen: dict[str, jax.Array]) -> None:
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    cut = jax.NamedSharding(mesh, jax.P(None, None, None, "d"))
+    tree = {**PARAMS, "conv": jax.device_put(PARAMS["conv"], cut)}
+    rules = [("conv", sparsegpt(NM(2, 4)))]
+    whole = prune_weights(PARAMS, rules, sites=SITES, moments=seen)
+    parts = prune_weights(tree, rules, sites=SITES, moments=seen)
+    np.testing.assert_allclose(parts["conv"], whole["conv"], atol=1e-5)
+    assert parts["conv"].sharding.is_equivalent_to(cut, 4)
 
 
 def test_pruned_again_it_stays_as_it_is(seen: dict[str, jax.Array]) -> None:

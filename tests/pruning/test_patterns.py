@@ -215,4 +215,4 @@ def test_a_rule_without_a_pattern_says_once_that_nothing_runs_it_faster(caplog):
     assert Prune(sparsity=0.5) == Prune(sparsity=0.25 * 2)
     (record,) = caplog.records
     assert record.name == "jcompress"
-    assert "nothing gets smaller or faster. What would: NM(2, 4)" in record.message
+    assert "nothing gets smaller or faster. What would: to_sparse" in record.message

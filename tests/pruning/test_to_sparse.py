@@ -10,13 +10,22 @@ import pytest
 
 from jcompress import checkpoint
 from jcompress.errors import MismatchError
+from jcompress.execution import How, compressed, inspect
 from jcompress.formats import Int
-from jcompress.pruning import NM, Block, Channels, Prune, apply_masks, make_masks
+from jcompress.pruning import (
+    NM,
+    Block,
+    Channels,
+    Prune,
+    Unstructured,
+    apply_masks,
+    make_masks,
+)
 from jcompress.pruning.convert import to_sparse
 from jcompress.pruning.scores import score_by_magnitude
 from jcompress.quantization import Activation, Quantize, Weights, quantize
 from jcompress.sites import Sites, find_sites
-from jcompress.tensors import BlockSparse, NMSparse
+from jcompress.tensors import BlockSparse, NMSparse, UnstructuredSparse
 
 rng = np.random.default_rng(0)
 PARAMS = {
@@ -85,6 +94,41 @@ def test_quantized_leaves_become_sparse_integers(tmp_path: Any) -> None:
     checkpoint.save(tmp_path, sparse)
     again = checkpoint.load(tmp_path)
     np.testing.assert_array_equal(again["c"].dense(), small["c"].dense())
+
+
+def test_single_weights_are_stored_and_run(tmp_path: Any) -> None:
+    single = dict.fromkeys(PARAMS, Unstructured())
+    tree = pruned(single, sparsity=0.8)
+    sparse = converted(tree, **single)
+    assert all(isinstance(leaf, UnstructuredSparse) for leaf in sparse.values())
+    check_same(sparse, tree)
+    for name, leaf in sparse.items():
+        assert leaf.values.dtype == PARAMS[name].dtype
+        assert leaf.stored_bytes < PARAMS[name].nbytes / 2
+    assert [entry.how for entry in inspect(model, sparse, X)] == [How.SPARSE] * 3
+    found = jax.jit(compressed(model))(sparse, X)
+    np.testing.assert_allclose(found, model(tree, X), rtol=0.02, atol=1e-3)
+    checkpoint.save(tmp_path, sparse)
+    again = checkpoint.load(tmp_path, like=PARAMS)
+    assert jax.tree.structure(again) == jax.tree.structure(sparse)
+    check_same(again, tree)
+
+    spec = Quantize(weights=Weights(format=Int(8)))
+    small = quantize(tree, [(..., spec)], sites=SITES)
+    integers = converted(small, **single)
+    check_same(integers, {name: leaf.dense() for name, leaf in small.items()})
+    assert integers["c"].values.dtype == jnp.int8
+    found = jax.jit(compressed(model))(integers, X)
+    wanted = jax.jit(compressed(model))(small, X)
+    np.testing.assert_allclose(found, wanted, rtol=0.02, atol=1e-3)
+    for rows in (1, 20):
+        x = jnp.asarray(rng.normal(size=(rows, 16)), jnp.float32)
+        run = compressed(lambda p, x: x @ p["a"])
+        np.testing.assert_allclose(
+            run({"a": sparse["a"]}, x), x @ tree["a"], rtol=1e-5, atol=1e-5
+        )
+    with pytest.raises(MismatchError, match="384 of 384 weights are not 0 and with a"):
+        converted(PARAMS, a=Unstructured())
 
 
 def test_the_other_order_is_refused() -> None:

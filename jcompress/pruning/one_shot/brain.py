@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.pruning.one_shot._lowest import lowest
+from jcompress.pruning._selection import keep_highest_compiled
 from jcompress.pruning.one_shot.base import Method
 from jcompress.pruning.one_shot.least_squares import descended
 from jcompress.pruning.one_shot.sparse_gpt import check_damping
@@ -127,7 +127,8 @@ def _one(
         # A weight goes when all have that its output loses before.
         highest = jax.lax.cummax(jnp.maximum(costs, 0), axis=1)
         count = pattern.count(sparsity, matrix.size)
-        removed = lowest(highest.reshape(1, -1), count).reshape(costs.shape)
+        kept = keep_highest_compiled(highest.reshape(1, -1), count)
+        removed = ~kept.reshape(costs.shape)
     rows = jnp.arange(outputs)[:, None]
     keep = jnp.ones(matrix.shape, bool).at[rows, places].set(~removed)
     left = jnp.where(keep, matrix, np.float32(0))

@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.pruning.one_shot._lowest import lowest
+from jcompress.pruning._selection import keep_highest_compiled
 from jcompress.pruning.one_shot.base import Method, diagonal, matrix_axes
-from jcompress.pruning.patterns import Pattern, Unstructured
+from jcompress.pruning.patterns import NM, Block, Channels, Pattern, Unstructured
 
 
 class Scored(Method):
     """A method that scores every weight by itself."""
 
+    patterns: ClassVar[tuple[type[Pattern], ...]] = (Unstructured, NM, Block, Channels)
     by_output: ClassVar[bool] = False
     """Whether single weights compete with those of the same output only."""
 
@@ -34,12 +35,12 @@ class Scored(Method):
         scores = self.score(matrix, moments)
         if self.by_output and isinstance(pattern, Unstructured):
             rows = scores.reshape(-1, scores.shape[-1])
-            removed = lowest(rows, pattern.count(sparsity, rows.shape[1]))
-            return jnp.where(removed.reshape(matrix.shape), np.float32(0), matrix)
+            kept = keep_highest_compiled(rows, pattern.count(sparsity, rows.shape[1]))
+            return jnp.where(kept.reshape(matrix.shape), matrix, np.float32(0))
         axes = matrix_axes(matrix)
         rows = pattern.rows(scores, axes)
-        removed = lowest(rows, pattern.count(sparsity, rows.shape[1]))
-        keep = pattern.spread(~removed, matrix.shape, axes)
+        kept = keep_highest_compiled(rows, pattern.count(sparsity, rows.shape[1]))
+        keep = pattern.spread(kept, matrix.shape, axes)
         return jnp.where(keep, matrix, np.float32(0))
 
 

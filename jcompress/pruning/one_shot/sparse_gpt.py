@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress.formats import NumberFormat
+from jcompress.pruning._selection import keep_highest_compiled
 from jcompress.pruning.one_shot._current import block_inverses, current
-from jcompress.pruning.one_shot._lowest import lowest
-from jcompress.pruning.one_shot.base import Method, diagonal
+from jcompress.pruning.one_shot.base import Method
 from jcompress.pruning.patterns import NM, Pattern, Unstructured
 from jcompress.rounding import Rounded
 from jcompress.rounding.copies import counted, over_copies, spread
@@ -22,9 +22,11 @@ from jcompress.rounding.in_turn import (
     Grid,
     damped,
     factored,
+    left_over,
     one_by_one,
     settle_in_turn,
 )
+from jcompress.tensors.range_specs import LeastError
 from jcompress.tensors.specs import Weights
 from jcompress.tensors.weight_matrix import weight_scales
 
@@ -94,7 +96,11 @@ class SparseGpt(Method):
     ) -> Rounded:
         """Numbers, with scales for the weights as they were given."""
         assert moments is not None
-        scales, zeros = weight_scales(matrix, weights, diagonal(moments))
+        importance = None
+        if isinstance(weights.range, LeastError):
+            left = functools.partial(left_over, damping=self.damping)
+            importance = over_copies(left, moments.astype(jnp.float32))
+        scales, zeros = weight_scales(matrix, weights, importance)
         stored = None if zeros is None else zeros.astype(weights.format.dtype)
         if 0 in matrix.shape:
             return Rounded(matrix.astype(weights.format.dtype), scales, stored)
@@ -103,6 +109,9 @@ class SparseGpt(Method):
         )
         numbers = over_copies(run, matrix, scales, zeros, moments)
         return Rounded(counted(numbers, weights.format), scales, stored)
+
+
+_FEW = 16
 
 
 def check_damping(name: str, damping: float) -> None:
@@ -171,16 +180,15 @@ def _one(
     def by_group(block: Block) -> tuple[jax.Array, jax.Array]:
         assert isinstance(pattern, NM)
         parts: _Parts = block.parts
-        scores = _scores(block)
-        keep = ~lowest(scores.T, pattern.m - pattern.n).T
+        keep = _highest(_scores(block), pattern.n)
         return one_by_one(block, parts.grid._replace(keep=keep), format)
 
     def by_block(block: Block) -> _Parts:
         parts: _Parts = block.parts
         scores = jnp.where(parts.exists[:, None], _scores(block), jnp.inf)
-        keep = ~lowest(scores.reshape(1, -1), parts.quota[0]).reshape(scores.shape)
+        keep = keep_highest_compiled(scores.reshape(1, -1), parts.quota[0])
         # Rows of the inverse are as long as a block, and of no use inside of one.
-        return parts._replace(grid=parts.grid._replace(keep=keep))
+        return parts._replace(grid=parts.grid._replace(keep=keep.reshape(scores.shape)))
 
     grouped = isinstance(pattern, NM)
     made = settle_in_turn(
@@ -201,6 +209,22 @@ def _scores(block: Block) -> jax.Array:
     parts: _Parts = block.parts
     now = current(block, parts.inverse)
     return jnp.square(now * parts.pivot[:, None])
+
+
+def _highest(scores: jax.Array, count: int) -> jax.Array:
+    """The highest scores of each column [u], of equal ones the last, True: [u, N].
+
+    Pair by pair for a few, so that one loop goes through the columns.
+    """
+    if len(scores) > _FEW:
+        return keep_highest_compiled(scores.T, len(scores) - count).T
+    above = [jnp.zeros(scores.shape[1:], jnp.int32) for _ in scores]
+    for late in range(len(scores)):
+        for early in range(late):
+            lower = (scores[early] <= scores[late]).astype(jnp.int32)
+            above[early] += lower
+            above[late] += 1 - lower
+    return jnp.stack(above) < count
 
 
 def _quotas(

@@ -57,7 +57,7 @@ class OneShot:
         if not self.method.takes(self.pattern):
             raise ValueError(
                 f"OneShot: {self.method!r} does not make {self.pattern!r}; "
-                "LeastSquares(start=Wanda()) makes every pattern"
+                "Wanda() and LeastSquares() make blocks and channels, too"
             )
         self._check_sparsity()
         self._check_weights()

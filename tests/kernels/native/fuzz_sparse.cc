@@ -130,7 +130,12 @@ void check_coded(const SparseProducts& products, const char* set, uint64_t seed)
                                                       : Float::kS8;
   w.stored = masked ? (w.inputs + m - 1) / m * kept
                     : (nibbles ? (w.inputs + 1) / 2 : w.inputs);
-  const Stored values(draw, dtype, w.outputs * w.stored);
+  w.count = w.outputs * w.stored;
+  const Stored values(draw, dtype, w.count);
+  // Of some the outputs keep different numbers.
+  const bool loose = masked && draw.coin();
+  Exact<int32_t> starts(loose ? w.outputs + 1 : 0);
+  if (loose) starts[0] = 0;
   Exact<uint8_t> mask(masked ? w.outputs * w.mask_bytes() : 0);
   Packed laid(tables * w.table_floats());
   bool fits = true;
@@ -145,6 +150,8 @@ void check_coded(const SparseProducts& products, const char* set, uint64_t seed)
           row[i] = draw.integer(0, 255) & draw.integer(0, 255);
         }
       }
+      const int64_t first = loose ? starts[n] : n * w.stored;
+      const int64_t room = loose ? w.count - first : w.stored;
       int64_t count = 0;
       for (int64_t k = 0; k < w.inputs; ++k) {
         const int64_t left = std::min(m, w.inputs - k / m * m) - k % m;
@@ -153,17 +160,19 @@ void check_coded(const SparseProducts& products, const char* set, uint64_t seed)
           row[k / 8] |= 1 << (k % 8);
         }
         if (row[k / 8] >> (k % 8) & 1) {
-          if (count < w.stored) {
-            dense[n * w.inputs + k] = values.numbers[n * w.stored + count];
+          if (count < room) {
+            dense[n * w.inputs + k] = values.numbers[first + count];
           }
           ++count;
         }
       }
       int64_t bits = 0;
       for (int64_t i = 0; i < w.mask_bytes(); ++i) bits += __builtin_popcount(row[i]);
-      fits = fits && bits <= w.stored;
+      fits = fits && bits <= room;
+      if (loose) starts[n + 1] = first + std::min(count, room);
     }
     w.mask = mask.data();
+    if (loose) w.starts = starts.data();
     w.scales = draw.coin() ? scales.data() : nullptr;
   } else {
     for (int64_t t = 0; t < tables; ++t) {
