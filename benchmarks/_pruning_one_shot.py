@@ -28,7 +28,7 @@ from jcompress.pruning.one_shot import (
     prune_weights,
 )
 from jcompress.pruning.scores import score_by_magnitude
-from jcompress.quantization import PerGroup, Quantize, Weights, quantize
+from jcompress.quantization import LeastError, PerGroup, Quantize, Weights, quantize
 from jcompress.rounding import Gptq
 from jcompress.rules import Rules
 from jcompress.sites import Operation
@@ -120,7 +120,7 @@ def globally(bench: Bench, sparsity: float) -> Callable[[], Made]:
 
 def joint(bench: Bench, group: int = 64) -> None:
     """Sparse and in 4 bits: both in one pass, or one after the other."""
-    weights = Weights(format=Int(4), granularity=PerGroup(group))
+    weights = Weights(format=Int(4), granularity=PerGroup(group), range=LeastError())
     subject = bench.subject
     for draw in range(bench.draws):
         for level in ("50 %", "2:4"):

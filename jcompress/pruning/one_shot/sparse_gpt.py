@@ -94,13 +94,18 @@ class SparseGpt(Method):
         moments: jax.Array | None,
         weights: Weights,
     ) -> Rounded:
-        """Numbers, with scales for the weights as they were given."""
+        """Numbers, with scales for the weights that stay without rounding.
+
+        A first pass in floats tells which these are and how they move: scales for the
+        weights as they were given would also reach for those that go.
+        """
         assert moments is not None
         importance = None
         if isinstance(weights.range, LeastError):
             left = functools.partial(left_over, damping=self.damping)
             importance = over_copies(left, moments.astype(jnp.float32))
-        scales, zeros = weight_scales(matrix, weights, importance)
+        staying = self.prune(matrix, pattern, sparsity, moments)
+        scales, zeros = weight_scales(staying, weights, importance)
         stored = None if zeros is None else zeros.astype(weights.format.dtype)
         if 0 in matrix.shape:
             return Rounded(matrix.astype(weights.format.dtype), scales, stored)
