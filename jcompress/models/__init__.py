@@ -7,6 +7,7 @@ from jcompress.models.expecting import Expected as Expected
 from jcompress.models.expecting import expect as expect
 from jcompress.models.recipes import half_width as half_width
 from jcompress.models.recipes import nm as nm
+from jcompress.models.recipes import sparse as sparse
 from jcompress.models.recipes import svd as svd
 from jcompress.models.recipes import w4 as w4
 from jcompress.models.recipes import w8 as w8

@@ -185,8 +185,8 @@ def compress(
         inputs: an example of what the model is called with; a tuple for several
             arguments. Speed is measured with it, so take a usual batch.
         *recipe: what to do: `w8()`, `w4(group=32)`, `w8a8()`, `nm(2, 4)`,
-            `half_width()`, `svd()`, steps of your own, or rules: pairs of a
-            predicate and a `Quantize`, `OneShot` or `Svd`.
+            `sparse(0.9)`, `half_width()`, `svd()`, steps of your own, or rules: pairs
+            of a predicate and a `Quantize`, `OneShot` or `Svd`.
         data: batches like `inputs`, real ones: GPTQ and SparseGPT learn from them.
         measure: run both models on the example, to tell how far the outputs are apart
             and how long a call takes; a second or two beside compiling both.

@@ -13,7 +13,7 @@ from jcompress.distillation.students import plan_narrower
 from jcompress.formats import Int
 from jcompress.leaves import named_leaves
 from jcompress.low_rank import Svd, factorize
-from jcompress.pruning import NM, to_sparse
+from jcompress.pruning import NM, Pattern, Unstructured, to_sparse
 from jcompress.pruning.one_shot import Magnitude, OneShot, SparseGpt, prune_weights
 from jcompress.quantization import (
     Activation,
@@ -52,7 +52,7 @@ class Work:
     args: Arguments
     data: Sequence[Arguments] = ()
     plan: Plan | None = None
-    sparse: tuple[tuple[Any, NM], ...] = ()
+    sparse: tuple[tuple[Any, Pattern], ...] = ()
 
     @property
     def sites(self) -> Sites:
@@ -162,24 +162,32 @@ class QuantizeStep(Step):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NMStep(Step):
-    """So many of every few weights stay, and are stored so."""
+class SparseStep(Step):
+    """Some weights go, and only the others are stored.
 
-    pattern: NM
+    Attributes:
+        pattern: `NM` or `Unstructured`.
+        sparsity: the fraction removed; None for `NM`.
+    """
+
+    pattern: NM | Unstructured
+    sparsity: float | None = None
 
     def apply(self, work: Work) -> Work:
         """By SparseGPT if there is data, else by magnitude."""
         method = SparseGpt() if work.data else Magnitude()
-        sites, m = work.sites, self.pattern.m
+        sites, pattern = work.sites, self.pattern
+        m = pattern.m if isinstance(pattern, NM) else 1
 
         def fits(site: Site) -> bool:
             return bool(sites.products(site.path)) and _inputs(site) % m == 0
 
-        rules = [(fits, OneShot(method=method, pattern=self.pattern))]
+        spec = OneShot(method=method, pattern=pattern, sparsity=self.sparsity)
+        rules = [(fits, spec)]
         moments = work.moments(rules) if method.learns else None
         zeros = prune_weights(work.params, rules, sites=sites, moments=moments)
         return dataclasses.replace(
-            work, params=zeros, sparse=(*work.sparse, (fits, self.pattern))
+            work, params=zeros, sparse=(*work.sparse, (fits, pattern))
         )
 
 

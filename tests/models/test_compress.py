@@ -25,7 +25,13 @@ from jcompress.pruning import Unstructured
 from jcompress.pruning.one_shot import Magnitude, OneShot
 from jcompress.quantization import Quantize, Weights, quantize
 from jcompress.sites import find_sites
-from jcompress.tensors import LowRank, NMSparse, QTensor, is_compressed
+from jcompress.tensors import (
+    LowRank,
+    NMSparse,
+    QTensor,
+    UnstructuredSparse,
+    is_compressed,
+)
 
 X = jax.random.normal(jax.random.key(0), (6, 32))
 
@@ -154,6 +160,12 @@ def test_recipes_in_a_row(tmp_path):
     kept = np.asarray(sparse.params["up"].dense()) != 0
     assert kept.T.reshape(-1, 4).sum(1).max() == 2
     assert sparse.params["up"].values.dtype == jnp.int8
+    single = jc.compress(model, X, jc.sparse(0.875), measure=False)
+    assert {type(leaf) for leaf in leaves_of(single)} == {UnstructuredSparse}
+    left = np.asarray(single.params["up"].dense()) != 0
+    assert left.sum() == left.size // 8
+    dense = {n: leaf.dense() for n, leaf in single.params.items()}
+    np.testing.assert_allclose(single(X), model[0](dense, X), rtol=1e-4, atol=1e-5)
     factors = jc.compress(model, X, jc.svd(parameters=0.5), measure=False)
     assert [type(leaf) for leaf in leaves_of(factors)] == [LowRank, LowRank]
 
@@ -317,8 +329,9 @@ class TestBadInput:
             lambda: jc.nm(4, 2),
             lambda: jc.half_width(keep=1.0),
             lambda: jc.svd(parameters=0),
+            lambda: jc.sparse(1.0),
         ):
-            with pytest.raises(ValueError, match=r"group|NM|keep|parameters"):
+            with pytest.raises(ValueError, match=r"group|NM|keep|parameters|sparsity"):
                 wrong()
 
     def test_outputs_that_are_not_finite(self):
