@@ -37,7 +37,7 @@ The names to start with are `compress`, `expect`, `load`, and the steps of a rec
     checkpoint    save and load trees with compressed leaves
     interchange   quantized weights in the files and trees of other libraries
     report        sizes, latencies and the labels they earn
-    recipes       the main job
+    recipes       what the commands of `jcompress` do
 """
 
 import importlib as _importlib

@@ -12,7 +12,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 BLOCKS = re.findall(
     r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S
 )
-PYTHON = [text for language, text in BLOCKS if language == "python"]
+# A block that begins with the name of a file is what the commands expect in it.
+NAMED = re.compile(r"# (\w+\.py)\n")
+FILES = {m[1]: text for _, text in BLOCKS if (m := NAMED.match(text))}
+PYTHON = [
+    text for language, text in BLOCKS if language == "python" and not NAMED.match(text)
+]
 PAGES = sorted((ROOT / "jcompress").glob("*/README.md"))
 IN_PAGES = [
     (page.parent.name, text)
@@ -64,5 +69,7 @@ def test_shell_block(command: str, tmp_path: pathlib.Path) -> None:
     if rest.startswith("pytest"):
         assert "PYTEST_CURRENT_TEST" in os.environ
         return
+    for name, content in FILES.items():
+        (tmp_path / name).write_text(content)
     if rest:
         assert run(["sh", "-c", rest], tmp_path)

@@ -6,6 +6,7 @@ write programs that take them.
 
 from jcompress.checkpoint.folder import exists as exists
 from jcompress.checkpoint.folder import load as load
+from jcompress.checkpoint.folder import load_leaves as load_leaves
 from jcompress.checkpoint.folder import save as save
 from jcompress.checkpoint.manifest import CheckpointError as CheckpointError
 from jcompress.checkpoint.registering import register as register

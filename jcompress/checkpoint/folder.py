@@ -91,6 +91,24 @@ def load(path: Path, like: Any = None) -> Any:
         CheckpointError: no checkpoint is there, it is damaged, or it does not fit
             `like`; the leaf is named.
     """
+    found = load_leaves(path)
+    return _nested(found) if like is None else _placed(found, like)
+
+
+def load_leaves(path: Path) -> dict[str, Any]:
+    """Read the leaves of a checkpoint by their names, whatever tree they are of.
+
+    Args:
+        path: the directory.
+
+    Returns:
+        Every leaf that was saved. In the place of a function, of which only the name is
+        stored, is a value that has it as `name`.
+
+    Raises:
+        ImportError: Orbax is not installed.
+        CheckpointError: no checkpoint is there, or it is damaged.
+    """
     require_orbax()
     folder = pathlib.Path(path).absolute()
     if not folder.is_dir():
@@ -99,11 +117,10 @@ def load(path: Path, like: Any = None) -> Any:
     if not finished:
         raise CheckpointError(f"load: {folder} holds no finished checkpoint")
     manifest, arrays = read(folder / str(finished[-1]), FORMAT)
-    found = {
+    return {
         name: from_manifest(entry, name, arrays)
         for name, entry in manifest["leaves"].items()
     }
-    return _nested(found) if like is None else _placed(found, like)
 
 
 def exists(path: Path) -> bool:

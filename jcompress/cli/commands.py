@@ -7,13 +7,14 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
 from jcompress import __version__
-
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+from jcompress.cli.messages import FAILED, INTERRUPTED, OK, bad, failed
+from jcompress.cli.stored import add_diff, add_inspect
+from jcompress.cli.user_model import add_compress
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,15 +22,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 1 if a model or an installation is not what it should be, or
-        something could not be written; 2 for bad input; 130 if interrupted.
+        something could not be written; 2 for wrong usage, and for bad input of `run`
+        and `verify`; 3 if `compress` made a metric worse than allowed; 130 if
+        interrupted.
     """
     arguments = _parser().parse_args(argv)
     try:
         with _Interrupts() as interrupts:
-            if arguments.command == "run":
-                return _run(arguments, interrupts)
-            commands = {"verify": _verify, "doctor": _doctor, "tune": _tune}
-            return commands[arguments.command](arguments)
+            code: int = arguments.run(arguments, interrupts.check)
+            return code
     except KeyboardInterrupt:
         print(_how_to_resume(arguments), file=sys.stderr)
         return INTERRUPTED
@@ -43,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"jcompress {__version__}"
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    add_compress(commands)
+    add_inspect(commands)
+    add_diff(commands)
     run = commands.add_parser(
         "run",
         help="train, compress, save and verify a small network on the digits that come "
@@ -66,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--resume", action="store_true", help="continue the interrupted run in DIR"
     )
+    run.set_defaults(run=_run)
     verify = commands.add_parser(
         "verify",
         help="check that the model saved by a run predicts what it did before saving",
@@ -73,9 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "dir", metavar="DIR", type=pathlib.Path, help="the --out directory of that run"
     )
-    commands.add_parser(
+    verify.set_defaults(run=_verify)
+    doctor = commands.add_parser(
         "doctor", help="list what is installed and check every kernel on this machine"
     )
+    doctor.set_defaults(run=_doctor)
     tune = commands.add_parser(
         "tune",
         help="measure which kernels are fastest on this machine, and store the result",
@@ -87,19 +94,20 @@ def _parser() -> argparse.ArgumentParser:
         help="folder for the table; the library reads it if the environment variable "
         "JCOMPRESS_TILES names it (default: the user's own folder)",
     )
+    tune.set_defaults(run=_tune)
     return parser
 
 
-def _run(arguments: argparse.Namespace, interrupts: "_Interrupts") -> int:
+def _run(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
     if arguments.resume and arguments.out is None:
-        return _bad("run: --resume needs --out DIR, the directory of the run")
+        return bad("run: --resume needs --out DIR, the directory of the run")
     # Importing JAX takes a second, which --help and mistakes need not wait for.
     from jcompress import recipes
     from jcompress.checkpoint import CheckpointError
     from jcompress.errors import MismatchError
     from jcompress.recipes.progress import Watched, for_stream
 
-    bad = (recipes.RecipeError, recipes.FolderError, CheckpointError, MismatchError)
+    wrong = (recipes.RecipeError, recipes.FolderError, CheckpointError, MismatchError)
 
     with contextlib.ExitStack() as stack:
         try:
@@ -110,18 +118,18 @@ def _run(arguments: argparse.Namespace, interrupts: "_Interrupts") -> int:
                 seed=arguments.seed,
                 resume=arguments.resume,
             )
-        except (*bad, OSError, ImportError) as error:
-            return _bad(error)
+        except (*wrong, OSError, ImportError) as error:
+            return bad(error)
         try:
             with for_stream() as shown:
-                progress = Watched(shown, interrupts.check)
+                progress = Watched(shown, check)
                 result = recipes.run_main_job(recipe, folder, progress=progress)
         except recipes.VerificationError as error:
-            return _failed(str(error))
-        except bad as error:
-            return _bad(error)
+            return failed(str(error))
+        except wrong as error:
+            return bad(error)
         except (OSError, ImportError) as error:
-            return _failed(f"{error}; {_what_is_kept(arguments)}")
+            return failed(f"{error}; {_what_is_kept(arguments)}")
     print(result["table"])
     print(result["verification"])
     if arguments.out is not None:
@@ -129,39 +137,39 @@ def _run(arguments: argparse.Namespace, interrupts: "_Interrupts") -> int:
     return OK
 
 
-def _verify(arguments: argparse.Namespace) -> int:
+def _verify(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
     from jcompress import recipes
     from jcompress.checkpoint import CheckpointError
 
     try:
         found = recipes.verify(arguments.dir)
     except CheckpointError as error:
-        return _failed(f"NOT verified: {error}")
+        return failed(f"NOT verified: {error}")
     except (recipes.FolderError, OSError, ImportError) as error:
-        return _bad(error)
+        return bad(error)
     print(found)
     return OK if found.passed else FAILED
 
 
-def _doctor(arguments: argparse.Namespace) -> int:
+def _doctor(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
     from jcompress.cli import doctor
 
     try:
         found = doctor.examine()
     except ValueError as error:
-        return _bad(error)
+        return bad(error)
     print(found)
     return OK if found.healthy else FAILED
 
 
-def _tune(arguments: argparse.Namespace) -> int:
+def _tune(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
     from jcompress.cli import tune
     from jcompress.kernels import _tiles
 
     try:
         tune.tune(arguments.output or _tiles.user_folder())
     except (OSError, ValueError) as error:
-        return _bad(error)
+        return bad(error)
     return OK
 
 
@@ -204,6 +212,8 @@ def _folder(out: pathlib.Path | None) -> Iterator[pathlib.Path]:
 
 
 def _how_to_resume(arguments: argparse.Namespace) -> str:
+    if arguments.command == "compress":
+        return f"jcompress: interrupted; {arguments.out} is as it was"
     if arguments.command != "run":
         return "jcompress: interrupted"
     return f"jcompress: interrupted; {_what_is_kept(arguments)}"
@@ -213,18 +223,3 @@ def _what_is_kept(arguments: argparse.Namespace) -> str:
     if arguments.out is None:
         return "nothing is kept; with --out DIR a run can be continued"
     return f"continue with: jcompress run --out {arguments.out} --resume"
-
-
-def _bad(message: object) -> int:
-    _say(message)
-    return BAD_INPUT
-
-
-def _failed(message: object) -> int:
-    _say(message)
-    return FAILED
-
-
-def _say(message: object) -> None:
-    line = " ".join(str(message).split())
-    print(f"jcompress: {line}", file=sys.stderr)

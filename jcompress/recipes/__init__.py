@@ -1,4 +1,4 @@
-"""Short compositions of the library's parts; the main job on the embedded digits."""
+"""Short compositions of the library's parts: what the commands of `jcompress` do."""
 
 from jcompress.recipes.data import Digits as Digits
 from jcompress.recipes.data import Examples as Examples
@@ -11,5 +11,10 @@ from jcompress.recipes.models import ResidualCNN as ResidualCNN
 from jcompress.recipes.recipe import Recipe as Recipe
 from jcompress.recipes.recipe import RecipeError as RecipeError
 from jcompress.recipes.recipe import read_recipe as read_recipe
+from jcompress.recipes.stored import describe_difference as describe_difference
+from jcompress.recipes.stored import describe_stored as describe_stored
+from jcompress.recipes.user_code import Source as Source
+from jcompress.recipes.user_code import UserCodeError as UserCodeError
+from jcompress.recipes.user_job import compress_files as compress_files
 from jcompress.recipes.verify import Verification as Verification
 from jcompress.recipes.verify import verify as verify

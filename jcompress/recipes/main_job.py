@@ -2,11 +2,8 @@
 
 import dataclasses
 import datetime
-import importlib.metadata
 import json
-import os
 import pathlib
-import platform
 import shutil
 import subprocess
 import sys
@@ -16,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jcompress import __version__, checkpoint, report
+from jcompress import checkpoint, report
 from jcompress.execution import compressed
 from jcompress.quantization import quantize
 from jcompress.recipes.data import Digits, load_digits
@@ -34,6 +31,7 @@ from jcompress.recipes.folder import (
     read_run_recipe,
     write_whole,
 )
+from jcompress.recipes.machine import device, versions
 from jcompress.recipes.progress import Progress
 from jcompress.recipes.recipe import (
     Recipe,
@@ -193,8 +191,8 @@ def run_main_job(
     result = {
         "schema": SCHEMA,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": _device(),
-        "versions": _versions(),
+        "device": device(),
+        "versions": versions(),
         "seed": recipe.seed,
         "recipe": dataclasses.asdict(recipe),
         **shown["variants"],
@@ -336,23 +334,3 @@ def _compare(
         rounds=recipe.latency.rounds,
         timed=lambda size: progress.step(f"batch {size}"),
     )
-
-
-def _device() -> dict[str, Any]:
-    device = jax.devices()[0]
-    return {
-        "platform": device.platform,
-        "kind": device.device_kind,
-        "count": jax.device_count(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    names = ("jax", "jaxlib", "numpy", "flax", "optax")
-    return {
-        "jcompress": __version__,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in names},
-    }

@@ -1,0 +1,194 @@
+"""What a compression of the user's own model needs of the user's data."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jcompress.models import Function
+from jcompress.recipes.user_code import Source, UserCodeError, named_errors, nearest
+from jcompress.report.metric import RESERVED
+
+FIELDS = ("example", "calibration", "metric", "higher_is_better")
+"""The names of what `batches()` returns."""
+
+Arguments = tuple[Any, ...]
+Run = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """Data and a metric for one model.
+
+    Attributes:
+        example: what the model is called with; sizes and times are of this batch.
+        calibration: batches like it, which GPTQ and SparseGPT learn from.
+        metric: `metric(run) -> float`, where `run(*args)` gives the model's outputs;
+            None if there is none.
+        higher_is_better: whether a higher metric is better.
+        name: what tables call the metric.
+        source: where it comes from, for messages.
+    """
+
+    example: Arguments
+    calibration: tuple[Arguments, ...]
+    metric: Callable[[Run], Any] | None
+    higher_is_better: bool
+    name: str
+    source: Source
+
+    def measure(self, which: str, fn: Callable[..., Any], params: Any) -> float:
+        """The metric of a model.
+
+        Args:
+            which: the model, for messages.
+            fn: its function.
+            params: its parameters.
+
+        Raises:
+            UserCodeError: the metric raises, or is no finite number.
+        """
+        assert self.metric is not None
+        jitted = jax.jit(fn)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if kwargs:  # constants of a program of their own
+                return jax.jit(functools.partial(fn, **kwargs))(params, *args)
+            return jitted(params, *args)
+
+        with named_errors(
+            self.source.path, f"{self.source}: the metric of the {which} model failed"
+        ):
+            value = float(self.metric(run))
+        if not math.isfinite(value):
+            raise UserCodeError(
+                f"{self.source}: the metric of the {which} model is {value}; it must "
+                "be a finite number"
+            )
+        return value
+
+
+def read_data(batches: Callable[[], Any], source: Source) -> Data:
+    """Call the user's function and check what it returns.
+
+    Args:
+        batches: returns a dict, or an object with attributes, of
+            `example`: what the model is called with, an array or a tuple of arguments;
+            `calibration`: batches like it, if there are any;
+            `metric`: `metric(run) -> float`, if there is one; and with it
+            `higher_is_better`: True or False.
+        source: where the function comes from.
+
+    Raises:
+        UserCodeError: it raises, or something is missing, misspelt or of another kind.
+    """
+    with named_errors(source.path, str(source)):
+        found = _fields(batches(), source)
+        calibration = tuple(_arguments(x) for x in found.get("calibration") or ())
+    example, metric = found.get("example"), found.get("metric")
+    if example is None:
+        raise UserCodeError(
+            f"{source} returns no 'example', what the model is called with"
+        )
+    args = _arguments(example)
+    arrays = [np.asarray(x) for x in jax.tree.leaves(args) if _is_array(x)]
+    if not arrays:
+        raise UserCodeError(f"{source}: the example holds no array")
+    if not any((x != 0).any() for x in arrays):
+        raise UserCodeError(
+            f"{source}: the example is all zeros, which some processors multiply "
+            "faster; give real data"
+        )
+    if metric is not None and not callable(metric):
+        raise UserCodeError(
+            f"{source}: the metric is a function, metric(run) -> float, not "
+            f"{type(metric).__name__}"
+        )
+    higher = found.get("higher_is_better")
+    if metric is not None and not isinstance(higher, bool | np.bool_):
+        raise UserCodeError(
+            f"{source}: say whether a higher metric is better: 'higher_is_better' is "
+            f"True or False, not {higher!r}"
+        )
+    return Data(
+        example=args,
+        calibration=calibration,
+        metric=metric,
+        higher_is_better=bool(higher),
+        name=_name(metric),
+        source=source,
+    )
+
+
+def check_data(data: Data, model: Function) -> None:
+    """Refuse data that the model does not take; nothing is computed.
+
+    Raises:
+        UserCodeError: names the batch, its shapes and what the model says.
+    """
+    seen = set()
+    for number, args in enumerate((data.example, *data.calibration)):
+        shapes = _shapes(args)
+        if shapes in seen:
+            continue
+        seen.add(shapes)
+        which = f"calibration batch {number - 1}" if number else "example"
+        try:
+            jax.eval_shape(model.fn, model.params, *args)
+        except Exception as error:
+            said = " ".join(str(error).split())
+            raise UserCodeError(
+                f"{data.source}: the {model.kind} does not take the {which}, {shapes}: "
+                f"{type(error).__name__}: {said}"
+            ) from error
+
+
+def _fields(found: Any, source: Source) -> Mapping[str, Any]:
+    if isinstance(found, Mapping):
+        for name in found:
+            if name not in FIELDS:
+                raise UserCodeError(
+                    f"{source} returns an unknown {name!r}{nearest(str(name), FIELDS)}"
+                )
+        return found
+    values = {name: getattr(found, name) for name in FIELDS if hasattr(found, name)}
+    if not values:
+        raise UserCodeError(
+            f"{source} returns a {type(found).__name__}; return a dict with 'example' "
+            "and, as wanted, 'calibration', 'metric' and 'higher_is_better'"
+        )
+    return values
+
+
+def _name(metric: Any) -> str:
+    """The function's own name, if a table can use it."""
+    name = str(getattr(metric, "__name__", ""))
+    return name if name.isidentifier() and name not in RESERVED else "metric"
+
+
+def _arguments(inputs: Any) -> Arguments:
+    """With JAX arrays for numbers and NumPy's arrays, whose dtypes may be wider."""
+    args = inputs if isinstance(inputs, tuple) else (inputs,)
+    numbers = (np.ndarray, np.generic, bool, int, float, complex)
+    made: Arguments = jax.tree.map(
+        lambda x: jnp.asarray(x) if isinstance(x, numbers) else x, args
+    )
+    return made
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and not jnp.issubdtype(
+        leaf.dtype, jax.dtypes.prng_key
+    )
+
+
+def _shapes(args: Sequence[Any]) -> str:
+    return ", ".join(
+        f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else type(x).__name__
+        for x in jax.tree.leaves(tuple(args))
+    )

@@ -1,0 +1,299 @@
+"""Compress the user's own model: from two files of Python to a folder of results."""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import math
+import pathlib
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from jcompress import checkpoint
+from jcompress.models import (
+    Compressed,
+    Expectation,
+    Function,
+    NotFaster,
+    as_function,
+    compress,
+    expect,
+)
+from jcompress.models.steps import QuantizeStep
+from jcompress.recipes.folder import REPORT, Path, write_whole
+from jcompress.recipes.machine import device, versions
+from jcompress.recipes.progress import Progress
+from jcompress.recipes.publishing import check_place, published
+from jcompress.recipes.user_code import Source, UserCode, UserCodeError, named_errors
+from jcompress.recipes.user_data import Data, check_data, read_data
+from jcompress.recipes.user_steps import Steps, read_steps
+from jcompress.report import Comparison, Metric
+
+SCHEMA = 1
+"""The version of the report; it changes when a key changes its name or meaning."""
+
+MODEL = "model"
+PROGRAM = "model.jax"
+REJECTED = "rejected.json"
+
+_STAGES = ("load", "expect", "compress", "measure", "save")
+
+
+class Outcome(NamedTuple):
+    """What a compression came to.
+
+    Attributes:
+        report: what `report.json` holds.
+        accepted: whether the metric fell by no more than was allowed.
+    """
+
+    report: dict[str, Any]
+    accepted: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """All that comes from files of the user's, checked against each other."""
+
+    model: Any
+    function: Function
+    data: Data
+    steps: Steps
+    before: float | None
+
+
+def compress_files(
+    model: Source,
+    data: Source,
+    out: Path,
+    *,
+    recipe: Path | None = None,
+    max_drop: float | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Compress a model that a Python file builds, and write down what came of it.
+
+    Everything is checked before work starts. The results are written to a temporary
+    folder beside `out`, which takes its place in the end.
+
+    Args:
+        model: a function without arguments that returns a model, as
+            `jcompress.models.as_function` takes it.
+        data: a function without arguments that returns data and a metric; see
+            `jcompress.recipes.user_data.read_data`.
+        out: the folder of the results, absent, empty, or with earlier results, which
+            are replaced. It gets `report.json`; `model`, a checkpoint that
+            `jcompress.models.load` reads; and `model.jax`, an exported program.
+        recipe: steps in TOML, see `jcompress.recipes.user_steps.read_steps`; 8-bit
+            weights and data if None.
+        max_drop: how much worse the metric may become. If it becomes worse, what
+            stands at `out` stays, and the report is written to `rejected.json` there.
+        progress: shows how far it is.
+
+    Returns:
+        The report: `schema`, `command`, `date` (UTC), `device`, `versions`; `model`,
+        its `source` and `kind`; `data`; `steps`; `metric`, with its values and the
+        drop, or None; `leaves` that changed, with forms, bytes and errors, and the
+        seconds of their products as `expect` measured them, if it did; `changes`, the
+        table of them; `comparison` and `table`, both variants side by side;
+        `output_difference`, relative, on the example; `expected`, the table of
+        `expect`; `program`, its file and size; `seconds` of each stage; `accepted` and
+        `max_drop`.
+
+    Raises:
+        UserCodeError: a file cannot be used, or the model does not take the data.
+        RecipeError: the recipe is no recipe.
+        FolderError: `out` holds something else.
+        MismatchError: a step does not fit the model.
+        ValueError: the outputs on the example are not finite when it is compressed.
+        ImportError: the extra `checkpoint` is not installed.
+        OSError: the results cannot be written.
+    """
+    place = pathlib.Path(out)
+    progress = Progress() if progress is None else progress
+    checkpoint.require_orbax()
+    check_place(place, known={REPORT, MODEL, PROGRAM, REJECTED}, is_own=_is_own)
+    clock = _Clock(progress)
+    progress.begin("compress", total=len(_STAGES))
+    with UserCode() as code:
+        with clock.stage("load"):
+            found = _load(model, data, recipe, max_drop, code)
+        with clock.stage("expect"):
+            expected = _expected(found)
+        if expected is not None:
+            progress.say(str(expected))
+        with clock.stage("compress"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotFaster)  # the table says it
+            small = compress(
+                found.model,
+                found.data.example,
+                *found.steps.steps,
+                data=found.data.calibration,
+            )
+        with clock.stage("measure"):
+            metric, comparison = _measured(small, found)
+        accepted = max_drop is None or metric is None or _within(metric, max_drop)
+        report = {
+            "schema": SCHEMA,
+            "command": "compress",
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "device": device(),
+            "versions": versions(),
+            "model": {"source": str(model), "kind": found.function.kind},
+            "data": str(data),
+            "steps": [dict(values) for values in found.steps.values],
+            "metric": metric,
+            "leaves": _leaves(small, expected),
+            "changes": str(small.changes),
+            "comparison": comparison.to_json(),
+            "table": str(comparison),
+            "output_difference": _finite(small.error),
+            "expected": None if expected is None else str(expected),
+            "program": None,
+            "seconds": clock.seconds,
+            "accepted": accepted,
+            "max_drop": max_drop,
+        }
+        if not accepted:
+            place.mkdir(parents=True, exist_ok=True)
+            write_whole(place / REJECTED, _text(report))
+            return Outcome(report, accepted)
+        with published(place) as draft:
+            with clock.stage("save"):
+                small.save(draft / MODEL)
+                report["program"] = _export(small, draft / PROGRAM)
+            write_whole(draft / REPORT, _text(report))
+    return Outcome(report, accepted)
+
+
+class _Clock:
+    """Seconds of each stage, which it tells the progress."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - began
+        self.progress.step(name)
+
+
+def _load(
+    model: Source,
+    data: Source,
+    recipe: Path | None,
+    max_drop: float | None,
+    code: UserCode,
+) -> _Loaded:
+    steps = read_steps(recipe, code)
+    build, batches = code.load(model), code.load(data)
+    with named_errors(model.path, str(model)):
+        built = build()
+    try:
+        function = as_function(built)
+    except (TypeError, ValueError) as error:
+        raise UserCodeError(f"{model} returns something else: {error}") from error
+    given = read_data(batches, data)
+    if max_drop is not None and given.metric is None:
+        raise UserCodeError(f"{data} returns no 'metric', which --max-drop limits")
+    check_data(given, function)
+    before = None
+    if given.metric is not None:
+        before = given.measure("dense", function.fn, function.params)
+    return _Loaded(
+        model=built, function=function, data=given, steps=steps, before=before
+    )
+
+
+def _expected(found: _Loaded) -> Expectation | None:
+    """Of recipes that only quantize: what else they do would change the times."""
+    steps = found.steps.steps
+    if not all(isinstance(step, QuantizeStep) for step in steps):
+        return None
+    return expect(found.model, found.data.example, *steps)
+
+
+def _measured(
+    small: Compressed, found: _Loaded
+) -> tuple[dict[str, Any] | None, Comparison]:
+    if found.before is None:
+        return None, small.report()
+    data, before = found.data, found.before
+    after = data.measure("compressed", small.fn, small.params)
+    metric = Metric(
+        data.name,
+        {"dense": before, "compressed": after},
+        higher_is_better=data.higher_is_better,
+    )
+    entry = {
+        "name": data.name,
+        "higher_is_better": data.higher_is_better,
+        "dense": before,
+        "compressed": after,
+        "drop": before - after if data.higher_is_better else after - before,
+    }
+    return entry, small.report(metrics=[metric])
+
+
+def _leaves(small: Compressed, expected: Expectation | None) -> list[dict[str, Any]]:
+    assert small.changes is not None
+    times = {} if expected is None else {leaf.name: leaf for leaf in expected.leaves}
+    rows = []
+    for change in small.changes:
+        row: dict[str, Any] = {
+            "name": change.name,
+            "before": change.before,
+            "after": change.after,
+            "bytes_before": change.bytes_before,
+            "bytes_after": change.bytes_after,
+            "error": _finite(change.error),
+        }
+        if change.name in times:
+            row["seconds_before"] = times[change.name].dense
+            row["seconds_after"] = times[change.name].small
+        rows.append(row)
+    return rows
+
+
+def _export(small: Compressed, path: pathlib.Path) -> dict[str, Any]:
+    """For any batch if the model can be traced so, else for that of the example."""
+    write: Callable[..., int] = small.export
+    any_batch = True
+    try:
+        size = write(path)
+    except ValueError:
+        any_batch = False
+        size = write(path, any_batch=False)
+    return {"file": path.name, "bytes": size, "any_batch": any_batch}
+
+
+def _within(metric: dict[str, Any], most: float) -> bool:
+    """Whether it fell by no more; 1 - 0.98, in float32, is no more than 0.02."""
+    rounding = 1e-6 * max(abs(metric["dense"]), abs(metric["compressed"]))
+    return bool(metric["drop"] <= most + rounding)
+
+
+def _is_own(folder: pathlib.Path) -> bool:
+    """Whether a folder has a report of an earlier compression."""
+    for name in (REPORT, REJECTED):
+        try:
+            found = json.loads((folder / name).read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict) and found.get("command") == "compress":
+            return True
+    return False
+
+
+def _finite(number: float | None) -> float | None:
+    """JSON has no infinity."""
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _text(report: dict[str, Any]) -> bytes:
+    return (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()
