@@ -29,7 +29,7 @@ pair of a function and its parameters. It comes with its trained weights.
 
 --recipe is a TOML file with a table [[step]] for each step, in their order:
   [[step]]
-  kind = "nm"       # w8, w4, w8a8, nm, half_width or svd
+  kind = "nm"       # w8, w4, w8a8, nm, sparse, half_width or svd
   n = 2             # and the arguments of jcompress.nm(n, m), and so on
   m = 4
 "recover" of half_width is given as "FILE.py:NAME", beside the recipe. Without

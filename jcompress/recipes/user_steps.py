@@ -7,12 +7,12 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jcompress.models import Step, half_width, nm, svd, w4, w8, w8a8
+from jcompress.models import Step, half_width, nm, sparse, svd, w4, w8, w8a8
 from jcompress.recipes.recipe import Path, RecipeError, named_values
 from jcompress.recipes.user_code import Source, UserCode, named_errors, nearest
 
 KINDS: Mapping[str, Callable[..., Step]] = {
-    each.__name__: each for each in (w8, w4, w8a8, nm, half_width, svd)
+    each.__name__: each for each in (w8, w4, w8a8, nm, sparse, half_width, svd)
 }
 """The steps that a recipe can name; their arguments are those of the functions."""
 
@@ -37,10 +37,10 @@ def read_steps(path: Path | None, code: UserCode) -> Steps:
 
     Args:
         path: a TOML file with a table `[[step]]` for each step, in their order: `kind`,
-            one of `w8`, `w4`, `w8a8`, `nm`, `half_width`, `svd`, and the arguments of
-            the function of that name in `jcompress.models`. A function, as `recover` of
-            `half_width`, is given as "FILE.py:NAME", beside the recipe. None for
-            `DEFAULT`.
+            one of `w8`, `w4`, `w8a8`, `nm`, `sparse`, `half_width`, `svd`, and the
+            arguments of the function of that name in `jcompress.models`. A function, as
+            `recover` of `half_width`, is given as "FILE.py:NAME", beside the recipe.
+            None for `DEFAULT`.
         code: imports such functions.
 
     Raises:
