@@ -221,8 +221,8 @@ def once(run: Run, **fields: Any) -> Any:
 def gradually(run: Run, **fields: Any) -> Any:
     """By a cubic schedule over the first half of one training.
 
-    When it begins and ends was chosen among five by images that are held out, and so was
-    when `once` prunes, among three.
+    When it begins and ends was chosen among five by images that are held out, and so
+    was when `once` prunes, among three.
     """
     rising = cubic_schedule(final_sparsity=run.final, steps=run.steps // 2)
     optimizer = prune(

@@ -1,7 +1,9 @@
 """Pruning without training: which weights go, and what the others become."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from _bench import Bench, Made, dense
 
@@ -118,74 +120,71 @@ def globally(bench: Bench, sparsity: float) -> Callable[[], Made]:
     return make
 
 
+PRUNERS: Mapping[str, Method] = {
+    "sparsegpt": SparseGpt(),
+    "least squares": LeastSquares(start=Wanda()),
+}
+"""Methods that prune and round in one pass."""
+
+
 def joint(bench: Bench, group: int = 64) -> None:
     """Sparse and in 4 bits: both in one pass, or one after the other."""
     weights = Weights(format=Int(4), granularity=PerGroup(group), range=LeastError())
+    nearest: Rules[Quantize] = [
+        (Operation.LOOKUP, None),
+        (..., Quantize(weights=weights)),
+    ]
     subject = bench.subject
+
+    def pruned(spec: OneShot, draw: int) -> Any:
+        return prune_weights(
+            subject.params,
+            products(spec),
+            sites=subject.sites,
+            moments=bench.moments(draw),
+        )
+
+    def together(spec: OneShot, draw: int) -> Made:
+        whole = dataclasses.replace(spec, weights=weights)
+        return Made(pruned(whole, draw), subject.params, bench.judges)
+
+    def pruned_first(spec: OneShot, draw: int) -> Made:
+        # GPTQ would move the zeros; the nearest number of 0 is 0.
+        small = quantize(pruned(spec, draw), nearest, sites=subject.sites)
+        return Made(small, subject.params, bench.judges)
+
+    def rounded_first(spec: OneShot, draw: int) -> Made:
+        rule = Quantize(weights=weights, rounding=Gptq())
+        floats = dense(
+            quantize(
+                subject.params,
+                [(Operation.LOOKUP, None), (..., rule)],
+                sites=subject.sites,
+                moments=bench.moments(draw),
+            )
+        )
+        keep = Prune(pattern=spec.pattern, sparsity=spec.sparsity)
+        rules: Rules[Prune] = [(Operation.LOOKUP, None), (..., keep)]
+        masks = make_masks(score_by_magnitude(floats), rules, sites=subject.sites)
+        small = quantize(apply_masks(floats, masks), nearest, sites=subject.sites)
+        return Made(small, subject.params, bench.judges)
+
     for draw in range(bench.draws):
         for level in ("50 %", "2:4"):
             pattern, sparsity = LEVELS[level]
-            spec = OneShot(
-                method=SparseGpt(), pattern=pattern, sparsity=sparsity, weights=weights
+            for name, method in PRUNERS.items():
+                spec = OneShot(method=method, pattern=pattern, sparsity=sparsity)
+                for how, make in (
+                    (f"{name}, together", together),
+                    (f"{name}, then rounded", pruned_first),
+                ):
+                    bench.judge(
+                        "4 bits", level, how, draw, functools.partial(make, spec, draw)
+                    )
+            bench.judge(
+                "4 bits",
+                level,
+                "rounded, then pruned",
+                draw,
+                functools.partial(rounded_first, spec, draw),
             )
-
-            def together(spec: OneShot = spec, draw: int = draw) -> Made:
-                small = prune_weights(
-                    subject.params,
-                    products(spec),
-                    sites=subject.sites,
-                    moments=bench.moments(draw),
-                )
-                return Made(small, subject.params, bench.judges)
-
-            def in_turn(
-                pattern: Pattern = pattern,
-                sparsity: float | None = sparsity,
-                draw: int = draw,
-            ) -> Made:
-                sparse = OneShot(method=SparseGpt(), pattern=pattern, sparsity=sparsity)
-                moments = bench.moments(draw)
-                zeros = prune_weights(
-                    subject.params,
-                    products(sparse),
-                    sites=subject.sites,
-                    moments=moments,
-                )
-                # GPTQ would move the zeros; the nearest number of 0 is 0.
-                small = quantize(
-                    zeros,
-                    [(Operation.LOOKUP, None), (..., Quantize(weights=weights))],
-                    sites=subject.sites,
-                )
-                return Made(small, subject.params, bench.judges)
-
-            def gptq_first(
-                pattern: Pattern = pattern,
-                sparsity: float | None = sparsity,
-                draw: int = draw,
-            ) -> Made:
-                rule = Quantize(weights=weights, rounding=Gptq())
-                moments = bench.moments(draw)
-                whole = quantize(
-                    subject.params,
-                    [(Operation.LOOKUP, None), (..., rule)],
-                    sites=subject.sites,
-                    moments=moments,
-                )
-                keep = Prune(pattern=pattern, sparsity=sparsity)
-                rules: Rules[Prune] = [(Operation.LOOKUP, None), (..., keep)]
-                floats = dense(whole)
-                masks = make_masks(
-                    score_by_magnitude(floats), rules, sites=subject.sites
-                )
-                zeros = apply_masks(floats, masks)
-                again = quantize(
-                    zeros,
-                    [(Operation.LOOKUP, None), (..., Quantize(weights=weights))],
-                    sites=subject.sites,
-                )
-                return Made(again, subject.params, bench.judges)
-
-            bench.judge("4 bits", level, "together", draw, together)
-            bench.judge("4 bits", level, "pruned, then rounded", draw, in_turn)
-            bench.judge("4 bits", level, "rounded, then pruned", draw, gptq_first)

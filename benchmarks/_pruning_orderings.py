@@ -27,9 +27,10 @@ ONE_SHOT = tuple(
     )
 )
 JOINT = tuple(
-    ("together", worse, level)
+    (f"{pruner}, together", worse, level)
     for level in ("50 %", "2:4")
-    for worse in ("pruned, then rounded", "rounded, then pruned")
+    for pruner in ("sparsegpt", "least squares")
+    for worse in (f"{pruner}, then rounded", "rounded, then pruned")
 )
 TRAINING = (
     ("gradual, magnitude", "once, magnitude", "90 %"),

@@ -1,6 +1,7 @@
 """What a one-shot method gives: a weight matrix of which some entries are 0."""
 
 import abc
+import functools
 from typing import ClassVar
 
 import jax
@@ -8,8 +9,12 @@ import jax.numpy as jnp
 
 from jcompress.pruning.patterns import Pattern
 from jcompress.rounding import Rounded
+from jcompress.rounding.copies import over_copies
+from jcompress.rounding.in_turn import left_over
 from jcompress.tensors.axes import Axes
+from jcompress.tensors.range_specs import LeastError
 from jcompress.tensors.specs import Weights
+from jcompress.tensors.weight_matrix import weight_scales
 
 
 class Method(abc.ABC):
@@ -79,6 +84,20 @@ class Method(abc.ABC):
     def takes(self, pattern: Pattern) -> bool:
         """Whether it can make a pattern; one of its own need not be known here."""
         return self.patterns is None or type(pattern) in self.patterns
+
+
+def scales_of(
+    staying: jax.Array, weights: Weights, moments: jax.Array, damping: float
+) -> tuple[jax.Array, jax.Array | None]:
+    """The scales and zero points of what stays, as `weight_scales` gives them.
+
+    With `LeastError` an error counts what later inputs leave of it, as in GPTQ.
+    """
+    importance = None
+    if isinstance(weights.range, LeastError):
+        left = functools.partial(left_over, damping=damping)
+        importance = over_copies(left, moments.astype(jnp.float32))
+    return weight_scales(staying, weights, importance)
 
 
 def matrix_axes(matrix: jax.Array) -> Axes:

@@ -2,18 +2,28 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.pruning.one_shot.base import Method
+from jcompress.formats import NumberFormat
+from jcompress.pruning.one_shot.base import Method, scales_of
 from jcompress.pruning.one_shot.scored import Wanda
 from jcompress.pruning.one_shot.sparse_gpt import check_damping
 from jcompress.pruning.patterns import Pattern
-from jcompress.rounding.copies import over_copies
-from jcompress.rounding.in_turn import damped
+from jcompress.rounding import Rounded
+from jcompress.rounding.copies import counted, over_copies, spread
+from jcompress.rounding.in_turn import (
+    BLOCK,
+    Grid,
+    damped,
+    factored,
+    one_by_one,
+    settle_in_turn,
+)
+from jcompress.tensors.specs import Weights
 
 _WANDA = Wanda()
 _SOLVED = 1e-11
@@ -27,7 +37,8 @@ class LeastSquares(Method):
     The error of an output is quadratic in its weights, so that the best values of those
     that stay solve linear equations, `H_SS w'_S = (H w)_S` for the set S of an output.
     They are solved by steps of conjugate gradients for all outputs at once, from the
-    weights that the method made, and never err more than these.
+    weights that the method made, and never err more than these. What stays can then be
+    rounded by GPTQ among itself, in the same pass.
 
     Attributes:
         start: the method that says which weights stay.
@@ -43,6 +54,8 @@ class LeastSquares(Method):
         Boza 2024, "Fast and Effective Weight Update for Pruned Large Language Models":
         the problem, solved there by ADMM.
     """
+
+    rounds: ClassVar[bool] = True
 
     start: Method = _WANDA
     damping: float = 0.01
@@ -80,6 +93,60 @@ class LeastSquares(Method):
         run = functools.partial(refitted, spec=self)
         made: jax.Array = over_copies(run, matrix, first, moments)
         return made
+
+    def prune_and_round(
+        self,
+        matrix: jax.Array,
+        pattern: Pattern,
+        sparsity: float,
+        moments: jax.Array | None,
+        weights: Weights,
+    ) -> Rounded:
+        """Numbers of the fitted weights, each making up for the errors before it."""
+        assert moments is not None
+        fitted = self.prune(matrix, pattern, sparsity, moments)
+        scales, zeros = scales_of(fitted, weights, moments, self.damping)
+        stored = None if zeros is None else zeros.astype(weights.format.dtype)
+        if 0 in matrix.shape:
+            return Rounded(matrix.astype(weights.format.dtype), scales, stored)
+        run = functools.partial(_rounded, format=weights.format, damping=self.damping)
+        numbers = over_copies(run, fitted, scales, zeros, moments)
+        return Rounded(counted(numbers, weights.format), scales, stored)
+
+
+@functools.partial(jax.jit, static_argnames=("format", "damping"))
+def _rounded(
+    matrix: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None,
+    moments: jax.Array,
+    *,
+    format: NumberFormat,
+    damping: float,
+) -> jax.Array:
+    """The numbers [N, K] of one matrix, whose zeros stay zero."""
+    outputs, inputs = matrix.shape
+    factor, _ = factored(damped(moments.astype(jnp.float32), damping))
+    short = -inputs % BLOCK
+
+    def led(x: jax.Array, fill: float = 0) -> jax.Array:
+        """Inputs lead: those of a block lie side by side."""
+        return jnp.pad(x.T, ((0, short), (0, 0)), constant_values=fill)
+
+    matrix = matrix.astype(jnp.float32)
+    grid = Grid(
+        led(spread(scales, outputs, inputs), 1),
+        None if zeros is None else led(spread(zeros, outputs, inputs)),
+        led(matrix) != 0,
+    )
+    numbers = settle_in_turn(
+        led(matrix),
+        jnp.pad(factor, ((0, short), (0, short))),
+        grid,
+        sizes=(BLOCK,),
+        settle=lambda block: one_by_one(block, block.parts, format),
+    )
+    return numbers[:inputs].T
 
 
 @functools.partial(jax.jit, static_argnames="spec")

@@ -12,7 +12,7 @@ import numpy as np
 from jcompress.formats import NumberFormat
 from jcompress.pruning._selection import keep_highest_compiled
 from jcompress.pruning.one_shot._current import block_inverses, current
-from jcompress.pruning.one_shot.base import Method
+from jcompress.pruning.one_shot.base import Method, scales_of
 from jcompress.pruning.patterns import NM, Pattern, Unstructured
 from jcompress.rounding import Rounded
 from jcompress.rounding.copies import counted, over_copies, spread
@@ -22,13 +22,10 @@ from jcompress.rounding.in_turn import (
     Grid,
     damped,
     factored,
-    left_over,
     one_by_one,
     settle_in_turn,
 )
-from jcompress.tensors.range_specs import LeastError
 from jcompress.tensors.specs import Weights
-from jcompress.tensors.weight_matrix import weight_scales
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,12 +97,8 @@ class SparseGpt(Method):
         weights as they were given would also reach for those that go.
         """
         assert moments is not None
-        importance = None
-        if isinstance(weights.range, LeastError):
-            left = functools.partial(left_over, damping=self.damping)
-            importance = over_copies(left, moments.astype(jnp.float32))
         staying = self.prune(matrix, pattern, sparsity, moments)
-        scales, zeros = weight_scales(staying, weights, importance)
+        scales, zeros = scales_of(staying, weights, moments, self.damping)
         stored = None if zeros is None else zeros.astype(weights.format.dtype)
         if 0 in matrix.shape:
             return Rounded(matrix.astype(weights.format.dtype), scales, stored)
