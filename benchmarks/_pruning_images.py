@@ -199,9 +199,8 @@ def train(
 def momentum(steps: int) -> Any:
     """SGD with momentum, its rate a cosine to zero.
 
-    On held-out images it is right on 4 % more than AdamW with a rate of 1e-3, of random
-    masks at 95 %. And moments that begin anew where weights grow do not suit Adam: its
-    first step there is three times the usual one, and RigL lost to random masks by it.
+    Chosen over AdamW with a rate of 1e-3 by held-out images. Moments that begin anew
+    where weights grow do not suit Adam: its first step there is three times the usual.
     """
     return optax.sgd(optax.cosine_decay_schedule(0.05, steps), momentum=0.9)
 
@@ -312,16 +311,11 @@ def rewound(run: Run) -> Any:
         optimizer = prune(momentum(run.steps), run.rules(), sites=sites(), masks=masks)
         return train(run, optimizer, params, steps=run.steps, first=run.steps // 10)
 
-    whole = recover_dense(run)
+    whole = dense(run)
     params, _ = prune_in_rounds(
         whole, run.rules(), sites=sites(), rounds=3, recover=recover, rewind=early
     )
     return params
-
-
-def recover_dense(run: Run) -> Any:
-    """The dense network that the first round is chosen by."""
-    return train(run, momentum(run.steps), run.params)
 
 
 def regrown(run: Run, make: Callable[..., Any]) -> Any:

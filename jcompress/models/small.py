@@ -20,6 +20,7 @@ from jcompress.models.adapting import Function, as_function
 from jcompress.models.programs import write_program
 from jcompress.models.steps import Arguments, RulesStep, Step, Work, finished
 from jcompress.report import Comparison, Metric, compare, latency
+from jcompress.report.programs import Jitted
 from jcompress.rules import Rules
 from jcompress.shrinking import Plan, shrink, shrunk
 from jcompress.tensors import is_compressed
@@ -66,13 +67,18 @@ class Compressed:
     def _run(self) -> Callable[..., Any]:
         return jax.jit(self.fn)
 
+    @functools.cached_property
+    def _run_with_keywords(self) -> Jitted:
+        return Jitted(self.fn)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The outputs for inputs, as of the model; compiled once for each shape.
 
-        Keyword arguments are not traced: they are constants of a program of their own.
+        Keyword arguments that are no arrays are constants of a program of their own,
+        compiled once for each of their values.
         """
         if kwargs:
-            return jax.jit(functools.partial(self.fn, **kwargs))(self.params, *args)
+            return self._run_with_keywords(self.params, *args, **kwargs)
         return self._run(self.params, *args)
 
     def __str__(self) -> str:

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -54,7 +55,7 @@ class Work:
     plan: Plan | None = None
     sparse: tuple[tuple[Any, Pattern], ...] = ()
 
-    @property
+    @functools.cached_property
     def sites(self) -> Sites:
         """Where the leaves are used."""
         shapes = jax.tree.map(

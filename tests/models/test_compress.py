@@ -135,6 +135,24 @@ def test_a_keras_model():
     np.testing.assert_allclose(small(X), model(X), atol=0.05)
 
 
+def test_keywords_are_constants_and_compile_once():
+    traces = []
+
+    def fn(params, x, *, twice=False):
+        traces.append(twice)
+        y = x @ params["w"]
+        return y + y if twice else y
+
+    model = (fn, {"w": jnp.eye(32)})
+    small = jc.compress(model, X, jc.w8(), measure=False)
+    traces.clear()
+    np.testing.assert_allclose(small(X, twice=True), 2 * small(X), rtol=1e-6)
+    count = len(traces)
+    small(X, twice=True)
+    small(X + 1, twice=True)
+    assert len(traces) == count
+
+
 def test_training_layers_are_used_for_inference_and_stay_as_they_are():
     model = of_nnx()
     model.train()
