@@ -10,6 +10,8 @@ For each model, with random weights in a small configuration:
     simulated   fake_quant (8 bits) gives finite numbers near the model's
     smaller     quantize stores fewer bytes
     compressed  compressed equals fake_quant
+    fused       attention and normalisation as one operation each give the same
+                results: how many of each were found, and the difference
     groups      find_groups finds a group that can shrink
     shrunk      with half of every group's units it equals the model that masks them
     pruned      prune leaves exact zeros, half of each weight
@@ -33,7 +35,7 @@ import optax
 from _foreign import EQUINOX, HAIKU, KERAS, TRANSFORMERS, Foreign, Unavailable
 
 from jcompress import checkpoint
-from jcompress.execution import compressed
+from jcompress.execution import Fusion, How, compressed, fused, inspect
 from jcompress.formats import Int
 from jcompress.leaves import named_leaves
 from jcompress.pruning import Prune, Unstructured, prune
@@ -49,7 +51,7 @@ LIBRARIES = {
     "Equinox": EQUINOX,
 }
 STEPS = (
-    *("sites", "simulated", "smaller", "compressed"),
+    *("sites", "simulated", "smaller", "compressed", "fused"),
     *("groups", "shrunk", "pruned", "saved"),
 )
 RULES = [(..., Quantize(weights=Weights(format=Int(8))))]
@@ -115,6 +117,18 @@ class Trial:
         """The distance between compressed and fake_quant."""
         found = self.run(compressed(self.model.fn), self.small)
         return within(difference(found, self.simulated), 2e-4)
+
+    def step_fused(self) -> str:
+        """How many attentions and normalisations run as one, and how exactly."""
+        entries = inspect(self.model.fn, self.small, *self.model.inputs)
+        found = [entry.operation for entry in entries if entry.how is How.FUSED]
+        if not found:
+            return "none"
+        counts = [
+            found.count(kind.value) for kind in (Fusion.ATTENTION, Fusion.NORMALIZATION)
+        ]
+        got = self.run(fused(self.model.fn), self.model.variables)
+        return f"{counts[0]}+{counts[1]} {within(difference(got, self.dense), 2e-5)}"
 
     def step_groups(self) -> str:
         """How many groups of units can shrink."""

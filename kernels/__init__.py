@@ -1,4 +1,4 @@
-"""Products with compressed weights: one folder an operation."""
+"""Products with compressed weights, and attention: one folder an operation."""
 
 if __name__ != "jcompress.kernels":
     raise ImportError(
@@ -8,7 +8,10 @@ if __name__ != "jcompress.kernels":
 
 from jcompress.kernels import _native
 from jcompress.kernels._dispatch import Implementation as Implementation
+from jcompress.kernels._epilogue import Elementwise as Elementwise
+from jcompress.kernels._epilogue import Nonlinearity as Nonlinearity
 from jcompress.kernels._export import export_checks as export_checks
+from jcompress.kernels.attention import attention as attention
 from jcompress.kernels.block_sparse_matmul import (
     block_sparse_matmul as block_sparse_matmul,
 )
@@ -16,7 +19,12 @@ from jcompress.kernels.codebook_matmul import codebook_matmul as codebook_matmul
 from jcompress.kernels.float8_matmul import float8_matmul as float8_matmul
 from jcompress.kernels.int8_matmul import int8_matmul as int8_matmul
 from jcompress.kernels.nm_sparse_matmul import nm_sparse_matmul as nm_sparse_matmul
+from jcompress.kernels.normalize import normalize as normalize
 from jcompress.kernels.quantized_conv import quantized_conv as quantized_conv
+from jcompress.kernels.shared_input_matmul import Part as Part
+from jcompress.kernels.shared_input_matmul import (
+    shared_input_matmul as shared_input_matmul,
+)
 from jcompress.kernels.unstructured_sparse_matmul import (
     unstructured_sparse_matmul as unstructured_sparse_matmul,
 )

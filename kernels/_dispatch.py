@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import export
 
+from jcompress.kernels._epilogue import After, finish
+from jcompress.kernels._integers import result_dtype
 from jcompress.kernels._partition import vary, varying
 
 
@@ -50,7 +53,7 @@ class Form:
 
     Attributes:
         run: the function: arrays (None for one left out), static keyword arguments ->
-            the product [M, N].
+            the product [M, N], or several in a tuple.
         refuses: why it cannot compute arguments of these shapes and dtypes; "" if it
             can. It and `prefers` get the arguments of `run` as `ShapeDtypeStruct`s.
         prefers: whether it is a better choice than `xla` on its platform.
@@ -60,14 +63,18 @@ class Form:
             Pallas kernels must; the others take the symbolic sizes of `jax.export`.
         unnamed: what runs in the place of `run` if no implementation was named; of XLA,
             which is portable if it was, a form that compiled kernels may help.
+        finishes: whether `run` takes what follows the product, `after`. The others must
+            take `out_dtype` where something may follow; XLA then finishes what they
+            give in float32.
     """
 
-    run: Callable[..., jax.Array]
+    run: Callable[..., Any]
     refuses: Callable[..., str] = _never
     prefers: Callable[..., bool] = _always
     stacked: bool = False
     sized: bool = False
-    unnamed: Callable[..., jax.Array] | None = None
+    unnamed: Callable[..., Any] | None = None
+    finishes: bool = False
 
     def why_not(self, args: tuple[Any, ...], static: Mapping[str, Any]) -> str:
         """Why it cannot compute stacked arguments; "" if it can."""
@@ -90,24 +97,37 @@ class Form:
             for a in args
         )
 
-    def on_stack(self, args: tuple[Any, ...], static: Mapping[str, Any]) -> jax.Array:
-        """The products [S, M, N] of stacked arguments."""
+    def on_stack(
+        self,
+        args: tuple[Any, ...],
+        static: Mapping[str, Any],
+        after: After | None = None,
+    ) -> Any:
+        """The products [S, M, N] of stacked arguments, and what follows them."""
+        if after is None:
+            product = self._stacks(args, static)
+        elif self.finishes:
+            product = self.run(*args, after=after, **static)
+        else:
+            wide = self._stacks(args, {**static, "out_dtype": jnp.float32})
+            product = finish(wide, after).astype(result_dtype(args[0]))
         # A call to foreign code may not say over which axes its result varies.
-        product: jax.Array = vary(self._stacks(args, static), varying(args))
-        return product
+        seen = args if after is None else (*args, *after[1:])
+        names = varying(seen)
+        return jax.tree.map(lambda y: vary(y, names), product)
 
-    def _stacks(self, args: tuple[Any, ...], static: Mapping[str, Any]) -> jax.Array:
+    def _stacks(self, args: tuple[Any, ...], static: Mapping[str, Any]) -> Any:
         if self.stacked:
             return self.run(*args, **static)
 
-        def one(*matrices: Any) -> jax.Array:
+        def one(*matrices: Any) -> Any:
             return self.run(*matrices, **static)
 
         if args[0].shape[0] == 1:
-            return one(*(None if a is None else a[0] for a in args))[None]
+            product = one(*(None if a is None else a[0] for a in args))
+            return jax.tree.map(lambda y: y[None], product)
         axes = tuple(None if a is None else 0 for a in args)
-        stacked: jax.Array = jax.vmap(one, axes)(*args)
-        return stacked
+        return jax.vmap(one, axes)(*args)
 
 
 Forms = Mapping[Implementation, Form]
@@ -150,7 +170,8 @@ def dispatch(
     implementation: Implementation | None,
     args: tuple[Any, ...],
     static: Mapping[str, Any],
-) -> jax.Array:
+    after: After | None = None,
+) -> Any:
     """Compute an operation on stacked arguments.
 
     A named implementation runs. None takes, on each platform, that platform's own
@@ -164,28 +185,33 @@ def dispatch(
         implementation: a name or None.
         args: arrays with a leading stack axis, or None for one left out.
         static: the keyword arguments.
+        after: what follows, its arrays with a leading stack axis.
 
     Returns:
-        [S, M, N].
+        [S, M, N], or several in a tuple.
 
     Raises:
         TypeError, NotImplementedError: as `check_named`.
     """
     check_named(operation, forms, implementation, args, static)
     if implementation is not None:
-        return forms[implementation].on_stack(args, static)
+        return forms[implementation].on_stack(args, static, after)
+    own = args if after is None else (*args, *after[1:])
 
-    def branch(form: Form) -> Callable[..., jax.Array]:
-        return lambda *arrays: form.on_stack(arrays, static)
+    def branch(form: Form) -> Callable[..., Any]:
+        def run(*arrays: Any) -> Any:
+            follows = None if after is None else After(after.then, *arrays[len(args) :])
+            return form.on_stack(arrays[: len(args)], static, follows)
 
-    own = {
+        return run
+
+    branches = {
         platform: branch(forms[kind])
         for kind, platform in _PLATFORMS.items()
         if kind in forms and forms[kind].chosen(args, static)
     }
     xla = forms[Implementation.XLA]
     default = branch(dataclasses.replace(xla, run=xla.unnamed or xla.run))
-    if not own:
-        return default(*args)
-    product: jax.Array = jax.lax.platform_dependent(*args, **own, default=default)
-    return product
+    if not branches:
+        return default(*own)
+    return jax.lax.platform_dependent(*own, **branches, default=default)

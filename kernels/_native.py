@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import functools
 import math
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,22 +17,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-LIBRARY = pathlib.Path(__file__).with_name("native") / "library.so"
-"""Where the installation puts the library."""
+from jcompress.kernels._epilogue import After, Elementwise, Nonlinearity
+
+LIBRARY = pathlib.Path(
+    os.environ.get("JCOMPRESS_LIBRARY")
+    or pathlib.Path(__file__).with_name("native") / "library.so"
+)
+"""Where the installation puts the library; JCOMPRESS_LIBRARY names another one."""
 
 LAYOUT = 1
 """Version of the arrays' layout that the handlers and their callers agree on."""
 
 HANDLERS = (
+    "jcompress_attention",
     "jcompress_block_sparse",
     "jcompress_codebook",
     "jcompress_conv",
+    "jcompress_conv_direct",
     "jcompress_dense",
     "jcompress_matmul",
     "jcompress_nm_sparse",
+    "jcompress_normalize",
+    "jcompress_shared_input",
     "jcompress_unstructured_sparse",
     "jcompress_vector_codebook",
 )
+
+_ACTIVATIONS = (
+    None,
+    Nonlinearity.RELU,
+    Nonlinearity.SQUARED_RELU,
+    Nonlinearity.GELU,
+    Nonlinearity.GELU_TANH,
+    Nonlinearity.SILU,
+    Nonlinearity.TANH,
+    Nonlinearity.SIGMOID,
+    Nonlinearity.RELU6,
+)
+"""At the place of each is its number in the library."""
+
+
+def number_of(activation: Nonlinearity | None) -> np.int64:
+    """The number of an activation in the library."""
+    return np.int64(_ACTIVATIONS.index(activation))
 
 
 @functools.cache
@@ -93,6 +121,7 @@ def matmul(
     bits: int,
     x_bits: int,
     digits: int,
+    after: After | None = None,
 ) -> jax.Array:
     """Integer products with stacked weights, `[S, M, K] x [S, N, K] -> [S, M, N]`.
 
@@ -108,6 +137,7 @@ def matmul(
         x_bits: of an integer that a float becomes.
         digits: int8 digits that a float becomes; several make it a fixed-point number.
             The library may then multiply floats instead, if that is faster.
+        after: what follows, stacked; its bias in the place of `bias`.
 
     Returns:
         The dtype of `x`; float32 if that is int8.
@@ -115,6 +145,9 @@ def matmul(
     stacks, rows, _ = x.shape
     dtype = jnp.dtype(jnp.float32) if x.dtype == jnp.int8 else x.dtype
     out = jax.ShapeDtypeStruct((stacks, rows, scales.shape[1]), dtype)
+    follows = After(Elementwise()) if after is None else after
+    bias = follows.bias if bias is None else bias
+    none = jnp.zeros((0,), jnp.float32)
     product: jax.Array = jax.ffi.ffi_call("jcompress_matmul", out)(
         x,
         _number_by_row(x_scale),
@@ -122,13 +155,59 @@ def matmul(
         values,
         scales,
         jnp.zeros((0,), jnp.int8) if zeros is None else zeros,
-        jnp.zeros((0,), jnp.float32) if bias is None else bias,
+        none if bias is None else bias,
+        none if follows.factor is None else follows.factor,
+        none if follows.residual is None else follows.residual,
+        activation=number_of(follows.then.activation),
         bits=np.int64(bits),
         x_bits=np.int64(x_bits),
         digits=np.int64(digits),
         layout=np.int64(LAYOUT),
     )
     return product
+
+
+def shared_input(
+    x: jax.Array,
+    weights: Sequence[tuple[jax.Array, jax.Array, jax.Array | None, After]],
+    *,
+    bits: int,
+    x_bits: int,
+    digits: int,
+) -> tuple[jax.Array, ...]:
+    """As `matmul`, of one `x` with several weights: [S, M, N] for each.
+
+    Args:
+        x: float32, bfloat16 or float16.
+        weights: of each values, scales, zeros, and what follows: bias and activation.
+            They have the same bits, as many groups, and all or none have zeros.
+        bits, x_bits, digits: as for `matmul`.
+    """
+    stacks, rows, _ = x.shape
+    none = jnp.zeros((0,), jnp.float32)
+    outs = [
+        jax.ShapeDtypeStruct((stacks, rows, scales.shape[1]), x.dtype)
+        for _, scales, _, _ in weights
+    ]
+    arrays = [
+        none if array is None else array
+        for values, scales, zeros, after in weights
+        for array in (values, scales, zeros, after.bias)
+    ]
+    products = jax.ffi.ffi_call("jcompress_shared_input", outs)(
+        x,
+        none,
+        *arrays,
+        activations=np.asarray(
+            [_ACTIVATIONS.index(after.then.activation) for *_, after in weights],
+            np.int64,
+        ),
+        bits=np.int64(bits),
+        x_bits=np.int64(x_bits),
+        digits=np.int64(digits),
+        layout=np.int64(LAYOUT),
+    )
+    return tuple(products)
 
 
 class Stored(NamedTuple):

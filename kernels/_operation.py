@@ -4,7 +4,8 @@ From the outside in: `jit` (one program in eager code, one trace for equal shape
 `custom_vjp`; `custom_vmap`, which folds a mapped axis into the rows, or, where stored
 arrays are mapped too, into a stack axis; `custom_partitioning`, which keeps stored
 arrays where a mesh has them; and the form that `_dispatch` chooses, which sees the
-shapes of one device.
+shapes of one device. What follows a product (`_epilogue`) goes with it through all of
+them, as three more arrays.
 """
 
 import dataclasses
@@ -16,6 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.kernels._dispatch import Forms, Implementation, check_named, dispatch
+from jcompress.kernels._epilogue import ROLES, After, Elementwise, finish
+from jcompress.kernels._integers import result_dtype
 from jcompress.kernels._partition import (
     partitioned,
     partly_manual,
@@ -48,9 +51,12 @@ class KernelOperation:
         backward: `backward(saved, cotangent, **static)`: the cotangents of the
             arguments, None for constants.
         save: `save(*args, **static)`: what `backward` needs.
-        over_parts: `over_parts(run, axis_names, *args, **static)`: the whole result
-            on devices each of which has a part of the inputs; `run(*args, **static)`
-            multiplies a part. None if the inputs cannot be cut.
+        over_parts: `over_parts(run, axis_names, *args, **static)`: the whole result,
+            in any float dtype, on devices each of which has a part of the inputs;
+            `run(*args, **static)` multiplies a part. None if the inputs cannot be cut.
+        results: `results(*args, **static)`: how many results there are, all of them of
+            rows by outputs; forms, `over_parts` and the cotangents that `backward` gets
+            are then tuples. None for one.
     """
 
     name: str
@@ -58,33 +64,66 @@ class KernelOperation:
     roles: Callable[..., tuple[str, ...]]
     backward: Callable[..., Arrays]
     save: Callable[..., Arrays] = _keep_all
-    over_parts: Callable[..., jax.Array] | None = None
+    over_parts: Callable[..., Any] | None = None
+    results: Callable[..., int] | None = None
 
     def __call__(
-        self, *args: Any, implementation: Implementation | None, **static: Any
+        self,
+        *args: Any,
+        implementation: Implementation | None,
+        after: After | None = None,
+        **static: Any,
     ) -> jax.Array:
         """Compute it: `x [M, K]` and the others without a stack -> `[M, N]`.
+
+        Args:
+            *args: arrays, None for one left out.
+            implementation: None for the fastest.
+            after: what follows. The gradient is that of the product as it is without,
+                which is computed again, and with respect to `factor` and `residual`.
+            **static: keyword arguments of the forms.
 
         Raises:
             TypeError: `implementation` is of another kind.
             NotImplementedError: the operation has no such implementation, or that one
                 refuses these arguments; with its reason.
         """
+        product: jax.Array = self._run(args, implementation, after, static)
+        return product
+
+    def several(
+        self, *args: Any, implementation: Implementation | None, **static: Any
+    ) -> tuple[jax.Array, ...]:
+        """The same for an operation of several results."""
+        products: tuple[jax.Array, ...] = self._run(args, implementation, None, static)
+        return products
+
+    def _run(
+        self,
+        args: Arrays,
+        implementation: Implementation | None,
+        after: After | None,
+        static: dict[str, Any],
+    ) -> Any:
         stacked = tuple(
             None if a is None else jax.ShapeDtypeStruct((1, *a.shape), a.dtype)
             for a in args
         )
         check_named(self.name, self.forms, implementation, stacked, static)
+        then = None
+        if after is not None:
+            then, args = after.then, (*args, *after[1:])
         run = functools.partial(
-            self._compiled, implementation, tuple(sorted(static.items()))
+            self._compiled, implementation, then, tuple(sorted(static.items()))
         )
         if jax.sharding.get_abstract_mesh().explicit_axes:
-            spec = self._explicit_spec(args, self.roles(*args, **static))
+            spec: Any = self._explicit_spec(args, self._roles(then, static, args))
+            if self.results is not None:
+                spec = (spec,) * self.results(*args, **static)
             run = jax.sharding.auto_axes(run, out_sharding=spec)
         # Inside a `shard_map` the gradient of an argument that is the same on devices
         # where another is not is summed over them.
-        product: jax.Array = run(*(vary(a, varying(args)) for a in args))
-        return product
+        return run(*(vary(a, varying(args)) for a in args))
 
     def _explicit_spec(
         self, args: Arrays, roles: tuple[str, ...]
@@ -101,28 +140,67 @@ class KernelOperation:
         rows = _without(names["m"], outputs)
         return jax.sharding.PartitionSpec(rows, outputs)
 
+    def _roles(
+        self, then: Elementwise | None, static: dict[str, Any], args: Arrays
+    ) -> tuple[str, ...]:
+        own, after = _split(then, args)
+        roles = self.roles(*own, **static)
+        if after is None:
+            return roles
+        pairs = zip(ROLES, after[1:], strict=True)
+        return (*roles, *(role for role, a in pairs if a is not None))
+
     @functools.cached_property
-    def _compiled(self) -> Callable[..., jax.Array]:
-        def product(implementation: Any, static: Any, *args: Any) -> jax.Array:
-            return self._mapped(implementation, dict(static), args)
+    def _compiled(self) -> Callable[..., Any]:
+        def product(implementation: Any, then: Any, static: Any, *args: Any) -> Any:
+            return self._mapped(implementation, then, dict(static), args)
 
         product.__name__ = self.name
-        run = jax.custom_vjp(product, nondiff_argnums=(0, 1))
+        run = jax.custom_vjp(product, nondiff_argnums=(0, 1, 2))
 
-        def forward(implementation: Any, static: Any, *args: Any) -> Any:
-            saved = self.save(*args, **dict(static))
-            return run(implementation, static, *args), saved
+        def forward(implementation: Any, then: Any, static: Any, *args: Any) -> Any:
+            own, after = _split(then, args)
+            saved = self.save(*own, **dict(static))
+            again = None
+            if after is not None:
+                bends = after.then.activation is not None or after.factor is not None
+                again = (own if bends else None, after[1:])
+            return run(implementation, then, static, *args), (saved, again)
 
-        def backward(_: Any, static: Any, saved: Any, cotangent: jax.Array) -> Arrays:
-            return self.backward(saved, cotangent, **dict(static))
+        def backward(
+            implementation: Any, then: Any, static: Any, saved: Any, cotangent: Any
+        ) -> Arrays:
+            kept, again = saved
+            if again is None:
+                return self.backward(kept, cotangent, **dict(static))
+            own, arrays = again
+            after = After(then, *arrays)
+            wide = cotangent.astype(jnp.float32)
+            if own is None:
+                product = jnp.zeros_like(wide)
+            else:
+                product = run(implementation, None, static, *own).astype(jnp.float32)
+
+            def last(product: jax.Array, factor: Any, residual: Any) -> jax.Array:
+                given = after._replace(factor=factor, residual=residual)
+                return finish(product, given)
+
+            pull = jax.vjp(last, product, after.factor, after.residual)[1]
+            by_product, by_factor, by_residual = pull(wide)
+            by_own = self.backward(kept, by_product, **dict(static))
+            return (*by_own, None, by_factor, by_residual)
 
         run.defvjp(forward, backward)
-        return jax.jit(run, static_argnums=(0, 1))
+        return jax.jit(run, static_argnums=(0, 1, 2))
 
     def _mapped(
-        self, implementation: Any, static: dict[str, Any], args: Arrays
-    ) -> jax.Array:
-        roles = self.roles(*args, **static)
+        self,
+        implementation: Any,
+        then: Elementwise | None,
+        static: dict[str, Any],
+        args: Arrays,
+    ) -> Any:
+        roles = self._roles(then, static, args)
         by_row = ["m" in role for role in roles]
         present = [a is not None for a in args]
 
@@ -130,16 +208,25 @@ class KernelOperation:
             rest = iter(arrays)
             return tuple(next(rest) if there else None for there in present)
 
-        def run(*all_args: Any, **changed: Any) -> jax.Array:
-            return self._form(implementation, {**static, **changed}, all_args)
+        def run(*all_args: Any) -> Any:
+            own, after = _split(then, all_args)
+            return self._form(implementation, static, own, after)
 
-        def of_parts(names: tuple[str, ...], *arrays: jax.Array) -> jax.Array:
+        def of_part(*own: Any, **changed: Any) -> Any:
+            return self._form(implementation, {**static, **changed}, own, None)
+
+        def of_parts(names: tuple[str, ...], *arrays: jax.Array) -> Any:
             assert self.over_parts is not None
-            total: jax.Array = self.over_parts(run, names, *whole(arrays), **static)
-            return total
+            own, after = _split(then, whole(arrays))
+            total = self.over_parts(of_part, names, *own, **static)
+            if after is not None:
+                total = finish(total.astype(jnp.float32), after)
+            return jax.tree.map(lambda y: y.astype(result_dtype(own[0])), total)
+
+        results = None if self.results is None else self.results(*args, **static)
 
         @jax.custom_batching.custom_vmap
-        def stacked(*arrays: jax.Array) -> jax.Array:
+        def stacked(*arrays: jax.Array) -> Any:
             if partly_manual():
                 return run(*whole(arrays))
             return partitioned(
@@ -147,6 +234,7 @@ class KernelOperation:
                 of_parts if self.over_parts else None,
                 roles,
                 arrays,
+                results,
             )
 
         @stacked.def_vmap
@@ -159,28 +247,46 @@ class KernelOperation:
             *_, stacks, rows, _ = wide(0).shape
             if any(mapped[i] and not by_row[i] for i in numbers):
                 out = stacked(*(_merge(wide(i), 0) for i in numbers))
-                return out.reshape(size, stacks, *out.shape[1:]), True
+                return each(out, lambda y: y.reshape(size, stacks, *y.shape[1:]))
             out = stacked(
                 *(
                     _merge(jnp.moveaxis(wide(i), 0, 1), 1) if by_row[i] else arrays[i]
                     for i in numbers
                 )
             )
-            split = out.reshape(stacks, size, rows, out.shape[2])
-            return jnp.moveaxis(split, 1, 0), True
 
-        product: jax.Array = stacked(*(a[None] for a in args if a is not None))[0]
-        return product
+            def split(y: jax.Array) -> jax.Array:
+                return jnp.moveaxis(y.reshape(stacks, size, rows, y.shape[2]), 1, 0)
+
+            return each(out, split)
+
+        def each(out: Any, change: Callable[[jax.Array], jax.Array]) -> Any:
+            return jax.tree.map(change, out), jax.tree.map(lambda _: True, out)
+
+        products = stacked(*(a[None] for a in args if a is not None))
+        return jax.tree.map(lambda y: y[0], products)
 
     def _form(
-        self, implementation: Any, static: dict[str, Any], args: Any
-    ) -> jax.Array:
+        self,
+        implementation: Any,
+        static: dict[str, Any],
+        args: Arrays,
+        after: After | None,
+    ) -> Any:
         if any(a is not None and a.size == 0 for a in args):
             implementation = Implementation.REFERENCE
         if implementation is None and partly_manual():
             # XLA cuts what it compiles itself along the other axes of the mesh.
             implementation = Implementation.XLA
-        return dispatch(self.name, self.forms, implementation, args, static)
+        return dispatch(self.name, self.forms, implementation, args, static, after)
+
+
+def _split(then: Elementwise | None, args: Arrays) -> tuple[Arrays, After | None]:
+    """The arguments of the product itself, and what follows it."""
+    if then is None:
+        return args, None
+    count = len(args) - len(ROLES)
+    return args[:count], After(then, *args[count:])
 
 
 def _without(axes: Any, taken: Any) -> Any:

@@ -30,65 +30,75 @@ Names = tuple[str, ...]
 
 
 def partitioned(
-    whole: Callable[..., jax.Array],
-    of_parts: Callable[..., jax.Array] | None,
+    whole: Callable[..., Any],
+    of_parts: Callable[..., Any] | None,
     roles: Sequence[str],
     arrays: Sequence[jax.Array],
-) -> jax.Array:
+    results: int | None = None,
+) -> Any:
     """`whole(*arrays)`, cut as the arrays are.
 
     Args:
-        whole: computes [S, M, N] from arrays of which no input is missing.
+        whole: computes [S, M, N], or several of them, from arrays of which no input is
+            missing.
         of_parts: `of_parts(axis_names, *arrays)` computes it from a part of the inputs,
             with sums over the devices along these mesh axes; None if it cannot.
         roles: one letter for each axis of each array (see
             `KernelOperation.roles`), without the stack axis `s` that leads each.
         arrays: the arrays.
+        results: how many results there are, in a tuple; None for one in none.
     """
     outputs = "n" if any("n" in role for role in roles) else OTHER
-    letters = (*("s" + role for role in roles), "sm" + outputs)
+    count = 1 if results is None else results
+    letters = (*("s" + role for role in roles), *count * ("sm" + outputs,))
 
-    def rule(mesh: Any, operands: Any, results: Any) -> SdyShardingRule:
-        shapes = [tuple(one.shape) for one in (*operands, *results)]
+    def in_tuple(products: Any) -> Any:
+        return tuple(products) if results is not None else products[0]
+
+    def rule(mesh: Any, operands: Any, products: Any) -> SdyShardingRule:
+        shapes = [tuple(one.shape) for one in (*operands, *products)]
         common = _by_whole_axes(_common(letters, shapes), mesh)
-        return _rule(letters, shapes, common, cuts_inputs=of_parts is not None)
+        return _rule(letters, shapes, common, count, cuts_inputs=of_parts is not None)
 
-    def run_whole(*parts: jax.Array) -> jax.Array:
+    def run_whole(*parts: jax.Array) -> Any:
         with _no_mesh():
             return whole(*parts)
 
-    def partition(mesh: Any, operands: Any, result: Any) -> Any:
-        known = [*operands, result]
+    def partition(mesh: Any, operands: Any, products: Any) -> Any:
+        products = [products] if results is None else list(products)
+        known = [*operands, *products]
         if not all(isinstance(one.sharding, NamedSharding) for one in known):
             # Without a named mesh nothing says which device has what: let each do all.
-            devices = sorted(result.sharding.device_set, key=lambda device: device.id)
+            found = products[0].sharding.device_set
+            devices = sorted(found, key=lambda device: device.id)
             mesh = jax.sharding.Mesh(np.array(devices), ("devices",))
-            everywhere = NamedSharding(mesh, PartitionSpec())
-            return mesh, run_whole, everywhere, (everywhere,) * len(operands)
+            all_of_it = NamedSharding(mesh, PartitionSpec())
+            whole_results = in_tuple(count * [all_of_it])
+            return mesh, run_whole, whole_results, (all_of_it,) * len(operands)
         shapes = [tuple(one.shape) for one in known]
         given = list(zip(letters, map(_spec, known), shapes, strict=True))
         common = _common(letters, shapes)
         cut = _cuts(mesh, common, given, cuts_inputs=of_parts is not None)
-        *placed, product = (
+        placed = [
             NamedSharding(mesh, PartitionSpec(*(cut.get(letter) for letter in role)))
             for role in letters
-        )
+        ]
 
-        def run(*parts: jax.Array) -> jax.Array:
+        def run(*parts: jax.Array) -> Any:
             if "k" not in cut:
                 return run_whole(*parts)
             assert of_parts is not None
             with _no_mesh():
                 return of_parts(cut["k"], *parts)
 
-        return mesh, run, product, tuple(placed)
+        operands_at = tuple(placed[: len(operands)])
+        return mesh, run, in_tuple(placed[len(operands) :]), operands_at
 
     # The primitive takes no constants, such as tables; a jitted function keeps its own.
     # And the layers around evaluate it more than once, each time as one equation.
     call = custom_partitioning(jax.jit(whole))
     call.def_partition(partition, sharding_rule=rule)
-    product: jax.Array = call(*arrays)
-    return product
+    return call(*arrays)
 
 
 def _no_mesh() -> AbstractContextManager[Any]:
@@ -151,10 +161,11 @@ def _rule(
     letters: Sequence[str],
     shapes: Sequence[tuple[int, ...]],
     common: dict[str, int],
+    results: int,
     *,
     cuts_inputs: bool,
 ) -> SdyShardingRule:
-    """The axes of the arguments and the result that belong together, for Shardy.
+    """The axes of the arguments and the results that belong together, for Shardy.
 
     An axis with more elements than the common number of parts is a part number and,
     under a name of its own, a number within the part.
@@ -179,10 +190,10 @@ def _rule(
                 dims.append(CompoundFactor(letter, own))
         return ArrayMapping(*dims)
 
-    *operands, product = (
+    mappings = [
         mapping(number, role, shape)
         for number, (role, shape) in enumerate(zip(letters, shapes, strict=True))
-    )
+    ]
     inputs_are_cut = common.get("k", 1) > 1
     if inputs_are_cut and not cuts_inputs:
         fixed.append("k")
@@ -190,8 +201,8 @@ def _rule(
         name: size for name, size in sizes.items() if name not in whole_axes
     }
     return SdyShardingRule(
-        tuple(operands),
-        (product,),
+        tuple(mappings[:-results]),
+        tuple(mappings[-results:]),
         reduction_factors=("k",) if inputs_are_cut and cuts_inputs else (),
         need_replication_factors=tuple(fixed),
         **in_part,

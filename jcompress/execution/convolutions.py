@@ -1,6 +1,8 @@
 """A convolution with a stored kernel, brought into the form of `quantized_conv`."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -47,6 +49,17 @@ class Windowed:
     outputs: Order
     dtype: Any
 
+    @property
+    def placed(self) -> tuple[int, ...]:
+        """Which axis of the result each axis of [B, *positions, N] is."""
+        order = self.from_images
+        return tuple(sorted(range(len(order)), key=lambda axis: order[axis]))
+
+    @property
+    def features(self) -> int:
+        """N."""
+        return math.prod(self.outputs.sizes)
+
     @classmethod
     def of(cls, use: Use, operand: int, tensor: QTensor) -> "Windowed | str":
         """Plan a convolution, or say why there is no kernel for it."""
@@ -56,8 +69,8 @@ class Windowed:
         params = eqn.params
         numbers = params["dimension_numbers"]
         x_shape, w_shape = (aval_shape(atom) for atom in eqn.invars)
-        if params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
-            return "there is no kernel for a grouped convolution"
+        if params["batch_group_count"] != 1:
+            return "there is no kernel for a convolution with grouped batches"
         if any(d != 1 for d in params["lhs_dilation"]):
             return "there is no kernel for a convolution with dilated data"
         if not 1 <= len(x_shape) - 2 <= 3:
@@ -93,6 +106,7 @@ class Windowed:
             strides=tuple(params["window_strides"]),
             padding=tuple((low, high) for low, high in params["padding"]),
             dilation=tuple(params["rhs_dilation"]),
+            groups=params["feature_group_count"],
         )
         empty = min(*window.sizes, *window.out, window.inputs) < 1
         if empty:
@@ -123,6 +137,7 @@ class Windowed:
         tensor: QTensor,
         activation: Activation | None,
         implementation: Implementation | None,
+        after: Mapping[str, Any],
     ) -> jax.Array:
         """The convolution; with `scaling`, of quantized data.
 
@@ -132,6 +147,7 @@ class Windowed:
             tensor: the kernel.
             activation: how the data is quantized.
             implementation: which one of `quantized_conv` runs; None for the fastest.
+            after: what follows, as the keyword arguments of `quantized_conv`.
         """
         scale = zero = x_bits = None
         if scaling is not None:
@@ -157,10 +173,12 @@ class Windowed:
             strides=self.window.strides,
             padding=self.window.padding,
             dilation=self.window.dilation,
+            groups=self.window.groups,
             x_bits=x_bits,
             x_scale=scale,
             x_zero=zero,
             implementation=implementation,
+            **after,
         )
         return jnp.transpose(out, self.from_images).astype(self.dtype)
 

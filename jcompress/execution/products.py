@@ -56,6 +56,8 @@ class How(enum.Enum):
     """Looked up in the stored form; only what was picked is made dense."""
     DENSE = "made dense"
     """The whole leaf is made dense, then used as before."""
+    FUSED = "one operation"
+    """No leaf: equations between products, such as a softmax attention, run as one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +65,13 @@ class Execution:
     """How one compressed leaf ran at one site.
 
     Attributes:
-        path: the leaf's name.
-        operation: what the leaf does there: a primitive's name.
+        path: the leaf's name; for `How.FUSED` the named scope in the model.
+        operation: what the leaf does there: a primitive's name; for `How.FUSED` the
+            name of the `Fusion`.
         how: the way taken.
         why: for `How.DENSE`, what stood in the way of another; else what else there
-            is to say, such as how the base of an adapted leaf ran.
+            is to say, such as how the base of an adapted leaf ran, or what follows a
+            product in the same call.
     """
 
     path: str
@@ -99,12 +103,19 @@ class LeafKernel:
         multiply: the product.
         quantizes: whether it rounds its rows itself; if not, they come rounded.
         own_range: whether it finds the range of each row itself.
+        finishes: whether it takes what follows the product (`bias`, `then`, `factor`
+            and `residual`) as keyword arguments.
+        shares: whether several weights can be multiplied with one input in one call.
+        x_bits: of the integers that its rows become there; None for floats.
     """
 
     how: How
     multiply: Multiply
     quantizes: bool = False
     own_range: bool = False
+    finishes: bool = False
+    shares: bool = False
+    x_bits: int | None = None
 
     @classmethod
     def of(
@@ -153,9 +164,9 @@ class LeafKernel:
                 return cls(How.WEIGHT_ONLY, _with_outliers)
             case QTensor():
                 if activation is None:
-                    return cls(How.WEIGHT_ONLY, _weight_only)
+                    return cls(How.WEIGHT_ONLY, _weight_only, shares=True, **_FLOATS)
                 if not _multiplied_as_stored(activation.format, tensor.format):
-                    return cls(How.WEIGHT_ONLY, _weight_only)
+                    return cls(How.WEIGHT_ONLY, _weight_only, **_FLOATS)
                 return cls._quantized(tensor, activation, eqn.primitive.name)
         return f"there is no kernel for a {type(tensor).__name__}"
 
@@ -174,14 +185,24 @@ class LeafKernel:
         if isinstance(tensor.format, Float8):
             if one_group:
                 return cls(How.FLOAT8, _float8, quantizes=True, own_range=by_row)
-            return cls(How.WEIGHT_ONLY, _weight_only)
+            return cls(How.WEIGHT_ONLY, _weight_only, **_FLOATS)
         if by_row and (tensor.format.bits <= 4 or not one_group):
             multiply = functools.partial(_weight_only, x_bits=bits)
-            return cls(How.INTEGER, multiply, quantizes=True, own_range=True)
+            return cls(How.INTEGER, multiply, **_integers(bits, own_range=True))
         if one_group:
             multiply = functools.partial(_integer, x_bits=bits)
-            return cls(How.INTEGER, multiply, quantizes=True, own_range=by_row)
-        return cls(How.WEIGHT_ONLY, _weight_only)
+            return cls(How.INTEGER, multiply, **_integers(bits, own_range=by_row))
+        return cls(How.WEIGHT_ONLY, _weight_only, **_FLOATS)
+
+
+_FLOATS: dict[str, Any] = {"finishes": True}
+"""What a product of floats with stored integers does."""
+
+
+def _integers(bits: int, *, own_range: bool) -> dict[str, Any]:
+    """What a product of integers with integers does."""
+    every: dict[str, Any] = {"quantizes": True, "finishes": True}
+    return {**every, "own_range": own_range, "shares": own_range, "x_bits": bits}
 
 
 def factor_product(

@@ -2,16 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import jax
 
+from jcompress.execution.finishing import finished_products
 from jcompress.execution.products import Execution as Execution
 from jcompress.execution.products import How as How
 from jcompress.execution.reasons import why_dense
 from jcompress.execution.site import CompressedSite
 from jcompress.execution.together import make_dense
+from jcompress.fusion import Fusion, find_fusions
 from jcompress.kernels import Implementation
 from jcompress.sites import PRODUCTS, WEIGHTS
 from jcompress.tensors import QTensor, WithOutliers, is_compressed
@@ -19,6 +21,7 @@ from jcompress.tensors.matrix import MatrixTensor
 from jcompress.tensors.ranges import Range
 from jcompress.tracing.handlers import Handler
 from jcompress.tracing.interpreter import Program
+from jcompress.tracing.replacing import Replacement
 from jcompress.tracing.trace import Traced, trace
 from jcompress.tracing.values import Location
 
@@ -27,19 +30,24 @@ R = TypeVar("R")
 
 
 def compressed(
-    fn: Callable[P, R], *, implementation: Implementation | None = None
+    fn: Callable[P, R],
+    *,
+    implementation: Implementation | None = None,
+    without: Collection[Fusion] = (),
 ) -> Callable[P, R]:
     """Make a function accept a tree in which compressed leaves stand for arrays.
 
     Every product, convolution and lookup takes the compressed leaf by the best way
     there is on the platform; where no way is known, and wherever else the leaf is
-    used, it is made dense on the spot. `inspect` tells which happened where.
+    used, it is made dense on the spot. What follows a product (bias, activation
+    function, residual) is done in its call, and on CPUs attention and normalisation run
+    as one operation each, as `fused` has them. `inspect` tells which happened where.
 
     The results equal those of the function with every leaf's `dense()` in its place,
     which for a quantized tree is `fake_quant` with the same rules, and for a sparse
     one the masked model: bit for bit where the leaf is made dense or looked up, and up
-    to the order of summation in products (float32: within 2e-5 of the largest output
-    in our tests).
+    to the order of summation in products and in what runs as one operation (float32:
+    within 2e-5 of the largest output in our tests).
 
     Args:
         fn: the function, written for dense leaves, such as `model.apply`; the tree is
@@ -47,6 +55,7 @@ def compressed(
         implementation: which implementation of every kernel runs; None for the fastest
             on each platform. `Implementation.XLA` for programs that hold nothing but
             what XLA compiles: written by `jax.export`, they run without this library.
+        without: what is not to run as one operation (see `Fusion`).
 
     Returns:
         A function with the arguments and results of `fn`. It raises ValueError if the
@@ -73,8 +82,9 @@ def compressed(
                 "compressed: the tree with compressed leaves is the first argument and "
                 f"is given by position; got only the keywords {sorted(kwargs)}"
             )
-        traced = trace(fn, args[0], args[1:], kwargs)
-        result: R = traced.rebuild(_evaluate(traced, {}, implementation))
+        traced = trace(fn, args[0], args[1:], kwargs, write_out_calls=True)
+        wanted = frozenset(Fusion) - frozenset(without)
+        result: R = traced.rebuild(_evaluate(traced, {}, implementation, wanted))
         return result
 
     return run
@@ -94,16 +104,20 @@ def inspect(
         **kwargs: further keyword arguments of `fn`.
 
     Returns:
-        One entry for each use of each compressed leaf, in the order of execution.
+        One entry for each use of each compressed leaf, and one for each group of
+        equations that runs as one operation, in the order of execution.
 
     Raises:
         ValueError: the tree has no compressed leaf.
     """
-    traced = trace(fn, variables, args, kwargs)
+    traced = trace(fn, variables, args, kwargs, write_out_calls=True)
     record: dict[Any, Execution] = {}
     jax.eval_shape(
         lambda leaves, data: _evaluate(
-            dataclasses.replace(traced, leaves=leaves, data=data), record, None
+            dataclasses.replace(traced, leaves=leaves, data=data),
+            record,
+            None,
+            frozenset(Fusion),
         ),
         traced.leaves,
         traced.data,
@@ -115,6 +129,7 @@ def _evaluate(
     traced: Traced,
     record: dict[Any, Execution],
     implementation: Implementation | None,
+    wanted: frozenset[Fusion],
 ) -> list[Any]:
     tensors = {
         name: leaf
@@ -157,6 +172,34 @@ def _evaluate(
         why = why_dense(eqn, here in traced.uses)
         record[name, operation, why] = Execution(name, operation, How.DENSE, why)
 
-    program = Program(traced=traced, handlers=handlers, made_dense=made_dense)
+    program = Program(
+        traced=traced,
+        handlers=handlers,
+        made_dense=made_dense,
+        # What XLA alone compiles is portable, which no compiled kernel is.
+        replacements={}
+        if portable
+        else _replacements(traced, handlers, record, wanted),
+    )
     outs, _ = program(leaves, traced.data, reads)
     return outs
+
+
+def _replacements(
+    traced: Traced,
+    handlers: Mapping[Location, Any],
+    record: dict[Any, Execution],
+    wanted: frozenset[Fusion],
+) -> Mapping[Location, Sequence[Replacement]]:
+    """The operations that take the place of several equations."""
+    placed: dict[Location, list[Replacement]] = {}
+    taken: dict[Location, list[int]] = {}
+    if Fusion.AFTER_PRODUCTS in wanted:
+        for at, equations, one in finished_products(traced, handlers):
+            placed.setdefault(at, []).append(one)
+            taken.setdefault(at, []).extend(equations)
+    for found in find_fusions(traced.body, wanted, taken):
+        placed.setdefault(found.at, []).append(found.replacement)
+        entry = Execution(found.scope, found.fusion.value, How.FUSED)
+        record[found.fusion, found.at, found.replacement.results] = entry
+    return placed

@@ -1,6 +1,7 @@
 """The handler of a site of a compressed leaf: the best way that is known."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from jcompress.errors import MismatchError
 from jcompress.execution.convolutions import Windowed, takes_data
 from jcompress.execution.experts import by_expert, by_factor, why_not_by_expert
 from jcompress.execution.factored_convolutions import FactoredConv
+from jcompress.execution.finishing import Finish
 from jcompress.execution.lookups import Lookup
 from jcompress.execution.pointwise import Pointwise
 from jcompress.execution.products import Execution, How, LeafKernel
@@ -40,11 +42,13 @@ class CompressedSite:
         activation: how the leaf's input is quantized, even if the leaf arrives dense.
         record: gets an entry that says how the leaf ran.
         implementation: which one of each kernel runs; None for the fastest.
+        after: what follows the product, for kernels that do it in the same call.
     """
 
     activation: Activation | None
     record: dict[Any, Execution]
     implementation: Implementation | None
+    after: Finish | None = None
 
     def __call__(
         self, use: Use, inputs: list[Any], bind: Bind, read: Any
@@ -72,7 +76,9 @@ class CompressedSite:
                     f"compressed: {use.sites[0].path} meets {x.dtype} data, and only "
                     "floats can be quantized; quantize it by a rule without activation"
                 )
-            scaling = input_scale(x, contracted(use), self.activation, read)
+            scaling = input_scale(
+                x, contracted(use), self.activation, read, has_data=True
+            )
         if one:
             leaf = inputs[found[0]]
             known = _for_kernels(leaf.tensor)
@@ -87,7 +93,8 @@ class CompressedSite:
             use, inputs, bind, "it was made dense before it came here"
         ), None
 
-    def _note(self, use: Use, inputs: list[Any], how: How, why: str = "") -> None:
+    def note(self, use: Use, inputs: list[Any], how: How, why: str = "") -> None:
+        """Record how the compressed leaves among some inputs ran."""
         for value in inputs:
             if isinstance(value, Deferred):
                 entry = Execution(value.name, use.eqn.primitive.name, how, why)
@@ -96,7 +103,7 @@ class CompressedSite:
     def _dense(
         self, use: Use, inputs: list[Any], bind: Bind, why: str
     ) -> list[jax.Array]:
-        self._note(use, inputs, How.DENSE, why)
+        self.note(use, inputs, How.DENSE, why)
         return bind([x.dense() if isinstance(x, Deferred) else x for x in inputs])
 
     def _faked(self, use: Use, inputs: list[Any], scaling: Scaling) -> list[Any]:
@@ -132,21 +139,21 @@ class CompressedSite:
         if entry.how is How.DENSE:
             if activation is not None and use.data is not None:
                 scaling = input_scale(
-                    inputs[use.data], contracted(use), activation, read
+                    inputs[use.data], contracted(use), activation, read, has_data=True
                 )
                 rounds = dataclasses.replace(self, activation=activation)
                 inputs = rounds._faked(use, inputs, scaling)
             return self._dense(use, inputs, bind, entry.why)
         if not isinstance(base, CompressedTensor):
             (out,) = bind(given(leaf.viewed(base)))
-            self._note(use, inputs, How.ADAPTED)
+            self.note(use, inputs, How.ADAPTED)
             return [out + added]
         kept = dataclasses.replace(leaf, tensor=base)
         within = CompressedSite(activation, record, self.implementation)
         (out,), _ = within(use, given(kept), bind, read)
         (entry,) = record.values()
         why = f"{entry.how.value}: {entry.why}" if entry.why else entry.how.value
-        self._note(use, inputs, How.ADAPTED, f"base: {why}")
+        self.note(use, inputs, How.ADAPTED, f"base: {why}")
         return [out + added]
 
     def _product(
@@ -165,8 +172,40 @@ class CompressedSite:
                 return self._dense(use, self._faked(use, inputs, scaling), bind, part)
         assert isinstance(kernel, LeafKernel)
         assert isinstance(plan, Product)
-        self._note(use, inputs, kernel.how)
+        after = self.after
+        if after is not None and kernel.finishes and not plan.stack_sizes:
+            multiply = functools.partial(kernel.multiply, **after.arguments(plan))
+            kernel = dataclasses.replace(kernel, multiply=multiply)
+            after.done = True
+        self.note(use, inputs, kernel.how, after.said if after and after.done else "")
         return [self._planned(use, plan, kernel, tensor, inputs, scaling)]
+
+    def shareable(
+        self, use: Use, inputs: list[Any]
+    ) -> tuple[Product, LeafKernel, QTensor] | None:
+        """How a product runs in one call with others of its input; None if it cannot.
+
+        Args:
+            use: the equation and its sites.
+            inputs: its inputs.
+        """
+        found = [i for i, value in enumerate(inputs) if isinstance(value, Deferred)]
+        data = use.data
+        if len(found) != 1 or data is None or data in found:
+            return None
+        use = _of_parts(use, inputs)
+        tensor = inputs[found[0]].tensor
+        tensor = tensor.for_kernels() if isinstance(tensor, QTensor) else None
+        if not isinstance(tensor, QTensor):
+            return None
+        kernel = self._kernel(tensor, use)
+        plan = Product.of(use, found[0], tensor.shape, tensor.axes)
+        if isinstance(kernel, str) or isinstance(plan, str):
+            return None
+        floating = jnp.issubdtype(inputs[data].dtype, jnp.floating)
+        if not kernel.shares or plan.stack_sizes or not floating:
+            return None
+        return plan, kernel, tensor
 
     def _kernel(self, tensor: CompressedTensor, use: Use) -> LeafKernel | str:
         return LeafKernel.of(tensor, self.activation, use.eqn, self.implementation)
@@ -207,7 +246,7 @@ class CompressedSite:
         if isinstance(tensor, LowRank) and (tensor.windows or isinstance(point, str)):
             factored = FactoredConv.of(use, operand, tensor)
             if isinstance(factored, FactoredConv):
-                self._note(use, inputs, How.FACTORS, factored.why(tensor))
+                self.note(use, inputs, How.FACTORS, factored.why(tensor))
                 x = self._faked(use, inputs, scaling)[0]
                 return [factored.run(x, tensor, self.implementation)]
             point = factored
@@ -221,7 +260,7 @@ class CompressedSite:
         planned = Product.of(product, operand, tensor.shape, tensor.axes)
         if isinstance(planned, str):
             return self._dense(use, self._faked(use, inputs, scaling), bind, planned)
-        self._note(use, inputs, kernel.how)
+        self.note(use, inputs, kernel.how)
         out = self._planned(use, planned, kernel, tensor, inputs, scaling, point.picked)
         return [point.result(out)]
 
@@ -238,9 +277,17 @@ class CompressedSite:
         why = ""
         if _on_cpu():
             why = plan.why_in_floats(inputs[0], tensor, activation)
-        self._note(use, inputs, How.DENSE if why else how, why)
+        after = self.after
+        follows: dict[str, Any] = {}
+        if after is not None and not why and plan.dtype == jnp.float32:
+            follows = after.of_images(plan)
+            after.done = True
+            why = after.said
+        elif why:
+            how = How.DENSE
+        self.note(use, inputs, how, why)
         given = (inputs[0], scaling, tensor, activation)
-        return [plan.run(*given, self.implementation)]
+        return [plan.run(*given, self.implementation, follows)]
 
     def _ragged(
         self, use: Use, operand: int, inputs: list[Any], scaling: Scaling, bind: Bind
@@ -254,12 +301,12 @@ class CompressedSite:
         assert isinstance(kernel, LeafKernel)
         factored = isinstance(leaf.tensor, LowRank)
         if _on_cpu():
-            self._note(use, inputs, kernel.how, BY_EXPERT)
+            self.note(use, inputs, kernel.how, BY_EXPERT)
         elif factored:
-            self._note(use, inputs, kernel.how)
+            self.note(use, inputs, kernel.how)
         else:
             why = f"there is no kernel for `{use.eqn.primitive.name}` on this platform"
-            self._note(use, inputs, How.DENSE, why)
+            self.note(use, inputs, How.DENSE, why)
         x, sizes = inputs[0] if kernel.quantizes else faked[0], inputs[2]
         scale, zero = None, None
         if kernel.quantizes and not kernel.own_range and scaling is not None:
@@ -287,7 +334,7 @@ class CompressedSite:
         leaf, plan = inputs[0], Lookup.of(use, inputs[0])
         if isinstance(plan, str):
             return self._dense(use, inputs, bind, plan)
-        self._note(use, inputs, How.ROWS)
+        self.note(use, inputs, How.ROWS)
         return [plan.run(leaf, inputs[1:], use.eqn.outvars[0].aval)]
 
 

@@ -380,7 +380,15 @@ def _input_ranges(
             f"quantize: {path} is in {products} products and `ranges` has "
             f"{len(ranges[path])} for it"
         )
-    return tuple(
+    found = tuple(
         Range(jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32))
         for low, high in ranges[path]
     )
+    empty = [_known(low) and not np.isfinite(np.asarray(low)).all() for low, _ in found]
+    if any(empty) and not all(empty):
+        raise MismatchError(
+            f"quantize: {path} is in {products} products, and the range of number "
+            f"{empty.index(True)} has seen no data; calibrate with inputs that reach it"
+        )
+    # As in `fake_quant`, a range that has seen no data is that of each input.
+    return () if all(empty) else found

@@ -76,6 +76,8 @@ def input_scale(
     contracted: tuple[int, ...],
     activation: Activation,
     stored: Range | None,
+    *,
+    has_data: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Scale and zero point of a product's input, broadcasting against it.
 
@@ -84,7 +86,11 @@ def input_scale(
         contracted: the axes that the product sums over.
         activation: how the input is quantized.
         stored: the range to use; None, or a range without data, takes that of `x`.
+        has_data: whether it is known that the stored range has data, so that the
+            input need not be looked at.
     """
+    if stored is not None and has_data:
+        return scale_and_zero(stored, activation.format)
     given = jax.lax.stop_gradient(x)
     axes = None
     if isinstance(activation.granularity, PerRow):

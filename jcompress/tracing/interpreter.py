@@ -14,6 +14,7 @@ from jcompress.tracing.handlers import Bind, Handler, Joining
 from jcompress.tracing.jaxprs import Body, Kind, is_literal, kind_of
 from jcompress.tracing.nested import NESTED
 from jcompress.tracing.passing import passed
+from jcompress.tracing.replacing import Replacement, steps
 from jcompress.tracing.trace import Traced, trace
 from jcompress.tracing.values import Location, Use
 
@@ -35,6 +36,8 @@ class Program:
         resizing: what changes where arrays have other sizes than in the trace.
         bypass: values that others take the place of; what only led to them is left out.
         opened: the programs that hold such values.
+        replacements: operations that take the place of several equations, by the
+            location of the program that these stand in.
     """
 
     traced: Traced
@@ -44,10 +47,13 @@ class Program:
     resizing: "Resizing | None" = None
     bypass: Mapping[Any, Any] = dataclasses.field(default_factory=dict)
     opened: frozenset[Location] = frozenset()
+    replacements: Mapping[Location, Sequence[Replacement]] = dataclasses.field(
+        default_factory=dict
+    )
 
     @functools.cached_property
     def _prefixes(self) -> frozenset[Location]:
-        places = [*self.handlers, *self.opened]
+        places = [*self.handlers, *self.opened, *self.replacements]
         if self.resizing is not None:
             change = self.resizing
             places += [*change.equations, *change.inputs, *change.results]
@@ -116,33 +122,36 @@ class Program:
         env.update(zip(body.jaxpr.invars, inputs, strict=True))
         statistics: dict[Location, Any] = {}
 
-        last_use = {
-            self._source(atom): index
-            for index, eqn in enumerate(body.jaxpr.eqns)
-            for atom in eqn.invars
-            if not is_literal(atom)
-        }
+        order = steps(
+            body,
+            self.replacements.get(at, ()),
+            self._source,
+            only_needed=at in self.opened,
+        )
+        last_use = {var: step for step in order for var in step.inputs}
         for atom in body.jaxpr.outvars:
             if not is_literal(atom):
                 last_use.pop(self._source(atom), None)
-        unused = self._left_out(body) if at in self.opened else frozenset()
 
         def value_of(atom: Any) -> Any:
             return atom.val if is_literal(atom) else env[self._source(atom)]
 
-        for index, eqn in enumerate(body.jaxpr.eqns):
-            if index in unused:
-                continue
-            ins = [value_of(atom) for atom in eqn.invars]
-            if self.resizing is not None and (*at, index) in self.resizing.inputs:
-                ins = self.resizing.inputs[*at, index](ins)
-            with eqn.ctx.manager, _scope(eqn):
-                outs = self._equation(eqn, ins, (*at, index), reads, statistics)
-            env.update(zip(eqn.outvars, outs, strict=True))
-            for atom in eqn.invars:
+        for step in order:
+            if step.replacement is not None:
+                ins = [value_of(atom) for atom in step.replacement.inputs]
+                outs = step.replacement.run(ins, reads)
+            else:
+                eqn, here = body.jaxpr.eqns[step.index], (*at, step.index)
+                ins = [value_of(atom) for atom in eqn.invars]
+                if self.resizing is not None and here in self.resizing.inputs:
+                    ins = self.resizing.inputs[here](ins)
+                with eqn.ctx.manager, _scope(eqn):
+                    outs = self._equation(eqn, ins, here, reads, statistics)
+            env.update(zip(step.results, outs, strict=True))
+            for var in step.inputs:
                 # Outside of jit a value that nothing needs any more frees its memory.
-                if not is_literal(atom) and last_use.get(self._source(atom)) == index:
-                    env.pop(self._source(atom), None)
+                if last_use.get(var) is step:
+                    env.pop(var, None)
         outs = [value_of(atom) for atom in body.jaxpr.outvars]
         if self.resizing is not None and at in self.resizing.results:
             outs = self.resizing.results[at](outs)
@@ -152,22 +161,6 @@ class Program:
         while atom in self.bypass:
             atom = self.bypass[atom]
         return atom
-
-    def _left_out(self, body: Body) -> frozenset[int]:
-        """The equations that only lead to values that others take the place of."""
-        needed = {
-            self._source(atom) for atom in body.jaxpr.outvars if not is_literal(atom)
-        }
-        left = set()
-        for index in reversed(range(len(body.jaxpr.eqns))):
-            eqn = body.jaxpr.eqns[index]
-            if not eqn.effects and not needed.intersection(eqn.outvars):
-                left.add(index)
-                continue
-            needed.update(
-                self._source(atom) for atom in eqn.invars if not is_literal(atom)
-            )
-        return frozenset(left)
 
     def _equation(
         self,

@@ -11,6 +11,7 @@ import numpy as np
 from jcompress.leaves import named_leaves
 from jcompress.tensors import CompressedTensor, is_compressed
 from jcompress.tracing.flow import Flow
+from jcompress.tracing.inlining import inlined
 from jcompress.tracing.jaxprs import Body
 from jcompress.tracing.site import Sites
 from jcompress.tracing.values import DATA, Use, Value
@@ -86,8 +87,18 @@ def trace(
     variables: Any,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    *,
+    write_out_calls: bool = False,
 ) -> Traced:
     """Trace `fn(variables, *args, **kwargs)` and find its sites.
+
+    Args:
+        fn: the function.
+        variables: the tree of parameters.
+        args: its further arguments.
+        kwargs: its keyword arguments.
+        write_out_calls: whether calls of compiled functions within it are written out,
+            so that patterns of equations are seen across them.
 
     Raises:
         TypeError: `fn` is no function of a tree, but a model or a tree itself.
@@ -141,7 +152,7 @@ def trace(
         Value(False, (View.whole(i, struct.shape),), frozenset({i}))
         for i, (_, struct) in enumerate(described)
     ]
-    body = Body.of(closed)
+    body = Body.of(inlined(closed) if write_out_calls else closed)
     walk(body, [*inputs, *([DATA] * len(data))], flow)
     return Traced(
         body=body,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jcompress.formats import Int
 from jcompress.kernels._dispatch import Form, Implementation
+from jcompress.kernels._epilogue import Elementwise, after_rows
 from jcompress.kernels._integers import quantize_rows, result_dtype, row_scale
 from jcompress.kernels._operation import Arrays, KernelOperation
 from jcompress.kernels._rows import by_row, check_outputs, check_row_scale, said
@@ -22,7 +23,9 @@ _NAME = "int8_matmul"
 FORMS = {
     Implementation.REFERENCE: Form(reference),
     Implementation.XLA: Form(xla),
-    Implementation.CPU: Form(cpu.cpu, cpu.refuses, cpu.prefers, stacked=True),
+    Implementation.CPU: Form(
+        cpu.cpu, cpu.refuses, cpu.prefers, stacked=True, finishes=True
+    ),
     Implementation.TPU: Form(tpu.tpu, tpu.refuses, tpu.prefers, sized=True),
     Implementation.GPU: Form(gpu.gpu, gpu.refuses, gpu.prefers, sized=True),
 }
@@ -38,6 +41,9 @@ def int8_matmul(
     x_zero: jax.Array | None = None,
     x_bits: int = 8,
     bias: jax.Array | None = None,
+    then: Elementwise | None = None,
+    factor: jax.Array | None = None,
+    residual: jax.Array | None = None,
     implementation: Implementation | None = None,
 ) -> jax.Array:
     """Multiply in integers: quantized activations by a quantized weight.
@@ -45,10 +51,11 @@ def int8_matmul(
     `y[..., n] = x_scale scales[n] sum_k (q[..., k] - x_zero) (values[n, k] - zeros[n])
     + bias[n]` with the sum exact in int32 (beyond 32768 inputs, a float32 sum of such
     sums). Float `x` is quantized on the way, `q = quantize_values(x, x_scale, x_zero)`,
-    symmetric if `x_zero` is None; int8 `x` is q. Use `jax.vmap` for stacks.
-    Differentiable in reverse with respect to `bias` and float `x`, with the
+    symmetric if `x_zero` is None; int8 `x` is q. What is left of a layer may follow:
+    `then(y) factor + residual`, in float32. Use `jax.vmap` for stacks. Differentiable
+    in reverse with respect to `bias`, `factor`, `residual` and float `x`, with the
     straight-through gradient of `fake_quantize`: the stored arrays, `x_scale` and
-    `x_zero` count as constants.
+    `x_zero` count as constants. If the gradient needs `y` it is computed again.
 
     On a mesh each device multiplies the part of the weight that it has; where the
     inputs are cut, the parts are summed over the devices.
@@ -63,6 +70,10 @@ def int8_matmul(
         x_zero: integers in float32 of the shape of `x_scale`, or None.
         x_bits: bits of the integers that float `x` becomes, 2 to 8.
         bias: float32 [N], or None.
+        then: the activation that follows, or None.
+        factor: what the result is then multiplied by, number by number, [..., N] in its
+            dtype, or None.
+        residual: what is added last, as `factor`.
         implementation: None for the fastest.
 
     Returns:
@@ -70,13 +81,17 @@ def int8_matmul(
 
     Raises:
         ValueError: shapes or dtypes do not fit, or `x_scale` is missing.
-        TypeError: `implementation` is of another kind.
+        TypeError: `implementation` or `then` is of another kind.
         NotImplementedError: there is no such implementation, or it cannot compute
             these shapes and dtypes.
     """
     _check_weight(x, values, scales, zeros, bias)
     _check_input(x, x_scale, x_zero, x_bits)
     count, outputs = math.prod(x.shape[:-1]), values.shape[0]
+    after = after_rows(
+        _NAME, x.shape[:-1], outputs, result_dtype(x), then,
+        factor=factor, residual=residual,
+    )  # fmt: skip
     wide = jnp.broadcast_to(scales, (outputs, 1))
     product = _OPERATION(
         x.reshape(count, x.shape[-1]),
@@ -87,6 +102,7 @@ def int8_matmul(
         None if zeros is None else jnp.broadcast_to(zeros, wide.shape),
         bias,
         implementation=implementation,
+        after=after,
         x_bits=x_bits,
     )
     return product.reshape(*x.shape[:-1], outputs)
@@ -149,7 +165,7 @@ def _over_parts(
     )
     if bias is not None:
         product = product + bias[:, None]
-    return product.astype(result_dtype(x))
+    return product
 
 
 _OPERATION = KernelOperation(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.kernels import _native, _tiles
+from jcompress.kernels._epilogue import After
 
 
 def cpu(
@@ -18,6 +19,7 @@ def cpu(
     bias: jax.Array | None,
     *,
     x_bits: int,
+    after: After | None = None,
 ) -> jax.Array:
     """[S, M, K] x int8 [S, N, K] -> [S, M, N]; the sums are exact."""
     return _native.matmul(
@@ -31,6 +33,7 @@ def cpu(
         bits=8,
         x_bits=x_bits,
         digits=1,
+        after=after,
     )
 
 

@@ -35,6 +35,7 @@ def gpu(
     bias: jax.Array | None,
     *,
     x_bits: int,
+    out_dtype: Any = None,
     how: str = "",
     tiles: Tiles | None = None,
     interpret: Any = None,
@@ -42,7 +43,8 @@ def gpu(
     """[M, K] -> [M, N]; `reference` says what the arguments are.
 
     Args:
-        x, x_scale, x_zero, values, scales, zeros, bias, x_bits: see `reference`.
+        x, x_scale, x_zero, values, scales, zeros, bias, x_bits, out_dtype: see
+            `reference`.
         how: the instruction; "" takes what suits the device.
         tiles: how to cut the product; None asks the tables, then `_gpu_tiles`' rules.
         interpret: parameters of Pallas' interpreter; None compiles.
@@ -66,7 +68,7 @@ def gpu(
         tiles = choose_tiles(shape, how, "int8_matmul", table_key(8, "int8", shape))
     return product(
         parts_by(how), q, values, scales, zeros, scale[:, 0], bias,
-        tiles=tiles, out_dtype=result_dtype(x), interpret=interpret,
+        tiles=tiles, out_dtype=out_dtype or result_dtype(x), interpret=interpret,
     )  # fmt: skip
 
 

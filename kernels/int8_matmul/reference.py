@@ -1,5 +1,7 @@
 """The definition of `int8_matmul`."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -16,8 +18,12 @@ def reference(
     bias: jax.Array | None,
     *,
     x_bits: int,
+    out_dtype: Any = None,
 ) -> jax.Array:
-    """Exact int32 sums, scaled in float32: [M, K] -> [M, N]."""
+    """Exact int32 sums, scaled in float32: [M, K] -> [M, N].
+
+    The result has the dtype of float `x`, or float32, unless `out_dtype` says another.
+    """
     q, scale, zero = quantize_rows(x, x_scale, x_zero, x_bits)
     left = q.astype(jnp.int32)
     if zero is not None:
@@ -32,4 +38,4 @@ def reference(
     product = total * scale * scales.T
     if bias is not None:
         product = product + bias[None]
-    return product.astype(result_dtype(x))
+    return product.astype(out_dtype or result_dtype(x))

@@ -28,6 +28,7 @@ def tpu(
     bias: jax.Array | None,
     *,
     x_bits: int,
+    out_dtype: Any = None,
 ) -> jax.Array:
     """[M, K] -> [M, N]; `reference` says what the arguments are.
 
@@ -61,7 +62,7 @@ def tpu(
     product = sums * scale * scales.T
     if bias is not None:
         product = product + bias[None]
-    return product.astype(result_dtype(x))
+    return product.astype(out_dtype or result_dtype(x))
 
 
 def refuses(

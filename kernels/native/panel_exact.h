@@ -9,7 +9,6 @@
 #include "panel_weights.h"
 #include "product.h"
 #include "rows.h"
-#include "unrolled.h"
 
 namespace jcompress {
 namespace {
@@ -28,62 +27,6 @@ struct ExactPiece {
   const uint8_t* ahead;
   int64_t stride;
 };
-
-// A prefetch may point anywhere: it never faults.
-inline void fetch_at(const void* from, int64_t offset) {
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) +
-                                                   static_cast<uintptr_t>(offset)),
-                     0, 2);
-}
-
-template <class V, int kPanels, int kOutputs>
-[[gnu::noinline]] void add_outputs(const ExactPiece& piece, int first) {
-  constexpr int kLanes = V::kLanes, kSquare = kLanes * kLanes;
-  typename V::I sums[kOutputs][kPanels];
-  int32_t* out = piece.sums + first * kLanes;
-  if (piece.fresh) {
-    each<kOutputs>([&](auto n) JCOMPRESS_INLINE {
-      each<kPanels>([&](auto v) JCOMPRESS_INLINE { sums[n][v] = V::zero(); });
-    });
-  } else {
-    each<kOutputs>([&](auto n) JCOMPRESS_INLINE {
-      each<kPanels>([&](auto v) JCOMPRESS_INLINE {
-        sums[n][v] = V::load(out + v * kSquare + n * kLanes);
-      });
-    });
-  }
-  const uint8_t* w = piece.w + first * kStride;
-  const int8_t* x = piece.x;
-  const int64_t panel = piece.panel, stride = piece.stride * kOutputs / kLanes;
-  int64_t ahead = first * piece.quads * piece.stride / kLanes;
-  for (int64_t k = 0; k < piece.quads; ++k) {
-    typename V::I row[kPanels];
-    each<kPanels>([&](auto v) JCOMPRESS_INLINE {
-      row[v] = V::load(x + v * panel + k * V::kBytes);
-    });
-    fetch_at(piece.ahead, ahead);
-    ahead += stride;
-    each<kOutputs>([&](auto n) JCOMPRESS_INLINE {
-      const typename V::I weight = V::load_word(w + n * kStride + 4 * k);
-      each<kPanels>([&](auto v) JCOMPRESS_INLINE {
-        sums[n][v] = V::dot_bytes(sums[n][v], weight, row[v]);
-      });
-    });
-  }
-  each<kOutputs>([&](auto n) JCOMPRESS_INLINE {
-    each<kPanels>([&](auto v) JCOMPRESS_INLINE {
-      V::store(out + v * kSquare + n * kLanes, sums[n][v]);
-    });
-  });
-}
-
-template <class V, int kPanels>
-void add_exact(const ExactPiece& piece) {
-  constexpr int kTogether = V::kLanes / kPanels;
-  for (int first = 0; first < V::kLanes; first += kTogether) {
-    add_outputs<V, kPanels, kTogether>(piece, first);
-  }
-}
 
 // What turns sums into results, filled up to whole vectors of outputs.
 struct ExactEnds {
@@ -121,19 +64,6 @@ template <class V, bool kPlain>
     total = V::subtract(total, V::multiply(whole, point));
   }
   return total;
-}
-
-template <class V>
-void write_some(typename V::F number, const Result& result, int64_t at, int64_t count) {
-  using Four = float __attribute__((vector_size(16)));
-  alignas(64) float some[V::kLanes];
-  V::store_float(some, number);
-  for (int64_t i = 0; i < count; i += 4) {
-    Four four;
-    std::memcpy(&four, some + i, sizeof(four));
-    narrow(four, result.y, result.dtype, at + i,
-           static_cast<int>(std::min<int64_t>(4, count - i)));
-  }
 }
 
 // `sums`: of a band, [sixteen outputs][digit][output][lane], sixteen outputs `next` from

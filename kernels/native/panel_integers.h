@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "floats.h"
-#include "panel_exact.h"
 #include "panel_floats.h"
 #include "panel_weights.h"
 #include "product.h"
@@ -29,14 +28,8 @@ struct BlockGroups {
 template <class V>
 struct VectorProducts {
   static constexpr int kOutputs = 12;  // a multiple of what is multiplied at once
-  static constexpr int kExactOutputs = 16;
 
   VectorProducts(const Panels&, const Weight&) {}
-
-  template <int kPanels>
-  static void add(const ExactPiece& piece) {
-    add_exact<V, kPanels>(piece);
-  }
 
   // totals[output * stride + lane] += the sum of products of each group, times its scale.
   template <int kVectors>
@@ -147,9 +140,10 @@ void finish_grouped_band(const Panels& p, const Weight& w, const Result& result,
   }
 }
 
+// Of at most `kChunk` outputs.
 template <class V, class Core>
-void multiply_grouped(const Panels& p, const Weight& w, const Result& result,
-                      int64_t first, int64_t last, int64_t band0, int64_t band1) {
+void multiply_chunk(const Panels& p, const Weight& w, const Result& result, int64_t first,
+                    int64_t last, int64_t band0, int64_t band1) {
   constexpr int kLanes = V::kLanes;
   static_assert(kChunk % Core::kOutputs == 0);
   const int64_t outputs = last - first, unit = unit_of(w), size = w.group_size();
@@ -206,6 +200,14 @@ void multiply_grouped(const Panels& p, const Weight& w, const Result& result,
   const Ends ends{totals.data(), stride};
   for (int64_t band = band0; band < band1; ++band) {
     finish_grouped_band<V>(p, w, result, ends, first, outputs, band0, band);
+  }
+}
+
+template <class V, class Core>
+void multiply_grouped(const Panels& p, const Weight& w, const Result& result,
+                      int64_t first, int64_t last, int64_t band0, int64_t band1) {
+  for (int64_t n = first; n < last; n += kChunk) {
+    multiply_chunk<V, Core>(p, w, result, n, std::min(last, n + kChunk), band0, band1);
   }
 }
 

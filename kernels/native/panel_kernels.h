@@ -6,34 +6,22 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "panel_exact.h"
 #include "panel_floats.h"
 #include "panel_integers.h"
 #include "panel_rows.h"
+#include "panel_strips.h"
 #include "product.h"
 
 namespace jcompress {
 namespace {
-
-// Products of integers by `Core`.
-template <class V, class Core>
-void multiply_integers(const Panels& p, const Weight& w, const Result& result,
-                       int64_t first, int64_t last, int64_t band0, int64_t band1) {
-  if (w.groups == 1) {
-    return multiply_exact<V, Core>(p, w, result, first, last, band0, band1);
-  }
-  for (int64_t n = first; n < last; n += kChunk) {
-    multiply_grouped<V, Core>(p, w, result, n, std::min(last, n + kChunk), band0, band1);
-  }
-}
 
 template <class V>
 void multiply_panels(const Panels& p, const Weight& w, const Result& result,
                      int64_t first, int64_t last, int64_t band0, int64_t band1) {
   if constexpr (V::kIntegerPanels) {
     if (p.digits > 0) {
-      return multiply_integers<V, VectorProducts<V>>(p, w, result, first, last, band0,
-                                                     band1);
+      return multiply_grouped<V, VectorProducts<V>>(p, w, result, first, last, band0,
+                                                    band1);
     }
   }
   for (int64_t n = first; n < last; n += kChunk) {
@@ -45,12 +33,17 @@ constexpr int64_t kNever = INT64_MAX;
 
 template <class V>
 constexpr ManyRows many_rows() {
-  return ManyRows{V::kLanes,
-                  V::kIntegerPanels ? kNever : 0,
-                  V::kFloatRows,
-                  V::kGroupedFloatRows,
-                  &pack_band<V>,
-                  &multiply_panels<V>};
+  ManyRows many{V::kLanes,     V::kIntegerPanels ? kNever : 0,
+                V::kFloatRows, V::kGroupedFloatRows,
+                &pack_band<V>, &multiply_panels<V>,
+                false,         nullptr,
+                nullptr};
+  if constexpr (V::kIntegerPanels) {
+    many.plain = true;
+    many.pack_plain = &pack_plain_rows<V>;
+    many.multiply_plain = &multiply_rows<V>;
+  }
+  return many;
 }
 
 }  // namespace

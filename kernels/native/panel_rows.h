@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "floats.h"
@@ -105,6 +106,52 @@ void pack_band(const Activations& a, const Panels& p, int64_t band, float* scrat
     if (p.digits > 0) return pack_integer_band<V>(a, p, band, scratch);
   }
   pack_float_band<V>(a, p, band);
+}
+
+// The integers of a row, filled up, in the order in which a weight's unpack.
+template <class V>
+void order_inputs(int8_t* q, int64_t filled, int bits) {
+  if (bits == 4) V::template deal<4>(q, filled);
+  if (bits == 2) V::template deal<2>(q, filled);
+}
+
+// Rows first to last - 1, one after the other; `scratch` holds `inputs` floats.
+template <class V>
+void pack_plain_rows(const Activations& a, const PlainRows& rows, int64_t first,
+                     int64_t last, float* scratch) {
+  const int64_t stride = rows.stride(), inputs = rows.inputs;
+  for (int64_t m = first; m < last; ++m) {
+    int8_t* q = rows.packed + m * rows.digits * stride;
+    for (int j = 0; j < rows.digits; ++j) {
+      std::memset(q + j * stride + inputs, 0, stride - inputs);
+    }
+    if (a.dtype == Float::kS8) {
+      std::memcpy(q, static_cast<const int8_t*>(a.x) + m * inputs, inputs);
+      rows.scale[m] = a.scale[m];
+    } else {
+      const float* x = scratch;
+      if (a.dtype == Float::kF32) {
+        x = static_cast<const float*>(a.x) + m * inputs;
+      } else {
+        widen(a.x, a.dtype, m * inputs, inputs, scratch);
+      }
+      const float scale = a.scale ? a.scale[m] : scale_of(V::largest(x, inputs), a.bits);
+      const float inverse = std::isfinite(scale) ? 1.0f / scale : 0.0f;
+      rows.scale[m] = scale;
+      if (rows.digits == 1) {
+        V::round(x, inputs, inverse, a.bits, a.zero ? a.zero + m : nullptr, q);
+      } else {
+        for (int64_t i = 0; i < inputs; ++i) scratch[i] = x[i] * inverse;
+        for (int j = 0; j < rows.digits; ++j) {
+          round_row(a, m, inputs, j + 1 == rows.digits, scratch, q + j * stride);
+        }
+      }
+    }
+    for (int j = 0; j < rows.digits; ++j) {
+      rows.sums[m * rows.digits + j] = V::sum_bytes(q + j * stride, inputs);
+      order_inputs<V>(q + j * stride, rows.filled(), rows.bits);
+    }
+  }
 }
 
 }  // namespace

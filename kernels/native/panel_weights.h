@@ -3,7 +3,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 
+#include "floats.h"
 #include "product.h"
 
 namespace jcompress {
@@ -118,6 +120,28 @@ inline void fetch(const Weight& w, int64_t output, int64_t start, int64_t count)
   const uint8_t* from = w.values + output * w.row_bytes();
   for (int64_t i = first; i < std::min(end, w.row_bytes()); i += 64) {
     __builtin_prefetch(from + i, 0, 2);
+  }
+}
+
+// A prefetch may point anywhere: it never faults.
+template <int kNear>
+inline void fetch_at(const void* from, int64_t offset) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) +
+                                                   static_cast<uintptr_t>(offset)),
+                     0, kNear);
+}
+
+// The first `count` numbers of a vector, to a result.
+template <class V>
+void write_some(typename V::F number, const Result& result, int64_t at, int64_t count) {
+  using Four = float __attribute__((vector_size(16)));
+  alignas(64) float some[V::kLanes];
+  V::store_float(some, number);
+  for (int64_t i = 0; i < count; i += 4) {
+    Four four;
+    std::memcpy(&four, some + i, sizeof(four));
+    narrow(four, result.y, result.dtype, at + i,
+           static_cast<int>(std::min<int64_t>(4, count - i)));
   }
 }
 

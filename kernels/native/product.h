@@ -111,6 +111,30 @@ struct Result {
   const float* bias;  // [outputs] or null
 };
 
+// A function of one number; numbered as in _native.py.
+enum class Function : int64_t {
+  kNone = 0,
+  kRelu = 1,
+  kSquaredRelu = 2,
+  kGelu = 3,
+  kGeluTanh = 4,
+  kSilu = 5,
+  kTanh = 6,
+  kSigmoid = 7,
+  kRelu6 = 8,
+};
+
+// What follows a product and its bias: y = function(y) * factor + residual.
+struct After {
+  Function function;
+  const void* factor;    // [rows, outputs] or null
+  const void* residual;  // [rows, outputs] or null
+  void* y;               // [rows, outputs], the result
+  Float dtype;           // of these arrays
+
+  bool any() const { return function != Function::kNone || factor || residual; }
+};
+
 // Rows of activations across the lanes of vectors, for products of many rows, which then
 // need no sums along a vector. A band is `lanes` rows, filled up with zeros. As integers
 // it has a panel for each digit, [quad][lane][4]: four neighbouring inputs of each row.
@@ -139,6 +163,24 @@ struct Panels {
   }
 };
 
+// Rows of small integers one after the other, for products whose lanes are outputs of a
+// weight without groups. Row m has `digits` rows, each filled up with zeros, its integers
+// in the order in which those of a weight of so many bits unpack.
+struct PlainRows {
+  int8_t* packed;     // [row][digit][stride]
+  int32_t* sums;      // [row][digit]
+  float* scale;       // [row]
+  const float* zero;  // [row] or null: the integer that stands for 0
+  int64_t rows;
+  int64_t inputs;
+  int digits;
+  int bits;
+
+  // Neighbouring rows lie not so that the same inputs fall into a few sets of a cache.
+  int64_t filled() const { return (inputs + 63) / 64 * 64; }
+  int64_t stride() const { return filled() % 512 ? filled() : filled() + 64; }
+};
+
 constexpr int64_t kChunk = 96;  // most outputs that are multiplied with panels at once
 // The same for few panels, so that a block stays in the first-level cache.
 constexpr int64_t kFewPanels = 4, kFewOutputs = 32;
@@ -157,6 +199,14 @@ struct ManyRows {
   // Write y[band0 * lanes : band1 * lanes, first : last].
   void (*multiply)(const Panels&, const Weight&, const Result&, int64_t first,
                    int64_t last, int64_t band0, int64_t band1);
+  // Whether there is the same with rows that are laid out plainly, without groups.
+  // `scratch` holds `inputs` floats.
+  bool plain;
+  void (*pack_plain)(const Activations&, const PlainRows&, int64_t m0, int64_t m1,
+                     float* scratch);
+  // Write y[m0 : m1, first : last].
+  void (*multiply_plain)(const PlainRows&, const Weight&, const Result&, int64_t first,
+                         int64_t last, int64_t m0, int64_t m1);
 };
 
 // The inputs after which groups and bytes of a weight end together, if blocks of them
@@ -183,6 +233,9 @@ struct Products {
   void (*patches)(const Patches&, const Weight&, const Rows&, int64_t tile,
                   int8_t* scratch);
   ManyRows many;
+  // Make of a product y[m0 : m1, first : last], of [rows, outputs], what follows it.
+  void (*finish)(const After&, float* y, int64_t outputs, int64_t m0, int64_t m1,
+                 int64_t first, int64_t last);
 };
 
 const Products* generic_products();

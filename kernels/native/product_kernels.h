@@ -12,6 +12,7 @@
 #include <optional>
 #include <type_traits>
 
+#include "epilogue.h"
 #include "floats.h"
 #include "panel_kernels.h"
 #include "product.h"
@@ -21,7 +22,7 @@
 namespace jcompress {
 namespace {
 
-constexpr int kQuad = 4;  // numbers in the vectors that results are made of
+constexpr int kQuad = 4;  // numbers in vectors of results of sparse products
 constexpr int kSet = 8;   // outputs taken together: so many streams keep memory busy
 constexpr int64_t kFirstCache = 22 << 10;    // bytes for which a set and a tile are cut
 constexpr int64_t kSecondCache = 384 << 10;  // bytes of activations that stay close
@@ -230,16 +231,18 @@ struct Span {
   int64_t first;  // step
   int64_t last;
   int64_t ahead;  // bytes from what is read to what is fetched for later
+
+  uintptr_t far() const {
+    return reinterpret_cast<uintptr_t>(w) + static_cast<uintptr_t>(ahead);
+  }
 };
 
 // Rows of a weight are short for the processor's own prefetching, which starts anew with
-// each; fetching what the next outputs need keeps the memory busy. A prefetch may point
-// anywhere: it never faults.
+// each; fetching what the next outputs need, at `far`, keeps the memory busy. A prefetch
+// may point anywhere: it never faults.
 template <class T>
-[[gnu::always_inline]] inline auto read(const uint8_t* w, int64_t ahead) {
-  __builtin_prefetch(reinterpret_cast<const void*>(
-                         reinterpret_cast<uintptr_t>(w) + static_cast<uintptr_t>(ahead)),
-                     0, 2);
+[[gnu::always_inline]] inline auto read(const uint8_t* w, uintptr_t far) {
+  __builtin_prefetch(reinterpret_cast<const void*>(far), 0, 2);
   return T::load(w);
 }
 
@@ -259,13 +262,17 @@ template <class V, int kBits, int kRows, int kOutputs>
   each<kRows>([&](auto r) JCOMPRESS_INLINE {
     each<kOutputs>([&](auto n) JCOMPRESS_INLINE { sums[r][n] = V::zero(); });
   });
-  const int64_t row_bytes = span.row_bytes, ahead = span.ahead;
+  const int64_t row_bytes = span.row_bytes;
   const uint8_t* w = span.w;
+  uintptr_t far = span.far();
   const int8_t* x = span.x + span.first * kStride;
   for (int64_t s = span.first; s < span.last; ++s) {
     add_step<V, kBits, kRows, kOutputs>(
-        sums, x, [&](auto n) JCOMPRESS_INLINE { return read<T>(w + n * row_bytes, ahead); });
+        sums, x, [&](auto n) JCOMPRESS_INLINE {
+          return read<T>(w + n * row_bytes, far + static_cast<uintptr_t>(n * row_bytes));
+        });
     w += kStep;
+    far += kStep;
     x += kStride;
   }
   each<kRows>([&](auto r) JCOMPRESS_INLINE {
@@ -293,9 +300,10 @@ template <class V, int kBits, int kRows, int kOutputs>
   each<kRows>([&](auto r) JCOMPRESS_INLINE {
     each<kOutputs>([&](auto n) JCOMPRESS_INLINE { totals[r][n] = V::zero_float(); });
   });
-  const int64_t row_bytes = span.row_bytes, ahead = span.ahead;
+  const int64_t row_bytes = span.row_bytes;
   const int64_t groups = g.groups, per_row = g.per_row;
   const uint8_t* w = span.w;
+  uintptr_t far = span.far();
   const int8_t* x = span.x + span.first * kStride;
   for (int64_t i = span.first / g.steps; i < span.last / g.steps; ++i) {
     typename V::I sums[kRows][kOutputs];
@@ -316,8 +324,12 @@ template <class V, int kBits, int kRows, int kOutputs>
     }
     for (int64_t s = 0; s < g.steps; ++s) {
       add_step<V, kBits, kRows, kOutputs>(
-          sums, x, [&](auto n) JCOMPRESS_INLINE { return read<T>(w + n * row_bytes, ahead); });
+          sums, x, [&](auto n) JCOMPRESS_INLINE {
+            return read<T>(w + n * row_bytes,
+                           far + static_cast<uintptr_t>(n * row_bytes));
+          });
       w += kStep;
+      far += kStep;
       x += kStride;
     }
     const float* scales = g.scales + i;
@@ -343,8 +355,9 @@ template <class V, int kBits, int kRows, int kOutputs>
     each<kOutputs>([&](auto n) JCOMPRESS_INLINE { totals[r][n] = V::zero_float(); });
   });
   const typename V::I index = V::lane_groups(static_cast<int>(g.in_step));
-  const int64_t row_bytes = span.row_bytes, ahead = span.ahead;
+  const int64_t row_bytes = span.row_bytes;
   const uint8_t* w = span.w;
+  uintptr_t far = span.far();
   const int8_t* x = span.x + span.first * kStride;
   for (int64_t s = span.first; s < span.last; ++s) {
     const int64_t group = s * g.in_step;
@@ -364,8 +377,11 @@ template <class V, int kBits, int kRows, int kOutputs>
       });
     }
     add_step<V, kBits, kRows, kOutputs>(
-        sums, x, [&](auto n) JCOMPRESS_INLINE { return read<T>(w + n * row_bytes, ahead); });
+        sums, x, [&](auto n) JCOMPRESS_INLINE {
+          return read<T>(w + n * row_bytes, far + static_cast<uintptr_t>(n * row_bytes));
+        });
     w += kStep;
+    far += kStep;
     x += kStride;
     each<kOutputs>([&](auto n) JCOMPRESS_INLINE {
       const typename V::F scale =
@@ -383,17 +399,22 @@ template <class V, int kBits, int kRows, int kOutputs>
 // ---- A tile with a set of outputs, all steps of a span ----
 
 template <class V, int kBits, Grouping kGrouping, int kRows>
-void tile_outputs(Span span, Groups g, void* out) {
+void tile_outputs(const Span& span, const Groups& groups, void* out) {
   constexpr int kOutputs = V::outputs(kRows, kGrouping != Grouping::kNone);
+  if constexpr (kGrouping == Grouping::kNone && kOutputs == kSet) {
+    return sums_of_none<V, kBits, kRows, kOutputs>(span, static_cast<int32_t*>(out));
+  }
+  Span part = span;
+  Groups g = groups;
   for (int n = 0; n < kSet; n += kOutputs) {
     if constexpr (kGrouping == Grouping::kNone) {
-      sums_of_none<V, kBits, kRows, kOutputs>(span, static_cast<int32_t*>(out) + n);
+      sums_of_none<V, kBits, kRows, kOutputs>(part, static_cast<int32_t*>(out) + n);
     } else if constexpr (kGrouping == Grouping::kSteps) {
-      sums_of_steps<V, kBits, kRows, kOutputs>(span, g, static_cast<float*>(out) + n);
+      sums_of_steps<V, kBits, kRows, kOutputs>(part, g, static_cast<float*>(out) + n);
     } else {
-      sums_of_lanes<V, kBits, kRows, kOutputs>(span, g, static_cast<float*>(out) + n);
+      sums_of_lanes<V, kBits, kRows, kOutputs>(part, g, static_cast<float*>(out) + n);
     }
-    span.w += kOutputs * span.row_bytes;
+    part.w += kOutputs * span.row_bytes;
     g.scales += kOutputs * g.groups;
     if (g.zeros) g.zeros += kOutputs * g.groups;
   }
@@ -447,9 +468,11 @@ class LastSet {
 
 // ---- From sums to results ----
 
-using Quad = float __attribute__((vector_size(16)));
-using IntQuad = int32_t __attribute__((vector_size(16)));
-using LongQuad = int64_t __attribute__((vector_size(32)));
+using Set = float __attribute__((vector_size(4 * kSet)));
+using IntSet = int32_t __attribute__((vector_size(4 * kSet)));
+using LongSet = int64_t __attribute__((vector_size(8 * kSet)));
+
+using Quad = float __attribute__((vector_size(4 * kQuad)));
 
 template <class T, class Element>
 inline T quad_of(const Element* from, int count) {
@@ -465,48 +488,81 @@ inline T load_quad(const Element* from) {
   return quad;
 }
 
+template <class T>
+inline T load_set(const void* from) {
+  T set;
+  std::memcpy(&set, from, sizeof(T));
+  return set;
+}
+
+// The first `count` numbers, converted.
+template <class T, class Element>
+inline T set_of(const Element* from, int count) {
+  typedef Element Stored __attribute__((vector_size(sizeof(Element) * kSet)));
+  if (count == kSet) return __builtin_convertvector(load_set<Stored>(from), T);
+  T set = {};
+  for (int i = 0; i < count; ++i) set[i] = from[i];
+  return set;
+}
+
+inline void write_set(Set x, const Result& result, int64_t start, int count) {
+  if (result.dtype == Float::kF32) {
+    float* to = static_cast<float*>(result.y) + start;
+    if (count == kSet) {
+      std::memcpy(to, &x, sizeof(x));
+    } else {
+      for (int i = 0; i < count; ++i) to[i] = x[i];
+    }
+    return;
+  }
+  uint16_t* to = static_cast<uint16_t*>(result.y) + start;
+  for (int i = 0; i < count; ++i) {
+    to[i] = result.dtype == Float::kBF16 ? to_bf16(x[i]) : to_f16(x[i]);
+  }
+}
+
 template <class Sum>
 void finish_exact(const Rows& rows, const Weight& w, const Result& result,
                   int64_t m0, int64_t m1, int64_t output, int outputs, const Sum* sums,
                   const Sum* ones) {
-  using Sums = std::conditional_t<sizeof(Sum) == 4, IntQuad, LongQuad>;
-  const Quad scale = quad_of<Quad>(w.scales + output, outputs);
-  Quad bias = {};
-  if (result.bias) bias = quad_of<Quad>(result.bias + output, outputs);
+  using Sums = std::conditional_t<sizeof(Sum) == 4, IntSet, LongSet>;
+  const Set scale = set_of<Set>(w.scales + output, outputs);
+  Set bias = {};
+  if (result.bias) bias = set_of<Set>(result.bias + output, outputs);
   Sums shift = {};
-  if (w.zeros) shift = quad_of<Sums>(w.zeros + output, outputs);
+  if (w.zeros) shift = set_of<Sums>(w.zeros + output, outputs);
   shift += static_cast<Sum>(rows.cut.offset);
   Sums whole = {};
-  if (rows.zero) whole = load_quad<Sums>(ones) - shift * static_cast<Sum>(w.inputs);
+  if (rows.zero) whole = load_set<Sums>(ones) - shift * static_cast<Sum>(w.inputs);
   const float digit = 1.0f / static_cast<float>(kBase);
   for (int64_t m = m0; m < m1; ++m) {
     const int32_t* left = rows.sums + rows.ones + m * rows.digits;
     const Sum* sum = sums + (m - m0) * rows.digits * kSet;
-    Quad number = {};
+    Set number = {};
     for (int64_t j = rows.digits - 1; j >= 0; --j) {
-      Sums total = load_quad<Sums>(sum + j * kSet) - shift * static_cast<Sum>(left[j]);
+      Sums total = load_set<Sums>(sum + j * kSet) - shift * static_cast<Sum>(left[j]);
       if (rows.zero) total -= whole * static_cast<Sum>(zero_point(rows.zero[m]));
-      number = __builtin_convertvector(total, Quad) + number * digit;
+      number = __builtin_convertvector(total, Set) + number * digit;
     }
     number = number * rows.scale[m] * scale + bias;
-    narrow(number, result.y, result.dtype, m * w.outputs + output, outputs);
+    write_set(number, result, m * w.outputs + output, outputs);
   }
 }
 
 inline void finish_grouped(const Rows& rows, const Weight& w, const Result& result,
                            int64_t m0, int64_t m1, int64_t output, int outputs,
                            const float* sums) {
-  Quad bias = {};
-  if (result.bias) bias = quad_of<Quad>(result.bias + output, outputs);
+  Set bias = {};
+  if (result.bias) bias = set_of<Set>(result.bias + output, outputs);
   const float digit = 1.0f / static_cast<float>(kBase);
   for (int64_t m = m0; m < m1; ++m) {
     const float* sum = sums + (m - m0) * rows.digits * kSet;
-    Quad number = {};
+    Set number = {};
     for (int64_t j = rows.digits - 1; j >= 0; --j) {
-      number = load_quad<Quad>(sum + j * kSet) + number * digit;
+      number = load_set<Set>(sum + j * kSet) + number * digit;
     }
     number = number * rows.scale[m] + bias;
-    narrow(number, result.y, result.dtype, m * w.outputs + output, outputs);
+    write_set(number, result, m * w.outputs + output, outputs);
   }
 }
 
@@ -614,22 +670,16 @@ void multiply_outputs(const Rows& rows, const Weight& w, const Result& result,
         for (int i = 0; i < kSet && rows.ones; ++i) {
           narrow_ones[i] = static_cast<int32_t>(ones[n - first + i]);
         }
-        for (int q = 0; q < outputs; q += kQuad) {
-          const int count = std::min(kQuad, outputs - q);
-          if (long_sums) {
-            finish_exact<int64_t>(rows, w, result, m0, m1, n + q, count,
-                                  wide.data() + skip + q,
-                                  rows.ones ? ones.data() + (n - first) + q : nullptr);
-          } else {
-            finish_exact<int32_t>(rows, w, result, m0, m1, n + q, count,
-                                  sums.data() + skip + q, narrow_ones + q);
-          }
+        if (long_sums) {
+          finish_exact<int64_t>(rows, w, result, m0, m1, n, outputs, wide.data() + skip,
+                                rows.ones ? ones.data() + (n - first) : nullptr);
+        } else {
+          finish_exact<int32_t>(rows, w, result, m0, m1, n, outputs, sums.data() + skip,
+                                narrow_ones);
         }
       } else {
-        for (int q = 0; q < outputs; q += kQuad) {
-          finish_grouped(rows, w, result, m0, m1, n + q, std::min(kQuad, outputs - q),
-                         reinterpret_cast<const float*>(sums.data()) + q);
-        }
+        finish_grouped(rows, w, result, m0, m1, n, outputs,
+                       reinterpret_cast<const float*>(sums.data()));
       }
     }
   }
@@ -670,7 +720,7 @@ template <class V>
 constexpr Products products_for() {
   return Products{&cut_of<V>,  &pack_rows,    &multiply<V>,
                   &largest_of, &write_digits, &pack_patches,
-                  many_rows<V>()};
+                  many_rows<V>(), &finish_block};
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #if defined(__AMX_INT8__) && defined(__linux__)
 
 #include "amx_tiles.h"
+#include "panel_exact.h"
 #include "panel_kernels.h"
 #include "vector_avx512.h"
 
@@ -40,7 +41,7 @@ class TileProducts {
   TileProducts(const TileProducts&) = delete;
   ~TileProducts() { release_tiles(); }
 
-  // As those of `VectorProducts`.
+  // Adds to sums, or begins them.
   template <int kPanels>
   void add(const ExactPiece& piece) {
     constexpr int kSquare = kTileRows * kTileRows;
@@ -54,6 +55,7 @@ class TileProducts {
     store_sums<kPanels>(piece.sums, places);
   }
 
+  // As that of `VectorProducts`.
   template <int kPanels>
   void add(const uint8_t* w, const int8_t* x, int64_t panel, int64_t quads,
            const BlockGroups& g, float* totals, int64_t stride) {
@@ -142,8 +144,10 @@ class TileProducts {
 
 void multiply_by_tiles(const Panels& p, const Weight& w, const Result& result,
                        int64_t first, int64_t last, int64_t band0, int64_t band1) {
-  if (p.digits > 0) {
-    multiply_integers<Avx512, TileProducts>(p, w, result, first, last, band0, band1);
+  if (p.digits > 0 && w.groups == 1) {
+    multiply_exact<Avx512, TileProducts>(p, w, result, first, last, band0, band1);
+  } else if (p.digits > 0) {
+    multiply_grouped<Avx512, TileProducts>(p, w, result, first, last, band0, band1);
   } else {
     avx512_vbmi_products()->many.multiply(p, w, result, first, last, band0, band1);
   }
@@ -152,6 +156,7 @@ void multiply_by_tiles(const Panels& p, const Weight& w, const Result& result,
 Products with_tiles() {
   Products products = *avx512_vbmi_products();
   products.many.integers = kTileRows;
+  products.many.plain = false;
   products.many.multiply = &multiply_by_tiles;
   return products;
 }

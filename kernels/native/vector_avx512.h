@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "unrolled.h"
+
 namespace jcompress {
 namespace {
 
@@ -53,6 +55,53 @@ struct Avx512 {
     }
     return _mm512_reduce_add_epi32(sum);
   }
+  // The largest absolute value, as `largest` in rows.h.
+  static float largest(const float* x, int64_t count) {
+    const I magnitude = broadcast_word(0x7fffffff);
+    I top[4] = {zero(), zero(), zero(), zero()};
+    int64_t i = 0;
+    for (; i + 64 <= count; i += 64) {
+      for (int j = 0; j < 4; ++j) {
+        top[j] = _mm512_max_epu32(top[j], _mm512_and_si512(load(x + i + 16 * j), magnitude));
+      }
+    }
+    for (; i < count; i += 16) {
+      const I some = _mm512_maskz_loadu_epi32(lanes_of(count - i), x + i);
+      top[0] = _mm512_max_epu32(top[0], _mm512_and_si512(some, magnitude));
+    }
+    const I all = _mm512_max_epu32(_mm512_max_epu32(top[0], top[1]),
+                                   _mm512_max_epu32(top[2], top[3]));
+    const uint32_t word = _mm512_reduce_max_epu32(all);
+    float width;
+    std::memcpy(&width, &word, 4);
+    return width;
+  }
+  // The integers of the steps of x, as `round_row` in rows.h: what is no number becomes
+  // the lowest.
+  static void round(const float* x, int64_t count, float inverse, int bits,
+                    const float* zero, int8_t* q) {
+    const float most = static_cast<float>((1 << (bits - 1)) - 1);
+    const F high = broadcast(most), low = broadcast(zero ? -most - 1.0f : -most);
+    const F factor = broadcast(inverse), point = broadcast(zero ? *zero : 0.0f);
+    const auto integers = [&](F floats) {
+      F steps = _mm512_mul_ps(floats, factor);
+      if (zero) steps = add(_mm512_roundscale_ps(steps, 0x0c), point);
+      return _mm512_cvtps_epi32(_mm512_max_ps(_mm512_min_ps(high, steps), low));
+    };
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(q + i),
+                       _mm512_cvtepi32_epi8(integers(load_float(x + i))));
+    }
+    if (i < count) {
+      const __mmask16 some = lanes_of(count - i);
+      _mm512_mask_cvtepi32_storeu_epi8(q + i, some,
+                                       integers(_mm512_maskz_loadu_ps(some, x + i)));
+    }
+  }
+  static __mmask16 lanes_of(int64_t count) {
+    return static_cast<__mmask16>(count < 16 ? (1u << count) - 1 : 0xffffu);
+  }
   static void store(void* p, I x) { _mm512_storeu_si512(p, x); }
   static I multiply(I a, I b) { return _mm512_mullo_epi32(a, b); }
   static I plus(I a, I b) { return _mm512_add_epi32(a, b); }
@@ -97,6 +146,64 @@ struct Avx512 {
     // As an intrinsic it makes GCC 12 keep most of the sums in memory.
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(weight), "v"(x));
     return sums;
+  }
+
+  // The same with one word of signed bytes for all lanes.
+  static I dot_word(I sums, I weight, const int8_t* x) {
+    using Word = int32_t __attribute__((may_alias, aligned(1)));
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0"
+            : "+v"(sums)
+            : "v"(weight), "m"(*reinterpret_cast<const Word*>(x)));
+    return sums;
+  }
+
+  // Bytes in the order in which `turn` unpacks those of a weight.
+  template <int kBits>
+  static void deal(int8_t* q, int64_t count) {
+    static_assert(kBits == 2 || kBits == 4);
+    const __m128i order =
+        kBits == 4 ? _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
+                   : _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const I orders = _mm512_broadcast_i32x4(order);
+    for (int64_t i = 0; i < count; i += 64) {
+      store(q + i, _mm512_shuffle_epi8(load(q + i), orders));
+    }
+  }
+
+  // Sixteen rows of sixteen words, `stride` bytes apart, become columns, `apart` bytes
+  // apart; all bytes exclusive-or `flip`. The rows are read in their order, each once, as
+  // they may fall into one set of the cache.
+  template <int kBits>
+  static void turn(const uint8_t* rows, int64_t stride, uint8_t* out, int64_t apart) {
+    I a[4][4];  // of four words of each row, rows i, i + 4, i + 8, i + 12
+    each<16>([&](auto row) JCOMPRESS_INLINE {
+      const uint8_t* from = rows + row * stride;
+      each<4>([&](auto c) JCOMPRESS_INLINE {
+        const __m128i four =
+            _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16 * c));
+        constexpr __mmask16 kLanesOfRow = static_cast<__mmask16>(0xf << (row / 4 * 4));
+        I& to = a[c][row % 4];
+        to = row < 4 ? _mm512_castsi128_si512(four)
+                     : _mm512_mask_broadcast_i32x4(to, kLanesOfRow, four);
+      });
+    });
+    constexpr int kParts = 8 / kBits;
+    each<4>([&](auto c) JCOMPRESS_INLINE {
+      const I low = _mm512_unpacklo_epi32(a[c][0], a[c][1]);
+      const I high = _mm512_unpackhi_epi32(a[c][0], a[c][1]);
+      const I low2 = _mm512_unpacklo_epi32(a[c][2], a[c][3]);
+      const I high2 = _mm512_unpackhi_epi32(a[c][2], a[c][3]);
+      const auto write = [&](int i, I words) {
+        uint8_t* to = out + kParts * (4 * c + i) * apart;
+        each<kParts>([&](auto part) JCOMPRESS_INLINE {
+          store(to + part * apart, Format<kBits>::template decode<part>(words));
+        });
+      };
+      write(0, _mm512_unpacklo_epi64(low, low2));
+      write(1, _mm512_unpackhi_epi64(low, low2));
+      write(2, _mm512_unpacklo_epi64(high, high2));
+      write(3, _mm512_unpackhi_epi64(high, high2));
+    });
   }
 
   // Sixty-four integers in their order, plus half their range; no more than `bytes`

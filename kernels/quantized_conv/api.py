@@ -8,21 +8,51 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.formats import Int
-from jcompress.formats.packing import packed_size, stored_dtype, unpack_bits
+from jcompress.formats.packing import unpack_bits
 from jcompress.kernels._dispatch import Form, Implementation
+from jcompress.kernels._epilogue import Nonlinearity
 from jcompress.kernels._operation import Arrays, KernelOperation
-from jcompress.kernels.quantized_conv import cpu
+from jcompress.kernels._rows import said
+from jcompress.kernels.quantized_conv import cpu, ending
+from jcompress.kernels.quantized_conv.checks import (
+    NAME,
+    check_input,
+    check_weight,
+    check_window,
+)
+from jcompress.kernels.quantized_conv.ending import (
+    Ending,
+    EndingArrays,
+    dequantized,
+    finish,
+)
 from jcompress.kernels.quantized_conv.reference import reference
 from jcompress.kernels.quantized_conv.window import Window
 from jcompress.kernels.quantized_conv.xla import convolve, xla
 from jcompress.tensors.rounding import unclipped
 from jcompress.tensors.weight_matrix import dequantize_matrix
 
-_NAME = "quantized_conv"
+
+def _finished(run: Any) -> Any:
+    """A form of floats that knows of nothing that follows, made one that does."""
+
+    def whole(*args: Any, ending: Ending | None, **static: Any) -> jax.Array:
+        x = args[0]
+        product: jax.Array = run(dequantized(*args[:3]), *args[1:6], **static)
+        if ending is None:
+            return product
+        y = finish(product, ending, EndingArrays(*args[6:]))
+        return y.astype(_result_dtype(x.dtype, ending))
+
+    return whole
+
+
 FORMS = {
-    Implementation.REFERENCE: Form(reference),
+    Implementation.REFERENCE: Form(_finished(reference)),
     Implementation.XLA: Form(
-        xla, stacked=True, unnamed=functools.partial(xla, portable=False)
+        _finished(xla),
+        stacked=True,
+        unnamed=_finished(functools.partial(xla, portable=False)),
     ),
     Implementation.CPU: Form(cpu.cpu, cpu.refuses, cpu.prefers, stacked=True),
 }
@@ -39,9 +69,17 @@ def quantized_conv(
     strides: tuple[int, ...] | None = None,
     padding: tuple[tuple[int, int], ...] | None = None,
     dilation: tuple[int, ...] | None = None,
+    groups: int = 1,
     x_bits: int | None = None,
     x_scale: jax.Array | None = None,
     x_zero: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    addend: jax.Array | None = None,
+    activation: Nonlinearity | None = None,
+    residual: jax.Array | None = None,
+    y_bits: int | None = None,
+    y_scale: jax.Array | None = None,
+    y_zero: jax.Array | None = None,
     implementation: Implementation | None = None,
 ) -> jax.Array:
     """Convolve images with a kernel stored as small integers.
@@ -51,15 +89,19 @@ def quantized_conv(
     [*kernel, C, N], its axes but the last one made one. With `x_bits` the activations
     are quantized on the way, `quantize_values(x, x_scale, x_zero)`, and the sums are
     exact in int32 (beyond 32768 inputs, float32 sums of such sums; a float form of
-    XLA rounds them). Padding stands for 0. The arrays are those of a `QTensor` of one
-    matrix and one group; use `jax.vmap` for stacks. Differentiable in reverse with
-    respect to `x` only, with the straight-through gradient of `fake_quantize`.
+    XLA rounds them). What follows a convolution in a model can be done in the call:
+    `activation(y + bias + addend) + residual`, and the result can be stored as the
+    integers that the next convolution takes. Padding stands for 0. The arrays are those
+    of a `QTensor` of one matrix and one group; use `jax.vmap` for stacks.
+    Differentiable in reverse with respect to `x`, with the straight-through gradient of
+    `fake_quantize`, and to `addend` and `residual`, unless `x` or the result is int8.
 
     On a mesh each device convolves the images that it has, with the whole kernel.
 
     Args:
-        x: floats [B, *spatial, C], of one to three spatial axes.
-        values: int8 [N, K], `K = prod(kernel) C`; for `bits <= 4`, uint8
+        x: floats [B, *spatial, C], of one to three spatial axes; or int8, which is what
+            `quantize_values` made of floats with `x_scale` and `x_zero`.
+        values: int8 [N, K], `K = prod(kernel) C / groups`; for `bits <= 4`, uint8
             [N, ceil(K bits / 8)], as `jcompress.formats.packing.pack_bits` packs them.
         scales: float32 [N or 1, 1].
         zeros: int8 of the shape of `scales`, or None.
@@ -68,14 +110,24 @@ def quantized_conv(
         strides: from one position of the window to the next; 1 if None.
         padding: zeros before and after each spatial axis, negative to cut; 0 if None.
         dilation: from one position in the window to the next; 1 if None.
+        groups: each group of outputs sees its group of channels only.
         x_bits: bits of an integer of the activations, 2 to 8; None for floats.
         x_scale: float32, a scalar or [B]; None, with `x_bits`, takes the symmetric
             range of each image.
         x_zero: integers in float32 of the shape of `x_scale`, or None.
+        bias: float32 [N], or None.
+        addend: of the shape and dtype of a float result, added before the activation;
+            or None.
+        activation: of each number; None for none.
+        residual: like `addend`, added after it.
+        y_bits: bits of an integer of the result, 2 to 8; None for floats.
+        y_scale: float32, a scalar; with `y_bits`.
+        y_zero: integer in float32, a scalar, or None for a symmetric range.
         implementation: None for the fastest.
 
     Returns:
-        [B, *positions, N] in the dtype of `x`.
+        [B, *positions, N] in the dtype of `x`, float32 if that is int8; int8 with
+        `y_bits`.
 
     Raises:
         ValueError: shapes or dtypes do not fit.
@@ -84,10 +136,11 @@ def quantized_conv(
             these shapes and dtypes.
     """
     rank = x.ndim - 2
-    if not 1 <= rank <= 3 or not jnp.issubdtype(x.dtype, jnp.floating):
+    whole = x.dtype == jnp.int8 and x_scale is not None
+    if not 1 <= rank <= 3 or not (whole or jnp.issubdtype(x.dtype, jnp.floating)):
         raise ValueError(
-            f"{_NAME}: x is floats [B, *spatial, C] with one to three spatial axes, "
-            f"not {_said(x)}"
+            f"{NAME}: x is floats [B, *spatial, C] (or int8, with x_scale) with one "
+            f"to three spatial axes, not {said(x)}"
         )
     window = Window(
         sizes=x.shape[1:-1],
@@ -98,12 +151,21 @@ def quantized_conv(
         if padding is None
         else tuple((low, high) for low, high in padding),
         dilation=(1,) * rank if dilation is None else tuple(dilation),
+        groups=groups,
     )
-    _check_window(window, rank)
-    _check_weight(values, scales, zeros, bits, window)
-    _check_input(x, x_scale, x_zero, x_bits)
+    check_window(window, rank, values.shape[0])
+    check_weight(values, scales, zeros, bits, window)
+    check_input(x, x_scale, x_zero, x_bits)
     images, outputs = x.shape[0], values.shape[0]
     wide = jnp.broadcast_to(scales, (outputs, 1))
+    after, arrays = ending.checked(
+        NAME,
+        activation,
+        (images, *window.out, outputs),
+        _result_dtype(x.dtype, None),
+        y_bits,
+        EndingArrays(bias, addend, residual, y_scale, y_zero),
+    )
     product = _OPERATION(
         x.reshape(images, math.prod(x.shape[1:])),
         _by_image(x_scale, images),
@@ -111,12 +173,20 @@ def quantized_conv(
         values,
         wide,
         None if zeros is None else jnp.broadcast_to(zeros, wide.shape),
+        *arrays,
         implementation=implementation,
         bits=bits,
         x_bits=x_bits,
         window=window,
+        ending=after,
     )
     return product.reshape(images, *window.out, outputs)
+
+
+def _result_dtype(dtype: Any, ending: Ending | None) -> Any:
+    if ending is not None and ending.bits is not None:
+        return jnp.int8
+    return jnp.float32 if dtype == jnp.int8 else dtype
 
 
 def _by_image(number: jax.Array | None, images: int) -> jax.Array | None:
@@ -127,7 +197,7 @@ def _by_image(number: jax.Array | None, images: int) -> jax.Array | None:
 
 def _roles(*args: Any, **static: Any) -> tuple[str, ...]:
     # A cut through the outputs of a kernel would cut every image of the result.
-    roles = ("m.", "m.", "m.", "..", "..", "..")
+    roles = ("m.", "m.", "m.", "..", "..", "..", *ending.ROLES)
     return tuple(role for role, a in zip(roles, args, strict=True) if a is not None)
 
 
@@ -136,8 +206,11 @@ def _save(
     x_scale: jax.Array | None,
     x_zero: jax.Array | None,
     *weight: Any,
+    ending: Ending | None,
     **static: Any,
 ) -> Arrays:
+    if ending is not None:
+        return (x, x_scale, x_zero, *weight)
     # Nothing is clipped by an image's own range, so it need not be kept.
     clips = (x, x_scale, x_zero) if x_scale is not None else (x[:0], None, None)
     return (*clips, *weight)
@@ -150,8 +223,14 @@ def _backward(
     bits: int,
     x_bits: int | None,
     window: Window,
+    ending: Ending | None,
 ) -> Arrays:
-    x, scale, zero, values, scales, zeros = saved
+    x, scale, zero, values, scales, zeros, *rest = saved
+    ends: Arrays = (None,) * len(rest)
+    if ending is not None:
+        if ending.bits is not None or x.dtype == jnp.int8:
+            return (None,) * len(saved)
+        cotangent, ends = _before_end(saved, cotangent, bits, x_bits, window, ending)
     integers = unpack_bits(values, window.inputs, bits)
     dense = dequantize_matrix(integers, scales, zeros, jnp.float32)
     images = cotangent.shape[0]
@@ -167,11 +246,34 @@ def _backward(
         assert x_bits is not None
         kept = unclipped(x, scale, zero, Int(x_bits, symmetric=zero is None))
         gradient = jnp.where(kept, gradient, jnp.zeros_like(gradient))
-    return (gradient, *(None,) * 5)
+    return (gradient, *(None,) * 5, *ends)
+
+
+def _before_end(
+    saved: Arrays,
+    cotangent: jax.Array,
+    bits: int,
+    x_bits: int | None,
+    window: Window,
+    ending: Ending,
+) -> tuple[jax.Array, Arrays]:
+    """Cotangents of the convolution before what follows, and of the latter's arrays."""
+    given: dict[str, Any] = {"bits": bits, "x_bits": x_bits, "window": window}
+    stacked: Any = [None if array is None else array[None] for array in saved[:6]]
+    product = xla(*stacked, **given)[0]
+    arrays = EndingArrays(*saved[6:])
+
+    def last(product: jax.Array, addend: Any, residual: Any) -> jax.Array:
+        these = arrays._replace(addend=addend, residual=residual)
+        return finish(product, ending, these).astype(cotangent.dtype)
+
+    _, pull = jax.vjp(last, product, arrays.addend, arrays.residual)
+    first, addend, residual = pull(cotangent)
+    return first, (None, addend, residual, None, None)
 
 
 _OPERATION = KernelOperation(
-    name=_NAME, forms=FORMS, roles=_roles, backward=_backward, save=_save
+    name=NAME, forms=FORMS, roles=_roles, backward=_backward, save=_save
 )
 
 
@@ -187,82 +289,17 @@ def runs_in_integers_on_cpu(
         window: where the patches lie.
     """
     shape = (1, x.shape[0], math.prod(x.shape[1:]))
-    stacked = (jax.ShapeDtypeStruct(shape, x.dtype), None, None) + tuple(
+    weight = (
         None if a is None else jax.ShapeDtypeStruct((1, *a.shape), a.dtype)
         for a in (tensor.values, tensor.scales, tensor.zeros)
     )
-    given = {"bits": tensor.format.bits, "x_bits": x_bits, "window": window}
-    return FORMS[Implementation.CPU].chosen(stacked, given)
-
-
-def _check_window(window: Window, rank: int) -> None:
-    for name in ("kernel", "strides", "padding", "dilation"):
-        given = getattr(window, name)
-        if len(given) != rank:
-            raise ValueError(f"{_NAME}: {name} has {rank} entries, not {given}")
-        if name != "padding" and min(given) < 1:
-            raise ValueError(f"{_NAME}: {name} is positive, not {given}")
-    if min(window.out) < 1 or min(window.sizes) < 1 or window.channels < 1:
-        raise ValueError(
-            f"{_NAME}: no patch of {window.kernel} fits into images of {window.sizes} "
-            f"with padding {window.padding}"
-        )
-
-
-def _check_weight(
-    values: jax.Array,
-    scales: jax.Array,
-    zeros: jax.Array | None,
-    bits: int,
-    window: Window,
-) -> None:
-    if not 2 <= bits <= 8:
-        raise ValueError(f"{_NAME}: bits is from 2 to 8, not {bits!r}")
-    stored, dtype = packed_size(window.inputs, bits), stored_dtype(bits)
-    fits = values.ndim == 2 and values.shape[1] == stored and values.dtype == dtype
-    if not fits:
-        raise ValueError(
-            f"{_NAME}: for {window.inputs} inputs of {bits} bits, values is "
-            f"{jnp.dtype(dtype)} [N, {stored}], not {_said(values)}"
-        )
-    outputs = values.shape[0]
-    if scales.shape not in ((1, 1), (outputs, 1)) or scales.dtype != jnp.float32:
-        raise ValueError(
-            f"{_NAME}: scales is float32 [{outputs} or 1, 1], not {_said(scales)}; "
-            "there is no convolution with several groups"
-        )
-    if zeros is not None and (zeros.shape != scales.shape or zeros.dtype != jnp.int8):
-        raise ValueError(
-            f"{_NAME}: zeros is int8 of the shape of scales {list(scales.shape)}, not "
-            f"{_said(zeros)}"
-        )
-
-
-def _check_input(
-    x: jax.Array,
-    scale: jax.Array | None,
-    zero: jax.Array | None,
-    bits: int | None,
-) -> None:
-    if bits is not None and not 2 <= bits <= 8:
-        raise ValueError(f"{_NAME}: x_bits is None or from 2 to 8, not {bits!r}")
-    if scale is None:
-        if zero is not None:
-            raise ValueError(f"{_NAME}: x_zero is given without x_scale")
-        return
-    if bits is None:
-        raise ValueError(f"{_NAME}: x_scale is given without x_bits")
-    if scale.shape not in ((), (x.shape[0],)) or scale.dtype != jnp.float32:
-        raise ValueError(
-            f"{_NAME}: x_scale is a float32 scalar or [{x.shape[0]}], not "
-            f"{_said(scale)}"
-        )
-    if zero is not None and (zero.shape != scale.shape or zero.dtype != jnp.float32):
-        raise ValueError(
-            f"{_NAME}: x_zero is float32 of the shape of x_scale "
-            f"{list(scale.shape)}, not {_said(zero)}"
-        )
-
-
-def _said(array: jax.Array) -> str:
-    return f"{array.dtype} {list(array.shape)}"
+    images = jax.ShapeDtypeStruct(shape, x.dtype)
+    given = {
+        "bits": tensor.format.bits,
+        "x_bits": x_bits,
+        "window": window,
+        "ending": None,
+    }
+    return FORMS[Implementation.CPU].chosen(
+        (images, None, None, *weight, *EndingArrays()), given
+    )

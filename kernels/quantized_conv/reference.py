@@ -28,7 +28,7 @@ def reference(
     integers = unpack_bits(values, window.inputs, bits)
     if x_bits is None:
         weight = dequantize_matrix(integers, scales, zeros, jnp.float32)
-        product = jnp.matmul(patches(x.astype(jnp.float32), window), weight.T)
+        product = _multiplied(patches(x.astype(jnp.float32), window), weight, window)
         return flat(product).astype(x.dtype)
     q, scale, zero = quantize_rows(x, x_scale, x_zero, x_bits)
     left = q.astype(jnp.int32)
@@ -38,14 +38,21 @@ def reference(
     right = integers.astype(jnp.int32)
     if zeros is not None:
         right = right - zeros.astype(jnp.int32)
-    total = jnp.zeros((*rows.shape[:-1], values.shape[0]), jnp.float32)
+    total = jnp.zeros((*rows.shape[:2], values.shape[0]), jnp.float32)
     for start in range(0, window.inputs, LONGEST):
         part = slice(start, start + LONGEST)
-        total = total + jnp.matmul(rows[..., part], right[:, part].T).astype(
-            jnp.float32
-        )
+        sums = _multiplied(rows[..., part], right[:, part], window)
+        total = total + sums.astype(jnp.float32)
     product = total * scale[..., None] * scales.T[None]
     return flat(product).astype(x.dtype)
+
+
+def _multiplied(rows: jax.Array, weight: jax.Array, window: Window) -> jax.Array:
+    """[B, positions, groups, K] x [N, K] -> [B, positions, N]."""
+    outputs = weight.shape[0] // window.groups
+    by_group = weight.reshape(window.groups, outputs, weight.shape[1])
+    product = jnp.einsum("bpgk,gnk->bpgn", rows, by_group)
+    return product.reshape(*rows.shape[:2], weight.shape[0])
 
 
 def flat(images: jax.Array) -> jax.Array:
@@ -54,7 +61,7 @@ def flat(images: jax.Array) -> jax.Array:
 
 
 def patches(x: jax.Array, window: Window) -> jax.Array:
-    """The patches of images, [B, X] -> [B, positions, K]; padding is 0."""
+    """The patches of images, [B, X] -> [B, positions, groups, K]; padding is 0."""
     edges = [(0, 0), *window.padding, (0, 0)]
     zero = np.zeros((), x.dtype)
     padded = jax.lax.pad(window.images(x), zero, [(*edge, 0) for edge in edges])
@@ -74,5 +81,6 @@ def patches(x: jax.Array, window: Window) -> jax.Array:
         )
 
     places = itertools.product(*map(range, window.kernel))
-    joined = jnp.concatenate([taken(place) for place in places], axis=-1)
-    return joined.reshape(x.shape[0], window.positions, window.inputs)
+    each = window.channels // window.groups
+    split = (x.shape[0], window.positions, window.groups, each)
+    return jnp.concatenate([taken(place).reshape(split) for place in places], axis=-1)

@@ -17,6 +17,8 @@ class Window:
         strides: from one patch to the next.
         padding: positions before and after the image, which hold 0; negative ones cut.
         dilation: from one position of a patch to the next.
+        groups: into which channels and outputs are cut; each group of outputs sees its
+            channels only.
     """
 
     sizes: tuple[int, ...]
@@ -25,6 +27,7 @@ class Window:
     strides: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
+    groups: int = 1
 
     @property
     def out(self) -> tuple[int, ...]:
@@ -44,8 +47,8 @@ class Window:
 
     @property
     def inputs(self) -> int:
-        """K: numbers in a patch."""
-        return math.prod(self.kernel) * self.channels
+        """K: numbers in a patch, of the channels that an output sees."""
+        return math.prod(self.kernel) * (self.channels // self.groups)
 
     @property
     def positions(self) -> int:

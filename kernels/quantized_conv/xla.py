@@ -187,16 +187,21 @@ def by_integers(
     outputs = values.shape[0]
     weight = integers
     if zeros is not None:
-        ones = jnp.ones((1, window.inputs), jnp.int8)
-        weight = jnp.concatenate([integers, ones])
+        ones = jnp.ones((window.groups, window.inputs), jnp.int8)
+        seen = outputs // window.groups
+        by_group = integers.reshape(window.groups, seen, window.inputs)
+        both_parts = jnp.concatenate([by_group, ones[:, None]], axis=1)
+        weight = both_parts.reshape(outputs + window.groups, window.inputs)
     zero = None if x_zero is None else x_zero.astype(jnp.int32)[..., None]
     both = convolve(window.images(q), weight.T, window, jnp.int32, x_zero)
-    both = both.reshape(x.shape[0], window.positions, weight.shape[0])
-    sums = both[..., :outputs]
+    part = weight.shape[0] // window.groups
+    both = both.reshape(x.shape[0], window.positions, window.groups, part)
+    seen = outputs // window.groups
+    sums = both[..., :seen].reshape(x.shape[0], window.positions, outputs)
     if zero is not None:
         sums = sums - zero * jnp.sum(integers, axis=1, dtype=jnp.int32)[None, None]
     if zeros is not None:
-        shifted = both[..., outputs:]
+        shifted = jnp.repeat(both[..., seen:], seen, axis=3).reshape(sums.shape)
         if zero is not None:
             shifted = shifted - np.int32(window.inputs) * zero
         sums = sums - shifted * zeros.T[None].astype(jnp.int32)
@@ -234,10 +239,13 @@ def convolve(
     spatial = "DHW"[-len(window.sizes) :]
     return jax.lax.conv_general_dilated(
         images,
-        matrix.reshape(*window.kernel, window.channels, matrix.shape[1]),
+        matrix.reshape(
+            *window.kernel, window.channels // window.groups, matrix.shape[1]
+        ),
         window.strides,
         padding,
         rhs_dilation=window.dilation,
         dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+        feature_group_count=window.groups,
         preferred_element_type=dtype,
     )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jcompress.formats import Int
 from jcompress.formats.packing import FLOAT8, is_packed, packed_size, stored_dtype
 from jcompress.kernels._dispatch import Form, Implementation
+from jcompress.kernels._epilogue import Elementwise, after_rows
 from jcompress.kernels._integers import quantize_rows, row_scale
 from jcompress.kernels._operation import Arrays, KernelOperation
 from jcompress.kernels._rows import said
@@ -21,7 +22,9 @@ _NAME = "weight_only_matmul"
 FORMS = {
     Implementation.REFERENCE: Form(reference),
     Implementation.XLA: Form(xla),
-    Implementation.CPU: Form(cpu.cpu, cpu.refuses, cpu.prefers, stacked=True),
+    Implementation.CPU: Form(
+        cpu.cpu, cpu.refuses, cpu.prefers, stacked=True, finishes=True
+    ),
     Implementation.TPU: Form(tpu.tpu, tpu.refuses, tpu.prefers, sized=True),
     Implementation.GPU: Form(gpu.gpu, gpu.refuses, gpu.prefers, sized=True),
 }
@@ -35,17 +38,23 @@ def weight_only_matmul(
     *,
     bits: int,
     x_bits: int | None = None,
+    bias: jax.Array | None = None,
+    then: Elementwise | None = None,
+    factor: jax.Array | None = None,
+    residual: jax.Array | None = None,
     implementation: Implementation | None = None,
 ) -> jax.Array:
     """Multiply float activations by a weight stored as small integers or floats.
 
     `y[..., n] = sum_k x[..., k] * (values[n, k] - zeros[n, g]) * scales[n, g]` with
     `g = k // (K / G)`, accumulated in float32 (int32 within a form) and cast to the
-    dtype of `x`. With `x_bits` the activations are quantized on the way, symmetric,
-    by each row's own range (W4A8, W8A8): `x` is replaced by what its integers stand
-    for. The arguments are the arrays of a `QTensor` of one matrix; use `jax.vmap` for
-    stacks. Differentiable in reverse with respect to `x` only, straight through its
-    rounding: the stored arrays count as constants.
+    dtype of `x`. What is left of a layer may follow, in float32:
+    `then(y + bias) factor + residual`. With `x_bits` the activations are quantized on
+    the way, symmetric, by each row's own range (W4A8, W8A8): `x` is replaced by what
+    its integers stand for. The arguments are the arrays of a `QTensor` of one matrix;
+    use `jax.vmap` for stacks. Differentiable in reverse with respect to `x`, straight
+    through its rounding, `factor` and `residual`: the stored arrays and `bias` count as
+    constants. If the gradient needs `y` it is computed again.
 
     On a mesh each device multiplies the part of the weight that it has; where the
     inputs are cut, the parts are summed over the devices. Only a cut in the middle of a
@@ -60,6 +69,11 @@ def weight_only_matmul(
         zeros: int8 of the shape of `scales`, or None.
         bits: bits of a number of the weight, 2 to 8.
         x_bits: bits of an integer of the activations, 2 to 8; None for floats.
+        bias: float32 [N], or None.
+        then: the activation that follows, or None.
+        factor: what the result is then multiplied by, number by number, [..., N] in its
+            dtype, or None.
+        residual: what is added last, as `factor`.
         implementation: None for the fastest (benchmarks/README.md).
 
     Returns:
@@ -67,34 +81,40 @@ def weight_only_matmul(
 
     Raises:
         ValueError: shapes or dtypes do not fit.
-        TypeError: `implementation` is of another kind.
+        TypeError: `implementation` or `then` is of another kind.
         NotImplementedError: there is no such implementation, or it cannot compute
             these shapes and dtypes.
     """
-    _check(x, values, scales, zeros, bits, x_bits)
+    check(_NAME, x, values, scales, zeros, bits, x_bits)
     outputs = values.shape[0]
     scales = jnp.broadcast_to(scales, (outputs, scales.shape[1]))
+    after = after_rows(
+        _NAME, x.shape[:-1], outputs, x.dtype, then,
+        bias=bias, factor=factor, residual=residual,
+    )  # fmt: skip
     product = _OPERATION(
         x.reshape(math.prod(x.shape[:-1]), x.shape[-1]),
         values,
         scales,
         None if zeros is None else jnp.broadcast_to(zeros, scales.shape),
         implementation=implementation,
+        after=after,
         bits=bits,
         x_bits=x_bits,
     )
     return product.reshape(*x.shape[:-1], outputs)
 
 
-def _roles(
+def roles_of(
     x: jax.Array,
     values: jax.Array,
     scales: jax.Array,
     zeros: jax.Array | None,
     *,
     bits: int,
-    x_bits: int | None,
+    **static: Any,
 ) -> tuple[str, ...]:
+    """The letters of the axes of a product's arrays (`KernelOperation.roles`)."""
     # Parts of a stream that ends within a byte are no parts of the inputs.
     whole = not is_packed(bits) or x.shape[1] * bits % 8 == 0
     inputs = "k" if whole else "."
@@ -128,26 +148,27 @@ def _over_parts(
     if x_bits is None:
         part = run(x, *weight).astype(jnp.float32)
         total: jax.Array = jax.lax.psum(part, names)
-        return total.astype(x.dtype)
+        return total
     # Small integers are exact in any float: what is left is a product of floats.
     scale = row_scale(x, Int(x_bits), names)
     q, _, _ = quantize_rows(x, scale, None, x_bits)
     part = run(q.astype(x.dtype), *weight, x_bits=None).astype(jnp.float32)
     total = jax.lax.psum(part, names)
-    return (total * scale).astype(x.dtype)
+    return total * scale
 
 
 _OPERATION = KernelOperation(
     name=_NAME,
     forms=FORMS,
-    roles=_roles,
+    roles=roles_of,
     backward=_backward,
     save=_save,
     over_parts=_over_parts,
 )
 
 
-def _check(
+def check(
+    name: str,
     x: jax.Array,
     values: jax.Array,
     scales: jax.Array,
@@ -155,7 +176,7 @@ def _check(
     bits: int,
     x_bits: int | None,
 ) -> None:
-    name = _NAME
+    """Raise ValueError unless the arrays fit; `name` is the operation's."""
     for label, given in (("bits", bits), ("x_bits", x_bits)):
         if given is not None and not 2 <= given <= 8:
             raise ValueError(f"{name}: {label} is from 2 to 8, not {given!r}")

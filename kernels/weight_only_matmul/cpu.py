@@ -14,6 +14,7 @@ import jax
 
 from jcompress.formats.packing import FLOAT8
 from jcompress.kernels import _native, _tiles
+from jcompress.kernels._epilogue import After
 
 
 def cpu(
@@ -24,6 +25,7 @@ def cpu(
     *,
     bits: int,
     x_bits: int | None,
+    after: After | None = None,
 ) -> jax.Array:
     """[S, M, K] x the stored [S, N, K] -> [S, M, N]."""
     exact = 2 if x.dtype.itemsize < 4 else 3
@@ -35,6 +37,7 @@ def cpu(
         bits=bits if bits <= 4 else 8,
         x_bits=8 if x_bits is None else x_bits,
         digits=exact if x_bits is None else 1,
+        after=after,
     )
 
 

@@ -44,8 +44,9 @@ def gpu(
     *,
     bits: int,
     x_bits: int | None,
+    out_dtype: Any = None,
 ) -> jax.Array:
-    """[M, K] -> [M, N] in the dtype of `x`; `reference` says what the arguments are.
+    """[M, K] -> [M, N]; `reference` says what the arguments are.
 
     Raises:
         ValueError: `refuses` says why.
@@ -54,8 +55,10 @@ def gpu(
     if reason:
         raise ValueError(f"weight_only_matmul on GPUs: {reason}")
     if _are_few(x, x_bits):
-        return by_digits(x, values, scales, zeros, bits=bits)
-    return by_conversion(x, values, scales, zeros, bits=bits, x_bits=x_bits)
+        return by_digits(x, values, scales, zeros, bits=bits, out_dtype=out_dtype)
+    return by_conversion(
+        x, values, scales, zeros, bits=bits, x_bits=x_bits, out_dtype=out_dtype
+    )
 
 
 def refuses(
@@ -117,6 +120,7 @@ def by_digits(
     zeros: jax.Array | None,
     *,
     bits: int,
+    out_dtype: Any = None,
     interpret: Any = None,
 ) -> jax.Array:
     """[M, K] -> [M, N] for few rows, by `mma`; `interpret` as for `_gpu_mma.parts`."""
@@ -137,7 +141,7 @@ def by_digits(
     number = places[-1]
     for place in range(count - 2, -1, -1):
         number = places[place] + number * np.float32(1 / DIGIT)
-    return (number * scale).astype(x.dtype)
+    return (number * scale).astype(out_dtype or x.dtype)
 
 
 def by_conversion(
@@ -148,6 +152,7 @@ def by_conversion(
     *,
     bits: int,
     x_bits: int | None,
+    out_dtype: Any = None,
     how: str = "",
     tiles: Tiles | None = None,
     interpret: Any = None,
@@ -161,7 +166,7 @@ def by_conversion(
 
     widens = x_bits is not None and bits == 4
     how = how or instruction(scales.shape[0], widens=widens)
-    dtype = x.dtype
+    dtype = out_dtype or x.dtype
     row_scale = None
     if x_bits is not None:
         x, found, _ = quantize_rows(x, None, None, x_bits)

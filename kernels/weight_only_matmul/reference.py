@@ -1,5 +1,7 @@
 """The definition of `weight_only_matmul`."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -29,10 +31,12 @@ def reference(
     *,
     bits: int,
     x_bits: int | None,
+    out_dtype: Any = None,
 ) -> jax.Array:
     """`x @ dense_weight.T` in float32: [M, K] -> [M, N].
 
     With `x_bits`, what the integers of each row of `x` stand for takes its place.
+    The result has the dtype of `x` unless `out_dtype` says another.
     """
     weight = dense_weight(values, scales, zeros, bits=bits, inputs=x.shape[-1])
     rows = x.astype(jnp.float32)
@@ -40,4 +44,4 @@ def reference(
         q, scale, _ = quantize_rows(rows, None, None, x_bits)
         rows = q.astype(jnp.float32) * scale
     product = jnp.matmul(rows, weight.T, precision=jax.lax.Precision.HIGHEST)
-    return product.astype(x.dtype)
+    return product.astype(out_dtype or x.dtype)

@@ -6,6 +6,8 @@ a time, and become numbers there: in one way for few rows of activations, and in
 for many.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -35,13 +37,14 @@ def tpu(
     *,
     bits: int,
     x_bits: int | None,
+    out_dtype: Any = None,
     integers: bool | None = None,
     block: int | None = None,
 ) -> jax.Array:
     """[M, K] -> [M, N] in the dtype of `x`; `reference` says what the arguments are.
 
     Args:
-        x, values, scales, zeros, bits, x_bits: see `reference`.
+        x, values, scales, zeros, bits, x_bits, out_dtype: see `reference`.
         integers: whether to multiply in int8, or in bfloat16; None: `_tpu` decides.
             Weights of float8 are multiplied in bfloat16.
         block: outputs in a block; None: by the tables (`few_block` and `many_block`),
@@ -61,7 +64,9 @@ def tpu(
             "weight_only_matmul", _key(x, values, scales, bits, x_bits), name, 0
         )
     if not few:
-        return many_rows(x, values, scales, zeros, bits=width, block=block)
+        return many_rows(
+            x, values, scales, zeros, bits=width, block=block, out_dtype=out_dtype
+        )
     if integers is None:
         integers = multiplies_integers()
     integers = integers and values.dtype != FLOAT8
@@ -74,6 +79,7 @@ def tpu(
         x_bits=x_bits,
         integers=integers,
         block=block,
+        out_dtype=out_dtype,
     )
 
 

@@ -54,10 +54,13 @@ def xla(
     *,
     bits: int,
     x_bits: int | None,
+    out_dtype: Any = None,
 ) -> jax.Array:
     """[M, K] -> [M, N], by the form that suits the platform and the shape."""
-    digits = functools.partial(by_digits, bits=bits, x_bits=x_bits)
-    converted = functools.partial(by_conversion, bits=bits, x_bits=x_bits)
+    digits = functools.partial(by_digits, bits=bits, x_bits=x_bits, out_dtype=out_dtype)
+    converted = functools.partial(
+        by_conversion, bits=bits, x_bits=x_bits, out_dtype=out_dtype
+    )
     rows, inputs = x.shape
     groups = scales.shape[1]
     if values.dtype == FLOAT8:
@@ -67,7 +70,7 @@ def xla(
             x,
             values,
             scales,
-            cpu=by_parts,
+            cpu=functools.partial(by_parts, out_dtype=out_dtype),
             default=lambda x, values, scales: converted(x, values, scales, None),
         )
         return product
@@ -103,6 +106,7 @@ def by_conversion(
     *,
     bits: int,
     x_bits: int | None = None,
+    out_dtype: Any = None,
 ) -> jax.Array:
     """Convert the weight to floats and multiply.
 
@@ -112,10 +116,10 @@ def by_conversion(
     """
     rows, inputs = x.shape
     row_scale = None
-    dtype = x.dtype
+    dtype = out_dtype or x.dtype
     if x_bits is not None:
         q, row_scale, _ = quantize_rows(x, None, None, x_bits)
-        x = q.astype(dtype)
+        x = q.astype(x.dtype)
     if scales.shape[1] == 1:
         integers = unpack_bits(values, inputs, bits)
         weight = integers.astype(x.dtype)
@@ -142,6 +146,7 @@ def by_digits(
     *,
     bits: int,
     x_bits: int | None = None,
+    out_dtype: Any = None,
 ) -> jax.Array:
     """Multiply the stored integers with the int8 digits of the activations."""
     rows, inputs = x.shape
@@ -177,7 +182,7 @@ def by_digits(
     if groups == 1:
         zero = None if zeros is None else zeros[:, 0]
         product = group_sum(digits, values, scales[:, 0], zero) * row_scale
-        return product.astype(x.dtype)
+        return product.astype(out_dtype or x.dtype)
 
     def step(total: jax.Array, group: Any) -> tuple[jax.Array, None]:
         number, scale, zero = group
@@ -192,7 +197,7 @@ def by_digits(
     start = vary(zero, varying([x, values]))
     total, _ = jax.lax.scan(step, start, slices)
     summed: jax.Array = total * row_scale
-    return summed.astype(x.dtype)
+    return summed.astype(out_dtype or x.dtype)
 
 
 def _shifted_dot(digits: jax.Array, stored: jax.Array, each: int) -> jax.Array:

@@ -5,6 +5,8 @@ float32, exactly. The parts of a row become rows of one product in bfloat16, for
 the converted weight has half the bytes of float32.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -18,8 +20,10 @@ MOST_ROWS = 192
 """The most rows of parts with which they pay, if there are several."""
 
 
-def by_parts(x: jax.Array, values: jax.Array, scales: jax.Array) -> jax.Array:
-    """[M, K] x float8 [N, K], scales [N, 1] -> [M, N] in the dtype of `x`."""
+def by_parts(
+    x: jax.Array, values: jax.Array, scales: jax.Array, out_dtype: Any = None
+) -> jax.Array:
+    """[M, K] x float8 [N, K], scales [N, 1] -> [M, N], `out_dtype` or that of `x`."""
     rows, outputs = x.shape[0], values.shape[0]
     parts = PARTS[x.dtype.name]
     rest = x.astype(jnp.float32)
@@ -37,4 +41,4 @@ def by_parts(x: jax.Array, values: jax.Array, scales: jax.Array) -> jax.Array:
     total = places[-1]
     for place in range(len(found) - 2, -1, -1):
         total = places[place] + total
-    return (total * scales[:, 0][None]).astype(x.dtype)
+    return (total * scales[:, 0][None]).astype(out_dtype or x.dtype)

@@ -7,7 +7,9 @@ what the form `may_refuse`:
         implementation = Implementation.XLA
 """
 
+import functools
 import re
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -17,7 +19,9 @@ import pytest
 
 from jcompress.formats import Float8, Int
 from jcompress.kernels import (
+    Elementwise,
     Implementation,
+    Nonlinearity,
     float8_matmul,
     int8_matmul,
     weight_only_matmul,
@@ -85,9 +89,11 @@ def weight(
 
 # One program for each case rather than one for each operation in it:
 _weight_only_matmul = jax.jit(
-    weight_only_matmul, static_argnames=("bits", "x_bits", "implementation")
+    weight_only_matmul, static_argnames=("bits", "x_bits", "then", "implementation")
 )
-_int8_matmul = jax.jit(int8_matmul, static_argnames=("x_bits", "implementation"))
+_int8_matmul = jax.jit(
+    int8_matmul, static_argnames=("x_bits", "then", "implementation")
+)
 _float8_matmul = jax.jit(float8_matmul, static_argnames="implementation")
 
 
@@ -109,6 +115,75 @@ def dense_of(values: Any, scales: Any, zeros: Any = None) -> Any:
     return (grouped * scales[..., None]).reshape(numbers.shape)
 
 
+def followed(y: Any, given: dict[str, Any]) -> Any:
+    """What follows float32 products, by plain JAX."""
+    then = given.get("then")
+    y = jnp.asarray(y, jnp.float32)
+    if "bias" in given:
+        y = y + jnp.broadcast_to(given["bias"], y.shape)
+    if then is not None and then.activation is not None:
+        y = then.activation(y)
+    for name, apply in (("factor", jnp.multiply), ("residual", jnp.add)):
+        if name in given:
+            y = apply(y, given[name].astype(jnp.float32))
+    return y
+
+
+def follow_ups(shape: tuple[int, ...], dtype: Any) -> list[dict[str, Any]]:
+    """Each activation, each array alone, and all together."""
+    arrays = {
+        "bias": normal(shape[-1:], seed=4),
+        "factor": normal(shape, dtype, seed=5),
+        "residual": normal(shape, dtype, seed=6),
+    }
+    each = [{"then": Elementwise(activation=one)} for one in Nonlinearity]
+    alone = [{name: array} for name, array in arrays.items()]
+    both = {"then": Elementwise(activation=Nonlinearity.GELU), **arrays}
+    return [*each, *alone, {"then": Elementwise(), **arrays}, both]
+
+
+def check_following(
+    product: Callable[..., jax.Array], x: jax.Array, outputs: int, some: slice
+) -> None:
+    """Compare `product(x, ...)` and what follows with plain JAX after a product."""
+    plain = product(x.astype(jnp.float32))
+    top = 2e-6 if x.dtype == jnp.float32 else 2**-7
+    for given in follow_ups((*x.shape[:-1], outputs), x.dtype)[some]:
+        out = product(x, **given)
+        assert out.dtype == x.dtype
+        expected = followed(plain, given)
+        size = float(jnp.abs(expected).max(initial=1e-6))
+        error = jnp.abs(out.astype(jnp.float32) - expected)
+        assert float(error.max(initial=0)) <= top * max(size, 1), given.keys()
+
+
+def check_gradient_of_following(
+    product: Callable[..., jax.Array], x: jax.Array, outputs: int
+) -> None:
+    """With respect to `x`, `factor` and `residual`; stacked by `vmap` as well."""
+    given = follow_ups((*x.shape[:-1], outputs), x.dtype)[-1]
+    then, bias = given.pop("then"), given.pop("bias")
+
+    def one(x: Any, factor: Any, residual: Any) -> jax.Array:
+        return product(x, then=then, bias=bias, factor=factor, residual=residual)
+
+    def parts(x: Any, factor: Any, residual: Any) -> jax.Array:
+        after = {"bias": bias, "then": then, "factor": factor, "residual": residual}
+        out: jax.Array = followed(product(x), after)
+        return out
+
+    args = (x, *given.values())
+    cotangent = normal((*x.shape[:-1], outputs), seed=7)
+    expected_out, pull = jax.vjp(parts, *args)
+    expected = pull(cotangent)
+    for run in (one, jax.vmap(one)):
+        out, pull = jax.vjp(run, *args)
+        for got, want in zip(
+            (out, *pull(cotangent)), (expected_out, *expected), strict=True
+        ):
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
 class WeightOnlyMatmul:
     """Conformance of an implementation of `weight_only_matmul`.
 
@@ -123,11 +198,16 @@ class WeightOnlyMatmul:
     }  # fmt: skip
 
     def run(
-        self, x: jax.Array, *arrays: Any, bits: int, x_bits: int | None = None
+        self,
+        x: jax.Array,
+        *arrays: Any,
+        bits: int,
+        x_bits: int | None = None,
+        **after: Any,
     ) -> jax.Array:
         given = {"bits": bits, "x_bits": x_bits, "implementation": self.implementation}
         try:
-            return _weight_only_matmul(x, *arrays, **given)
+            return _weight_only_matmul(x, *arrays, **given, **after)
         except NotImplementedError as refusal:
             if not self.may_refuse or not re.search(self.may_refuse, str(refusal)):
                 raise
@@ -308,6 +388,40 @@ class WeightOnlyMatmul:
         (dx,) = jax.vjp(f, x)[1](cotangent)
         np.testing.assert_allclose(dx, cotangent @ dense, rtol=1e-5, atol=1e-5)
 
+    @pytest.mark.parametrize(
+        ("rows", "bits", "x_bits", "granularity", "some"),
+        [
+            (1, 8, 8, "channel", slice(-3, None)),
+            (3, 4, None, "group", slice(-3, None)),
+            (70, 8, 8, "channel", slice(None)),
+            (70, 4, 8, "group", slice(-1, None)),
+            (70, 4, None, "channel", slice(-1, None)),
+            (0, 8, None, "channel", slice(-1, None)),
+        ],
+    )
+    def test_what_follows(
+        self, rows: int, bits: int, x_bits: int | None, granularity: str, some: slice
+    ) -> None:
+        spec = Weights(
+            format=Int(bits, symmetric=False), granularity=GRANULARITIES[granularity]
+        )
+        values, *rest = weight(21, 48, spec)
+        run = functools.partial(self.run, bits=bits, x_bits=x_bits)
+
+        def product(x: jax.Array, **after: Any) -> jax.Array:
+            return run(x, stored(values, bits), *rest, **after)
+
+        for dtype in self.dtypes:
+            check_following(product, normal((rows, 48), dtype), 21, some)
+
+    def test_gradient_of_what_follows(self) -> None:
+        values, *rest = weight(6, 24, Weights(format=Int(4, symmetric=False)))
+
+        def product(x: jax.Array, **after: Any) -> jax.Array:
+            return self.run(x, stored(values, 4), *rest, bits=4, **after)
+
+        check_gradient_of_following(product, normal((3, 5, 24)), 6)
+
     def test_in_a_loop_that_recomputes(self) -> None:
         ws = [weight(24, 24, Weights(format=Int(4)), seed=seed) for seed in range(3)]
         stack = jax.tree.map(lambda *parts: jnp.stack(parts), *ws)
@@ -475,6 +589,25 @@ class Int8Matmul:
             dense = dense_of(values, scales)
             expected = cotangent[i] @ dense
             np.testing.assert_allclose(dx[i], expected, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("rows", "some"),
+        [((1,), slice(None)), ((2, 35), slice(-3, None)), ((3,), slice(-1, None))],
+    )
+    def test_what_follows(self, rows: tuple[int, ...], some: slice) -> None:
+        w = weight(21, 48, Weights(format=Int(8, symmetric=False)))
+        for dtype in self.dtypes:
+            x = normal((*rows, 48), dtype)
+            product = functools.partial(self._product, w)
+            check_following(product, x, 21, some)
+
+    def _product(self, w: Any, x: jax.Array, **after: Any) -> jax.Array:
+        return self.run(x, *w, **after)
+
+    def test_gradient_of_what_follows(self) -> None:
+        w = weight(6, 24, Weights(format=Int(8, symmetric=False)))
+        product = functools.partial(self._product, w)
+        check_gradient_of_following(product, normal((3, 5, 24)), 6)
 
     def test_gradient_stops_where_x_is_clipped(self) -> None:
         w = weight(6, 24, Weights(format=Int(8, symmetric=False)))

@@ -12,12 +12,20 @@ from jax import export
 
 from jcompress.formats import Float8, Int
 from jcompress.kernels import (
+    Elementwise,
+    Nonlinearity,
     export_checks,
     float8_matmul,
     int8_matmul,
     weight_only_matmul,
 )
 from jcompress.quantization import PerGroup, Weights
+
+
+def gated(x: jax.Array, values: jax.Array, scales: jax.Array) -> jax.Array:
+    silu = Elementwise(activation=Nonlinearity.SILU)
+    gate = int8_matmul(x, values, scales)
+    return int8_matmul(x, values, scales, then=silu, factor=gate, residual=gate)
 
 
 def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
@@ -37,6 +45,7 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
             functools.partial(weight_only_matmul, bits=8, x_bits=8),
             (x.astype(jnp.bfloat16), *eight),
         ),
+        "w8a8, gated": (gated, (x, *eight)),
     }
 
 
@@ -50,7 +59,7 @@ def test_written_and_read(name: str) -> None:
     np.testing.assert_array_equal(out, jitted(*args))
 
 
-@pytest.mark.parametrize("name", ["float8", "int8", "w8a8"])
+@pytest.mark.parametrize("name", ["float8", "int8", "w8a8", "w8a8, gated"])
 def test_for_any_number_of_rows_and_several_platforms(name: str) -> None:
     run, (x, *weight) = cases()[name]
     (rows,) = export.symbolic_shape("rows")

@@ -49,6 +49,16 @@ def test_errors(args: Any, given: Any, message: str) -> None:
         int8_matmul(*args, **given)
 
 
+def test_errors_of_what_follows() -> None:
+    with pytest.raises(TypeError, match="then is an Elementwise or None, not 'relu'"):
+        int8_matmul(X, V, S, then="relu")  # type: ignore[arg-type]
+    for name in ("factor", "residual"):
+        for wrong in (jnp.ones((2, 4)), jnp.ones((2, 5), jnp.bfloat16)):
+            message = rf"{name} has the dtype and shape of the result, float32 \[2, 5\]"
+            with pytest.raises(ValueError, match=message):
+                int8_matmul(X, V, S, **{name: wrong})
+
+
 def test_one_range_for_all_rows_may_have_any_size_one_shape() -> None:
     both = [
         int8_matmul(X, V, S, Z, x_scale=jnp.full(shape, 0.5))

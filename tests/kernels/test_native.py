@@ -1,11 +1,10 @@
 """The handlers of the compiled kernels, on sizes that nobody has thought of.
 
 `.ci/sanitize` runs this file on a library built with sanitizers, which the variable
-SANITIZED_LIBRARY names, with every instruction set of the processor.
+JCOMPRESS_LIBRARY names, with every instruction set of the processor.
 """
 
 import os
-import pathlib
 import subprocess
 import sys
 from typing import Any, NamedTuple
@@ -21,9 +20,7 @@ from jcompress.formats.packing import pack_bits
 from jcompress.kernels import Implementation, _native
 from jcompress.kernels.quantized_conv import quantized_conv
 
-SANITIZED = os.environ.get("SANITIZED_LIBRARY")
-if SANITIZED:
-    _native.LIBRARY = pathlib.Path(SANITIZED)
+SANITIZED = os.environ.get("JCOMPRESS_LIBRARY")
 pytestmark = [
     pytest.mark.once,
     pytest.mark.skipif(bool(_native.missing()), reason=_native.missing()),
@@ -229,6 +226,13 @@ def test_a_handler_refuses_what_does_not_fit(changed: Any, message: str) -> None
     }
     with pytest.raises(jax.errors.JaxRuntimeError, match=message):
         _native.matmul(**arguments).block_until_ready()
+
+
+@pytest.mark.skipif(not SANITIZED, reason="no other library is named")
+def test_the_library_that_is_named_is_the_one_in_use() -> None:
+    found = _native.library()
+    assert found is not None
+    assert found._name == SANITIZED
 
 
 @pytest.mark.skipif(bool(SANITIZED), reason="each set has a process of its own there")

@@ -12,8 +12,9 @@ from conformance import dense_of, normal, stored, weight
 
 from jcompress.execution import How, compressed, inspect
 from jcompress.formats import Int
-from jcompress.kernels import Implementation, _native
+from jcompress.kernels import Implementation, Nonlinearity, _native
 from jcompress.kernels.quantized_conv import quantized_conv
+from jcompress.kernels.quantized_conv.cpu import DIRECT
 from jcompress.quantization import (
     Activation,
     PerChannel,
@@ -52,10 +53,21 @@ CASES: dict[str, Any] = {
     "large": (3, (22, 21), 1, 33, {"kernel": (5, 5)}),
     "nothing": (0, (4, 4), 2, 3, {"kernel": (3, 3)}),
 }  # fmt: skip
+# images, side, channels, outputs, groups, and the options
+GROUPED: dict[str, Any] = {
+    "depthwise": (2, 9, 70, 70, 70, {"kernel": (3, 3), "strides": (2, 2),
+                                     "padding": ((0, 1), (1, 1))}),
+    "wide_window": (1, 8, 6, 6, 6, {"kernel": (5, 5), "padding": ((2, 2), (2, 2))}),
+    "small_window": (1, 6, 8, 8, 8, {"kernel": (1, 3), "dilation": (1, 2)}),
+    "multiplied": (2, 6, 6, 12, 6, {"kernel": (3, 3)}),
+    "groups": (5, 8, 24, 40, 4, {"kernel": (3, 3), "padding": ((1, 1), (1, 1))}),
+}  # fmt: skip
+ACTIVATIONS = (Nonlinearity.RELU, Nonlinearity.RELU6, Nonlinearity.SILU)
 _conv = jax.jit(
     quantized_conv,
     static_argnames=(
-        "bits", "kernel", "strides", "padding", "dilation", "x_bits", "implementation",
+        "bits", "kernel", "strides", "padding", "dilation", "groups", "x_bits",
+        "activation", "y_bits", "implementation",
     ),
 )  # fmt: skip
 
@@ -85,6 +97,10 @@ def patches(x: Any, options: Any) -> np.ndarray[Any, Any]:
         patch = x[(slice(None), *window)]
         every[(slice(None), *at)] = patch.reshape(x.shape[0], every.shape[-1])
     return every
+
+
+def _refuses_groups(x_bits: int | None, symmetric: bool) -> bool:
+    return x_bits is None or not symmetric or _native.instructions() not in DIRECT
 
 
 def case(name: str, spec: Weights, dtype: Any = jnp.float32) -> Any:
@@ -247,6 +263,107 @@ class QuantizedConv:
             ):
                 np.testing.assert_allclose(got, one, rtol=1e-5, atol=1e-5)
 
+    @pytest.mark.parametrize("name", GROUPED)
+    @pytest.mark.parametrize("x_bits", [None, 8])
+    @pytest.mark.parametrize("symmetric", [True, False])
+    def test_groups(self, name: str, x_bits: int | None, symmetric: bool) -> None:
+        """Against a dense kernel, zero where a group does not see."""
+        images, side, channels, outputs, groups, options = GROUPED[name]
+        x = normal((images, side, side + 1, channels))
+        places = int(np.prod(options["kernel"]))
+        inputs, each = places * channels // groups, outputs // groups
+        w = weight(outputs, inputs, Weights(format=Int(8, symmetric=symmetric)))
+        given: dict[str, Any] = {"bits": 8, **options}
+        if x_bits is not None:
+            zero = None if symmetric else jnp.float32(-9)
+            given |= {"x_bits": 8, "x_scale": jnp.float32(0.02), "x_zero": zero}
+        if self.implementation is Implementation.CPU and _refuses_groups(
+            x_bits, symmetric
+        ):
+            with pytest.raises(NotImplementedError, match="takes groups only of"):
+                self.run(x, *w, groups=groups, **given)
+            return
+        out = self.run(x, *w, groups=groups, **given)
+        for group in range(groups):
+            seen = slice(group * channels // groups, (group + 1) * channels // groups)
+            mine = slice(group * each, (group + 1) * each)
+            part = tuple(None if a is None else a[mine] for a in w)
+            alone = _conv(
+                x[..., seen], *part, implementation=Implementation.REFERENCE, **given
+            )
+            close(out[..., mine], alone, 1e-6)
+
+    @pytest.mark.parametrize("name", ["plain", "large", "wide", "depthwise"])
+    @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+    @pytest.mark.parametrize("y_bits", [None, 8, 5])
+    def test_what_follows(
+        self, name: str, activation: Nonlinearity | None, y_bits: int | None
+    ) -> None:
+        groups = 1
+        if name == "depthwise":
+            images, side, groups, _, _, options = GROUPED[name]
+            x = normal((images, side, side, groups))
+            w = weight(groups, 9, Weights())
+        else:
+            x, w, options = case(name, Weights())
+        scale, zero = jnp.float32(0.02), jnp.float32(-20)
+        q = quantize_values(x, scale, zero, Int(8, symmetric=False)).astype(jnp.int8)
+        given = {"bits": 8, "groups": groups, "x_bits": 8, **options}
+        given |= {"x_scale": scale, "x_zero": zero}
+        plain = self.run(x, *w, **given)
+        more = {
+            "bias": normal(plain.shape[-1:], seed=1),
+            "addend": normal(plain.shape, seed=2),
+            "residual": normal(plain.shape, seed=3),
+        }
+        wanted = plain + jnp.broadcast_to(more["bias"], plain.shape) + more["addend"]
+        wanted = activation(wanted) if activation else wanted
+        wanted = wanted + more["residual"]
+        if y_bits is not None:
+            y_zero = None if y_bits == 5 else jnp.float32(7)
+            more |= {"y_bits": y_bits, "y_scale": scale * 4, "y_zero": y_zero}
+            format = Int(y_bits, symmetric=y_zero is None)
+            wanted = quantize_values(wanted, scale * 4, y_zero, format)
+        floats = self.run(x, *w, activation=activation, **more, **given)
+        integers = self.run(q, *w, activation=activation, **more, **given)
+        if y_bits is None:
+            close(floats, wanted, 2e-6)
+            close(integers, wanted, 2e-6)
+            return
+        for out in (floats, integers):
+            assert out.dtype == jnp.int8
+            off = np.abs(np.asarray(out, np.int32) - np.asarray(wanted, np.int32))
+            # Some lie between two integers to within the rounding of their sums.
+            assert off.max() <= 1
+            assert (off > 0).mean() < 0.01
+
+    def test_gradient_through_what_follows(self) -> None:
+        x, w, options = case("plain", Weights())
+
+        def run(x: jax.Array, **given: Any) -> jax.Array:
+            return self.run(x, *w, bits=8, **options, **given)
+
+        shape = run(x).shape
+        bias, addend, residual = (
+            normal(size, seed=seed)
+            for seed, size in enumerate((shape[-1:], shape, shape))
+        )
+
+        wide = jnp.broadcast_to(bias, shape)
+
+        def whole(x: jax.Array, addend: jax.Array, residual: jax.Array) -> jax.Array:
+            return run(x, bias=bias, addend=addend, residual=residual,
+                       activation=Nonlinearity.SILU)  # fmt: skip
+
+        def apart(x: jax.Array, addend: jax.Array, residual: jax.Array) -> jax.Array:
+            return jax.nn.silu(run(x) + wide + addend) + residual
+
+        out, pull = jax.vjp(whole, x, addend, residual)
+        wanted, other = jax.vjp(apart, x, addend, residual)
+        close(out, wanted, 2e-6)
+        for got, true in zip(pull(out), other(out), strict=True):
+            close(got, true)
+
     def test_a_number_that_is_not_finite_spoils_its_image_only(self) -> None:
         x, w, options = case("plain", Weights())
         spoiled = x.at[1, 2, 2, 0].set(jnp.nan)
@@ -337,14 +454,15 @@ def test_a_small_model(weights: Weights, activation: Activation | None) -> None:
     rules = [("**/kernel", Quantize(weights=weights, activation=activation))]
     small = quantize(params, rules, sites=find_sites(model.apply, params, x))
     entries = {e.path.split("/")[1]: e for e in inspect(model.apply, small, x)}
-    assert entries.pop("depth").how is How.DENSE
     if activation is None:
         assert {entry.how for entry in entries.values()} == {How.DENSE}
+    elif _native.instructions() in DIRECT and weights.format.symmetric:
+        assert {entry.how for entry in entries.values()} == {How.INTEGER}
     else:
+        assert entries.pop("depth").how is How.DENSE
         vectors = _native.instructions() not in (None, "generic", "avx2")
         assert entries.pop("wide").how is (How.INTEGER if vectors else How.DENSE)
     assert all("in floats" in e.why for e in entries.values() if e.how is How.DENSE)
-    assert entries["stem"].how is How.DENSE
     run = jax.jit(compressed(model.apply))
     fake = jax.jit(fake_quant(model.apply, rules))
     # A sum in another order may round an activation of the next layer to its neighbour:
@@ -408,7 +526,6 @@ def test_layers_of_a_scan() -> None:
     ("kernel", "weights", "options", "why"),
     [
         ((3, 8, 8), Weights(granularity=PerGroup(8)), {}, "several groups of scales"),
-        ((3, 4, 8), Weights(), {"feature_group_count": 2}, "grouped"),
         ((3, 8, 8), Weights(), {"lhs_dilation": (2,)}, "dilated data"),
     ],
 )

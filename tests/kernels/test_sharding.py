@@ -15,7 +15,9 @@ from jax.sharding import AxisType, NamedSharding
 
 from jcompress.formats import Float8, Int
 from jcompress.kernels import (
+    Elementwise,
     Implementation,
+    Nonlinearity,
     float8_matmul,
     int8_matmul,
     weight_only_matmul,
@@ -124,6 +126,33 @@ def test_no_weight_is_gathered(name: str, cut: str) -> None:
         x, values, _ = CUTS[cut]
         spec = P(x[0] if x else None, values[0] if values else None)
         assert out.sharding.is_equivalent_to(NamedSharding(mesh(), spec), 2)
+
+
+@pytest.mark.parametrize("name", ["int8", "w4 in groups", "w4a8 in groups"])
+def test_what_follows_comes_after_the_sum_over_devices(name: str) -> None:
+    run, arrays = PRODUCTS[name]()
+    run = functools.partial(run, then=Elementwise(activation=Nonlinearity.GELU))
+    more = [normal((ROWS, OUTPUTS), seed=seed) for seed in (5, 6)]
+
+    def whole(*arrays: jax.Array) -> jax.Array:
+        *own, factor, residual = arrays
+        product: jax.Array = run(*own, factor=factor, residual=residual)
+        return product
+
+    def loss(*arrays: jax.Array) -> jax.Array:
+        return jnp.sum(whole(*arrays) ** 2)
+
+    gradient = jax.jit(jax.grad(loss, (0, len(arrays), len(arrays) + 1)))
+    expected, slopes = whole(*arrays, *more), gradient(*arrays, *more)
+    for cut in ("rows and outputs", "inputs", "inputs and outputs"):
+        given = placed(arrays, CUTS[cut], mesh())
+        compiled = jax.jit(whole).lower(*given, *more).compile()
+        out = compiled(*given, *more)
+        np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+        assert "all-gather" not in collectives(compiled.as_text())
+        for got, want in zip(gradient(*given, *more), slopes, strict=True):
+            top = float(jnp.abs(want).max())
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * top)
 
 
 def test_copies_stay_where_they_are() -> None:

@@ -115,6 +115,13 @@ def test_errors(args: Any, bits: int, message: str) -> None:
         weight_only_matmul(*args, bits=bits)
 
 
+def test_errors_of_what_follows() -> None:
+    with pytest.raises(ValueError, match=r"bias is float32 \[5\], not float32 \[4\]"):
+        weight_only_matmul(X, V8, S, bits=8, bias=jnp.ones(4))
+    with pytest.raises(ValueError, match="factor has the dtype and shape"):
+        weight_only_matmul(X, V8, S, bits=8, factor=jnp.ones(5))
+
+
 def test_an_implementation_by_another_name() -> None:
     with pytest.raises(TypeError, match=r"implementation is None or one of .* 'xla'"):
         weight_only_matmul(X, V8, S, bits=8, implementation="xla")  # type: ignore[arg-type]

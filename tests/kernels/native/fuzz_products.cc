@@ -272,6 +272,101 @@ void multiply_panels(const ManyRows& many, const Case& c, Arrays& all, int digit
   }
 }
 
+void multiply_plain(const ManyRows& many, const Case& c, Arrays& all, int64_t block) {
+  PlainRows rows{};
+  rows.zero = all.a.zero;
+  rows.rows = c.rows;
+  rows.inputs = c.inputs;
+  rows.digits = c.digits;
+  rows.bits = c.bits;
+  Exact<int8_t> packed(c.rows * c.digits * rows.stride());
+  Exact<int32_t> sums(c.rows * c.digits);
+  Exact<float> scale(c.rows);
+  rows.packed = packed.data();
+  rows.sums = sums.data();
+  rows.scale = scale.data();
+  for (int64_t m = 0; m < c.rows; m += block) {
+    Exact<float> scratch(c.inputs);
+    many.pack_plain(all.a, rows, m, std::min(c.rows, m + block), scratch.data());
+  }
+  const Result result = all.result(c);
+  for (int64_t n = 0; n < c.outputs; n += c.chunk) {
+    for (int64_t m = 0; m < c.rows; m += 8 * block) {
+      many.multiply_plain(rows, all.w, result, n, std::min(c.outputs, n + c.chunk), m,
+                          std::min(c.rows, m + 8 * block));
+    }
+  }
+}
+
+double applied(Function function, double x) {
+  const double positive = std::max(x, 0.0), sigmoid = 1 / (1 + std::exp(-x));
+  switch (function) {
+    case Function::kRelu:
+      return positive;
+    case Function::kSquaredRelu:
+      return positive * positive;
+    case Function::kGelu:
+      return x * (1 + std::erf(x * std::sqrt(0.5))) / 2;
+    case Function::kGeluTanh:
+      return x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))) / 2;
+    case Function::kSilu:
+      return x * sigmoid;
+    case Function::kTanh:
+      return std::tanh(x);
+    case Function::kSigmoid:
+      return sigmoid;
+    default:
+      return x;
+  }
+}
+
+// What follows a product, on a part of a result; stops the process at an error.
+void check_following(Instructions set, uint64_t seed) {
+  Draw draw(seed);
+  const int64_t rows = draw.integer(1, 6), outputs = draw.integer(1, 150);
+  const int64_t first = draw.integer(0, outputs - 1);
+  const int64_t last = draw.integer(first + 1, outputs);
+  const Float dtype = draw.one_of({Float::kF32, Float::kBF16, Float::kF16});
+  const int64_t size = rows * outputs * bytes_of(dtype);
+  const bool in_place = dtype == Float::kF32 && draw.coin();
+  Exact<float> product(rows * outputs);
+  Exact<char> factor(size), residual(size), y(size);
+  for (int64_t i = 0; i < rows * outputs; ++i) {
+    product[i] = draw.uniform(-1, 1) * draw.one_of({1.0f, 8.0f, 60.0f});
+    store(draw.uniform(-2, 2), dtype, factor.data(), i);
+    store(draw.uniform(-2, 2), dtype, residual.data(), i);
+    store(product[i], dtype, y.data(), i);
+  }
+  After after{};
+  after.function = static_cast<Function>(draw.integer(0, 7));
+  after.factor = draw.coin() ? factor.data() : nullptr;
+  after.residual = draw.coin() ? residual.data() : nullptr;
+  after.y = y.data();
+  after.dtype = dtype;
+  float* from = in_place ? reinterpret_cast<float*>(y.data()) : product.data();
+  products_of(set).finish(after, from, outputs, 0, rows, first, last);
+  const double eps = dtype == Float::kBF16 ? 1.0 / 256 : dtype == Float::kF16 ? 1e-3 : 0;
+  for (int64_t i = 0; i < rows * outputs; ++i) {
+    float by, more, got;
+    widen(factor.data(), dtype, i, 1, &by);
+    widen(residual.data(), dtype, i, 1, &more);
+    widen(y.data(), dtype, i, 1, &got);
+    double want = product[i], size_of_all = std::abs(want);
+    if (first <= i % outputs && i % outputs < last) {
+      want = applied(after.function, product[i]);
+      if (after.factor) want *= by;
+      size_of_all = std::max({1.0, size_of_all, std::abs(want)}) * 4;
+      if (after.residual) want += more;
+    }
+    if (!(std::abs(got - want) <= 1e-6 * size_of_all + eps * std::abs(want))) {
+      std::printf("%s, seed %llu: function %d makes of %.9g %.9g, not %.9g\n",
+                  instructions_name(set), static_cast<unsigned long long>(seed),
+                  static_cast<int>(after.function), product[i], got, want);
+      std::exit(1);
+    }
+  }
+}
+
 // Computes a product in each way that the instruction set has; stops the process at an
 // error. Whether there is any.
 bool check(Instructions set, uint64_t seed) {
@@ -287,7 +382,12 @@ bool check(Instructions set, uint64_t seed) {
     compare(c, all, name, "tiles", seed, false);
     any = true;
   }
-  if (products.many.integers > 0 && unit_of(all.w) > 0) {
+  const bool plain = products.many.plain && c.groups == 1;
+  if (plain && unit_of(all.w) > 0) {
+    multiply_plain(products.many, c, all, block);
+    compare(c, all, name, "plain rows", seed, false);
+    any = true;
+  } else if (products.many.integers > 0 && unit_of(all.w) > 0) {
     multiply_panels(products.many, c, all, c.digits, block);
     compare(c, all, name, "panels of integers", seed, false);
     any = true;
@@ -315,6 +415,7 @@ int main(int count, char** arguments) {
     if (!has_instructions(set) || (count > 3 && std::strcmp(arguments[3], name))) continue;
     uint64_t computed = 0, left_out = 0;
     for (uint64_t i = seed; computed < products; ++i) ++(check(set, i) ? computed : left_out);
+    for (uint64_t i = seed; i < seed + products; ++i) check_following(set, i);
     std::printf("%s: %llu products, %llu left out for their groups\n", name,
                 static_cast<unsigned long long>(computed),
                 static_cast<unsigned long long>(left_out));

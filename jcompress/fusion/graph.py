@@ -1,0 +1,205 @@
+"""Where the values of a program come from and go to."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from jcompress.tracing.interpreter import bind
+from jcompress.tracing.jaxprs import Body, aval_shape, is_literal
+from jcompress.tracing.uses import elementwise
+
+_MOVES = frozenset({"copy", "stop_gradient"})
+"""Operations that hand on what they get."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """The values of a program.
+
+    Attributes:
+        body: the program.
+        makers: the number of the equation that makes a value.
+        users: the numbers of the equations that take it, one for each time.
+        results: the values that the program returns.
+    """
+
+    body: Body
+    makers: dict[Any, int]
+    users: dict[Any, list[int]]
+    results: frozenset[Any]
+
+    @classmethod
+    def of(cls, body: Body) -> "Graph":
+        """Read a program."""
+        makers: dict[Any, int] = {}
+        users: dict[Any, list[int]] = {}
+        for number, eqn in enumerate(body.jaxpr.eqns):
+            for atom in eqn.invars:
+                if not is_literal(atom):
+                    users.setdefault(atom, []).append(number)
+            makers.update(dict.fromkeys(eqn.outvars, number))
+        outvars = body.jaxpr.outvars
+        results = frozenset(atom for atom in outvars if not is_literal(atom))
+        return cls(body, makers, users, results)
+
+    def maker(self, atom: Any) -> Any:
+        """The equation that makes a value; None for inputs and constants."""
+        if is_literal(atom):
+            return None
+        number = self.makers.get(atom)
+        return None if number is None else self.body.jaxpr.eqns[number]
+
+    def only_user(self, var: Any) -> Any:
+        """The equation that takes a value, if it is the one place that does."""
+        users = self.users.get(var, [])
+        if var in self.results or len(users) != 1:
+            return None
+        return self.body.jaxpr.eqns[users[0]]
+
+    def between(self, start: Collection[Any], end: Any, most: int) -> list[int] | None:
+        """The equations that lead from some values to another, in their order.
+
+        Args:
+            start: where the way back from the other one stops.
+            end: the other one.
+            most: so many equations at most.
+
+        Returns:
+            Their numbers; None if the way back meets an input of the program, or is
+            longer.
+        """
+        found: set[int] = set()
+        waiting = [end]
+        while waiting:
+            atom = waiting.pop()
+            if is_literal(atom) or atom in start:
+                continue
+            number = self.makers.get(atom)
+            if number is None:
+                return None
+            if number in found:
+                continue
+            found.add(number)
+            if len(found) > most:
+                return None
+            waiting += self.body.jaxpr.eqns[number].invars
+        return sorted(found)
+
+    def closed(self, equations: Collection[int], kept: Collection[Any]) -> bool:
+        """Whether nothing else takes what equations make, but some values.
+
+        What is made of constants alone does not count: it can be made twice.
+        """
+        for number in equations:
+            eqn = self.body.jaxpr.eqns[number]
+            if all(map(is_literal, eqn.invars)):
+                continue
+            for var in eqn.outvars:
+                if var in kept:
+                    continue
+                users = self.users.get(var, [])
+                if var in self.results or any(u not in equations for u in users):
+                    return False
+        return True
+
+    def depending(self, var: Any) -> frozenset[Any]:
+        """All values that are made from one, that one too."""
+        found, waiting = {var}, list(self.users.get(var, []))
+        seen: set[int] = set()
+        while waiting:
+            number = waiting.pop()
+            if number in seen:
+                continue
+            seen.add(number)
+            for out in self.body.jaxpr.eqns[number].outvars:
+                found.add(out)
+                waiting += self.users.get(out, [])
+        return frozenset(found)
+
+    def constant(self, atom: Any) -> float | None:
+        """The number that is in every place of a value; None if it is not known."""
+        if is_literal(atom):
+            return float(atom.val) if np.ndim(atom.val) == 0 else None
+        eqn = self.maker(atom)
+        if eqn is None:
+            return None
+        name = eqn.primitive.name
+        if name in ("broadcast_in_dim", "convert_element_type", "reshape", *_MOVES):
+            return self.constant(eqn.invars[0])
+        if name == "sqrt":
+            inner = self.constant(eqn.invars[0])
+            return None if inner is None else float(np.sqrt(np.float32(inner)))
+        return None
+
+    def fixed_axes(self, atom: Any) -> frozenset[int]:
+        """The axes of a value along which its numbers are surely the same."""
+        shape = aval_shape(atom)
+        every = frozenset(range(len(shape)))
+        ones = frozenset(d for d in every if shape[d] == 1)
+        eqn = self.maker(atom)
+        if is_literal(atom):
+            return every
+        if eqn is None:
+            return ones
+        name = eqn.primitive.name
+        if name == "broadcast_in_dim":
+            places = [int(d) for d in eqn.params["broadcast_dimensions"]]
+            inner = self.fixed_axes(eqn.invars[0])
+            vary = {d for i, d in enumerate(places) if i not in inner}
+            return every - vary
+        if name == "transpose":
+            inner = self.fixed_axes(eqn.invars[0])
+            order = eqn.params["permutation"]
+            return frozenset(d for d in every if order[d] in inner)
+        if name == "iota":
+            return every - {eqn.params["dimension"]}
+        if elementwise(eqn) or name in ("convert_element_type", *_MOVES):
+            fixed = every
+            for one in eqn.invars:
+                if len(aval_shape(one)) == len(shape):
+                    fixed &= self.fixed_axes(one)
+            return fixed
+        return ones
+
+    def original(
+        self, equations: Sequence[int], inputs: Sequence[Any], results: Sequence[Any]
+    ) -> Callable[..., list[Any]]:
+        """The function that equations compute.
+
+        Args:
+            equations: their numbers, in order.
+            inputs: the values that they take, the function's arguments.
+            results: the values that it returns.
+        """
+        eqns = [self.body.jaxpr.eqns[number] for number in equations]
+
+        def run(*values: Any) -> list[Any]:
+            known = {
+                atom: value
+                for atom, value in zip(inputs, values, strict=True)
+                if not is_literal(atom)
+            }
+
+            def of(atom: Any) -> Any:
+                return atom.val if is_literal(atom) else known[atom]
+
+            for eqn in eqns:
+                with eqn.ctx.manager:
+                    outs = bind(eqn, [of(atom) for atom in eqn.invars])
+                known.update(zip(eqn.outvars, outs, strict=True))
+            return [of(atom) for atom in results]
+
+        return run
+
+
+def floats(*atoms: Any) -> bool:
+    """Whether all values are float32."""
+    return all(atom.aval.dtype == np.float32 for atom in atoms)
+
+
+def size_of(atom: Any) -> int:
+    """How many numbers a value has."""
+    return math.prod(aval_shape(atom))

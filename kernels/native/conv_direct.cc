@@ -1,0 +1,362 @@
+// The XLA handler of convolutions of int8 that need no copy of their patches, with what
+// follows them: see conv_direct.h.
+
+#include "conv_direct.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "conv_geometry.h"
+#include "floats.h"
+#include "handlers.h"
+#include "parallel.h"
+#include "rows.h"
+
+namespace jcompress {
+
+const ConvKernels* conv_kernels_of(Instructions set) {
+#if defined(__x86_64__)
+  const bool vnni = set == Instructions::kAvx512Vnni || set == Instructions::kAvx512Vbmi ||
+                    set == Instructions::kAmxInt8;
+  return vnni ? avx512_vnni_conv() : nullptr;
+#else
+  (void)set;
+  return nullptr;
+#endif
+}
+
+namespace {
+
+// Below so many products in all, some microseconds, waking a thread is not worth it; and
+// below so many bytes or products a piece is not.
+constexpr int64_t kLeastProducts = 3 << 20;
+constexpr int64_t kPieceProducts = 3 << 19;
+constexpr int64_t kPieceFloats = 32 << 10;
+
+ffi::Error bad(const std::string& what) {
+  return ffi::Error::InvalidArgument("jcompress conv_direct: " + what);
+}
+
+// One convolution of a stack: how its images become int8, its weight is packed, and both
+// are multiplied.
+class Direct {
+ public:
+  // The images: floats or int8, [images][image], of `zero` or none.
+  struct Data {
+    const float* floats;
+    const int8_t* integers;
+    const float* scale;  // [images] or null, for floats of which each has a range
+    const float* zero;
+    int64_t images;
+    int bits;
+  };
+
+  Direct(const ConvKernels& kernels, const Geometry& geometry, const Data& data,
+         const int8_t* values, const ConvWeight& weight, int64_t groups, const ConvEnd& end)
+      : kernels_(kernels),
+        geometry_(geometry),
+        data_(data),
+        weight_(weight),
+        end_(end),
+        own_(data.scale ? 0 : data.images) {
+    images_.image_bytes = geometry.image_bytes;
+    images_.positions = geometry.positions;
+    images_.line = geometry.out.back();
+    images_.lines = geometry.lines.data();
+    images_.stride = geometry.stride;
+    images_.offsets = geometry.offsets.data();
+    images_.runs = static_cast<int64_t>(geometry.offsets.size());
+    images_.run_bytes = geometry.run_bytes;
+    images_.zero = data.zero;
+    few_ = data.images * geometry.positions <= ConvKernels::kFewRows;
+    by_channel_ = groups > 1 && groups == geometry.channels && groups == weight.outputs;
+    cut(values, groups);
+  }
+
+  void run(ffi::ThreadPool& pool) {
+    const int64_t count = data_.images, threads = pool.num_threads();
+    const int64_t results = count * images_.positions * weight_.outputs;
+    const int64_t products = results * geometry_.inputs;
+    const bool alone = threads == 1 || work(products, results) < kLeastProducts;
+    find_scales(pool, alone);
+    images_.scale = data_.scale;
+    const int64_t packs = static_cast<int64_t>(blocks_.size());
+    const auto pack = [&](int64_t i) {
+      if (by_channel_) return kernels_.pack_channels(images_, blocks_[i]);
+      if (!few_) kernels_.pack(images_, blocks_[i]);
+    };
+    if (count >= 2 * threads && !few_) {
+      // Each thread takes images, one after the other, through all outputs.
+      parallel_phases(pool, packs, pack, count, [&](int64_t m) {
+        ConvImages mine = images_;
+        Buffer<int8_t> padded(in_place() ? 0 : geometry_.image_bytes + Patches::kSlack);
+        mine.images = in_place() ? data_.integers + m * geometry_.image : padded.data();
+        if (!in_place()) write(m, 0, geometry_.padded_lines(), padded.data());
+        for (const ConvBlock& block : blocks_) {
+          multiply(mine, block, m, 0, images_.positions);
+        }
+      }, alone);
+      return;
+    }
+    Buffer<int8_t> padded(in_place() ? 0 : count * geometry_.image_bytes + Patches::kSlack);
+    images_.images = in_place() ? data_.integers : padded.data();
+    const int64_t lines = geometry_.padded_lines();
+    const int64_t few =
+        std::max<int64_t>(1, kPieceFloats * lines / std::max<int64_t>(1, geometry_.image_bytes));
+    const int64_t parts = (lines + few - 1) / few;
+    const int64_t writes = in_place() ? 0 : count * parts;
+    const int64_t rows = count * images_.positions;
+    const int64_t row_products =
+        work(geometry_.inputs * ConvBlock::kOutputs, ConvBlock::kOutputs);
+    int64_t step = std::max(kPieceProducts / std::max<int64_t>(1, row_products),
+                            rows * packs / (8 * threads));
+    step = std::min(rows, (step + 11) / 12 * 12);
+    const int64_t pieces = (rows + step - 1) / step;
+    parallel_phases(
+        pool, writes + packs,
+        [&](int64_t i) {
+          if (i >= writes) return pack(i - writes);
+          const int64_t m = i / parts, line = i % parts * few;
+          write(m, line, std::min(lines, line + few),
+                padded.data() + m * geometry_.image_bytes);
+        },
+        packs * pieces,
+        [&](int64_t i) {
+          const int64_t row = i % pieces * step;
+          multiply(images_, blocks_[i / pieces], 0, row, std::min(rows, row + step));
+        },
+        alone);
+  }
+
+ private:
+  // The products that take as long as so many and their results: those of channels by
+  // themselves are rearranged first.
+  int64_t work(int64_t products, int64_t results) const {
+    constexpr int64_t kChannels = 4, kResult = 64;
+    return (by_channel_ ? kChannels : 1) * products + kResult * results;
+  }
+
+  // Whether the images can be read as they are.
+  bool in_place() const {
+    return data_.integers && geometry_.image == geometry_.image_bytes && !by_channel_ &&
+           images_.run_bytes % 4 == 0;
+  }
+
+  // The blocks of outputs, and where they are packed.
+  void cut(const int8_t* values, int64_t groups) {
+    const int64_t inputs = geometry_.inputs;
+    const int64_t in_group = by_channel_ ? weight_.outputs : weight_.outputs / groups;
+    const int64_t quads = by_channel_ ? (images_.runs + 3) / 4 * 4 : images_.quads();
+    int64_t size = 0;
+    for (int64_t first = 0; first < weight_.outputs; first += in_group) {
+      for (int64_t n = 0; n < in_group; n += ConvBlock::kOutputs) {
+        ConvBlock block{};
+        block.first = first + n;
+        block.values = values + block.first * inputs;
+        block.inputs = inputs;
+        block.count = static_cast<int>(std::min<int64_t>(ConvBlock::kOutputs, in_group - n));
+        block.channel = by_channel_ ? n : first / in_group * (geometry_.channels / groups);
+        blocks_.push_back(block);
+        const int64_t bytes = by_channel_ ? quads * 64 : few_ ? 0 : quads * block.vectors() * 64;
+        starts_.push_back(size);
+        size += bytes;
+      }
+    }
+    packed_ = Buffer<int8_t>(size);
+    sums_ = Buffer<int32_t>(static_cast<int64_t>(blocks_.size()) * ConvBlock::kOutputs);
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+      blocks_[i].packed = packed_.data() + starts_[i];
+      blocks_[i].sums = sums_.data() + i * ConvBlock::kOutputs;
+    }
+  }
+
+  void multiply(const ConvImages& images, const ConvBlock& block, int64_t image0,
+                int64_t row0, int64_t row1) const {
+    const auto run = by_channel_ ? kernels_.multiply_channels
+                     : few_      ? kernels_.multiply_few
+                                 : kernels_.multiply;
+    run(images, block, weight_, end_, image0, row0, row1);
+  }
+
+  // The range of each image, if it has none.
+  void find_scales(ffi::ThreadPool& pool, bool alone) {
+    if (data_.scale) return;
+    const int64_t pieces = (geometry_.image + kPieceFloats - 1) / kPieceFloats;
+    Buffer<float> tops(data_.images * pieces);
+    parallel_for(pool, data_.images * pieces, [&](int64_t i) {
+      const int64_t m = i / pieces, start = i % pieces * kPieceFloats;
+      tops[i] = kernels_.largest(data_.floats + m * geometry_.image + start,
+                                 std::min(kPieceFloats, geometry_.image - start));
+    }, alone);
+    for (int64_t m = 0; m < data_.images; ++m) {
+      float top = 0.0f;
+      for (int64_t i = m * pieces; i < (m + 1) * pieces && !std::isnan(top); ++i) {
+        top = std::isnan(tops[i]) || tops[i] > top ? tops[i] : top;
+      }
+      own_[m] = scale_of(top, data_.bits);
+    }
+    data_.scale = own_.data();
+  }
+
+  // Lines of a padded image, from that of the data.
+  void write(int64_t m, int64_t first_line, int64_t last_line, int8_t* image) const {
+    const Geometry& g = geometry_;
+    const int64_t line = g.padded.back() * g.channels;
+    const int64_t width = g.sizes.back(), low = g.low.back();
+    const int64_t first = std::max<int64_t>(0, -low);
+    const int64_t last = std::min(width, g.padded.back() - low);
+    const int64_t count = std::max<int64_t>(0, last - first) * g.channels;
+    const int64_t before = std::min(line, std::max<int64_t>(0, low) * g.channels);
+    const float zero_float = data_.zero ? data_.zero[m] : 0.0f;
+    const int8_t zero = static_cast<int8_t>(zero_point(zero_float));
+    const float scale = data_.scale[m];
+    const float inverse = std::isfinite(scale) ? 1.0f / scale : 0.0f;
+    for (int64_t l = first_line; l < last_line; ++l) {
+      int8_t* to = image + l * line;
+      const int64_t from = g.source(l);
+      if (from < 0 || count == 0) {
+        std::memset(to, zero, line);
+        continue;
+      }
+      std::memset(to, zero, before);
+      std::memset(to + before + count, zero, line - before - count);
+      const int64_t start = m * g.image + (from * width + first) * g.channels;
+      if (data_.integers) {
+        std::memcpy(to + before, data_.integers + start, count);
+      } else {
+        kernels_.quantize(data_.floats + start, count, inverse, zero_float, data_.bits,
+                          data_.zero == nullptr, to + before);
+      }
+    }
+  }
+
+  const ConvKernels& kernels_;
+  const Geometry& geometry_;
+  Data data_;
+  ConvWeight weight_;
+  ConvEnd end_;
+  ConvImages images_{};
+  bool by_channel_, few_;
+  std::vector<ConvBlock> blocks_;
+  std::vector<int64_t> starts_;
+  Buffer<int8_t> packed_{0};
+  Buffer<int32_t> sums_{0};
+  Buffer<float> own_;
+};
+
+ffi::Error conv_direct(ffi::ThreadPool pool, Any x, Any x_scale, Any x_zero, Any values,
+                       Any scales, Any bias, Any addend, Any residual, Any y_scale,
+                       Any y_zero, ffi::Result<Any> y, int64_t x_bits, int64_t y_bits,
+                       int64_t activation, Sizes data, Sizes window, Sizes strides,
+                       Sizes pad_low, Sizes pad_high, Sizes dilation, int64_t channels,
+                       int64_t groups, int64_t layout) {
+  if (layout != kLayout) return bad("the arrays have another layout than this library");
+  const ConvKernels* kernels = conv_kernels_of(chosen_instructions());
+  if (!kernels) return bad("no kernels for this processor");
+  Geometry g{};
+  const char* wrong =
+      g.set(data, window, strides, pad_low, pad_high, dilation, channels, groups);
+  if (wrong) return bad(wrong);
+  if (x.dimensions().size() != 3 || scales.dimensions().size() != 3) {
+    return bad("x and scales have three axes");
+  }
+  const int64_t stacks = x.dimensions()[0], images = x.dimensions()[1];
+  const int64_t outputs = scales.dimensions()[1], whole = g.positions * outputs;
+  if (outputs % groups) return bad("groups do not fit");
+  if (x_bits < 2 || x_bits > 8 || y_bits < 2 || y_bits > 8) return bad("bits");
+  if (activation < 0 || activation > static_cast<int64_t>(Function::kRelu6)) {
+    return bad("activation");
+  }
+  const bool integers = x.element_type() == ffi::DataType::S8;
+  const auto in = integers ? ffi::DataType::S8 : ffi::DataType::F32;
+  if (!is(x, in, {stacks, images, g.image})) return bad("shape or dtype of x");
+  const bool rounded = y->element_type() == ffi::DataType::S8;
+  const auto out = rounded ? ffi::DataType::S8 : ffi::DataType::F32;
+  if (!is(*y, out, {stacks, images, whole})) return bad("shape or dtype of y");
+  if (!is(values, ffi::DataType::S8, {stacks, outputs, g.inputs})) return bad("values");
+  if (!is(scales, ffi::DataType::F32, {stacks, outputs, 1})) return bad("scales");
+  const auto floats = [&](const Any& a, int64_t size) {
+    return absent(a) || is(a, ffi::DataType::F32, {stacks, images, size});
+  };
+  if (!floats(addend, whole) || !floats(residual, whole)) return bad("addend or residual");
+  const auto by_image = {stacks, images}, one = {stacks, int64_t{1}};
+  const bool has_scale = !absent(x_scale), has_zero = !absent(x_zero);
+  if (has_scale && !is(x_scale, ffi::DataType::F32, by_image)) return bad("x_scale");
+  if (has_zero && !is(x_zero, ffi::DataType::F32, by_image)) return bad("x_zero");
+  if ((integers || has_zero) && !has_scale) return bad("x_scale is missing");
+  if (!absent(bias) && !is(bias, ffi::DataType::F32, {stacks, outputs})) return bad("bias");
+  if (rounded && !is(y_scale, ffi::DataType::F32, one)) return bad("y_scale");
+  if (!absent(y_zero) && !is(y_zero, ffi::DataType::F32, one)) return bad("y_zero");
+  if (y->element_count() == 0) return ffi::Error::Success();
+
+  for (int64_t s = 0; s < stacks; ++s) {
+    ConvEnd end{};
+    end.bias = part<float>(bias, s, outputs);
+    end.addend = part<float>(addend, s, images * whole);
+    end.residual = part<float>(residual, s, images * whole);
+    end.function = static_cast<Function>(activation);
+    char* to = static_cast<char*>(y->untyped_data()) + s * images * whole * (rounded ? 1 : 4);
+    end.y_bits = static_cast<int>(y_bits);
+    if (rounded) {
+      const float scale = *part<float>(y_scale, s, 1);
+      const float* zero = part<float>(y_zero, s, 1);
+      end.integers = reinterpret_cast<int8_t*>(to);
+      end.y_inverse = std::isfinite(scale) ? 1.0f / scale : 0.0f;
+      end.y_zero = zero ? *zero : 0.0f;
+      end.y_symmetric = zero == nullptr;
+    } else {
+      end.floats = reinterpret_cast<float*>(to);
+    }
+    Direct::Data given{};
+    if (integers) {
+      given.integers = part<int8_t>(x, s, images * g.image);
+    } else {
+      given.floats = part<float>(x, s, images * g.image);
+    }
+    given.scale = part<float>(x_scale, s, images);
+    given.zero = part<float>(x_zero, s, images);
+    given.images = images;
+    given.bits = static_cast<int>(x_bits);
+    const ConvWeight weight{part<float>(scales, s, outputs), outputs};
+    Direct(*kernels, g, given, part<int8_t>(values, s, outputs * g.inputs), weight, groups,
+           end)
+        .run(pool);
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace jcompress
+
+extern "C" JCOMPRESS_EXPORT XLA_FFI_Error* jcompress_conv_direct(XLA_FFI_CallFrame*);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    jcompress_conv_direct, jcompress::conv_direct,
+    xla::ffi::Ffi::Bind()
+        .Ctx<xla::ffi::ThreadPool>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Ret<xla::ffi::AnyBuffer>()
+        .Attr<int64_t>("x_bits")
+        .Attr<int64_t>("y_bits")
+        .Attr<int64_t>("activation")
+        .Attr<xla::ffi::Span<const int64_t>>("data")
+        .Attr<xla::ffi::Span<const int64_t>>("window")
+        .Attr<xla::ffi::Span<const int64_t>>("strides")
+        .Attr<xla::ffi::Span<const int64_t>>("pad_low")
+        .Attr<xla::ffi::Span<const int64_t>>("pad_high")
+        .Attr<xla::ffi::Span<const int64_t>>("dilation")
+        .Attr<int64_t>("channels")
+        .Attr<int64_t>("groups")
+        .Attr<int64_t>("layout"));

@@ -1,0 +1,96 @@
+// Convolutions of int8 without a copy of their patches: what the kernels of an instruction
+// set provide, and the arrays they work on.
+#pragma once
+
+#include <cstdint>
+
+#include "product.h"
+
+namespace jcompress {
+
+// What follows a convolution, number by number: with s = sums, scaled,
+//   y = function(s + bias + addend) + residual,
+// stored as float32 or as integers, round(y / y_scale) + y_zero.
+struct ConvEnd {
+  const float* bias;      // [outputs] or null
+  const float* addend;    // as the result, or null
+  const float* residual;  // as the result, or null
+  Function function;
+  float* floats;          // the result, or null
+  int8_t* integers;       // the result, or null
+  float y_inverse;        // 1 / y_scale
+  float y_zero;
+  int y_bits;
+  bool y_symmetric;
+};
+
+// Images of int8, padded, and a window that moves over them. A patch consists of runs of
+// bytes; each run of the weight is filled up to whole quads of inputs with zeros.
+struct ConvImages {
+  const int8_t* images;   // [image][image_bytes]
+  int64_t image_bytes;
+  int64_t positions;      // of an image, in lines of `line`
+  int64_t line;
+  const int64_t* lines;   // where the patch of the first position of each line begins
+  int64_t stride;         // bytes from one position of a line to the next
+  const int64_t* offsets; // [runs], from the beginning of a patch
+  int64_t runs;
+  int64_t run_bytes;
+  const float* scale;     // [image]
+  const float* zero;      // [image] or null
+
+  int64_t run_quads() const { return (run_bytes + 3) / 4; }
+  int64_t quads() const { return runs * run_quads(); }
+};
+
+// The outputs of a weight [outputs, inputs] that are multiplied together, at most
+// `kBlockOutputs` of them. `packed` holds [quad][vector of 16 outputs][output][4].
+struct ConvBlock {
+  const int8_t* values;  // of the first one
+  int64_t inputs;
+  int64_t first;
+  int count;
+  int64_t channel;       // where their inputs begin in a pixel
+  int8_t* packed;
+  int32_t* sums;         // [kBlockOutputs] of the integers of each
+
+  static constexpr int kOutputs = 64;
+  static constexpr int kLanes = 16;
+  int vectors() const { return (count + kLanes - 1) / kLanes; }
+};
+
+struct ConvWeight {
+  const float* scales;  // [outputs]
+  int64_t outputs;
+};
+
+struct ConvKernels {
+  static constexpr int64_t kFewRows = 4;
+
+  // A weight of which every input meets every output of a block.
+  void (*pack)(const ConvImages&, const ConvBlock&);
+  // Write the outputs of a block at positions row0 to row1, counted through all images,
+  // whose first is image `image0` of scales, addends and results.
+  void (*multiply)(const ConvImages&, const ConvBlock&, const ConvWeight&,
+                   const ConvEnd&, int64_t image0, int64_t row0, int64_t row1);
+  // The same for at most `kFewRows` positions and a block that is not packed; writes its
+  // sums.
+  void (*multiply_few)(const ConvImages&, const ConvBlock&, const ConvWeight&,
+                       const ConvEnd&, int64_t image0, int64_t row0, int64_t row1);
+  // A weight of one input and output a channel: packed as [4 taps][64 bytes of each
+  // quarter of the channels].
+  void (*pack_channels)(const ConvImages&, const ConvBlock&);
+  void (*multiply_channels)(const ConvImages&, const ConvBlock&, const ConvWeight&,
+                            const ConvEnd&, int64_t image0, int64_t row0, int64_t row1);
+  // Floats as integers, like `quantize_values`.
+  void (*quantize)(const float* x, int64_t count, float inverse, float zero, int bits,
+                   bool symmetric, int8_t* out);
+  float (*largest)(const float* x, int64_t count);
+};
+
+const ConvKernels* avx512_vnni_conv();
+
+// The kernels for a set; null if it has none.
+const ConvKernels* conv_kernels_of(Instructions set);
+
+}  // namespace jcompress

@@ -1,0 +1,308 @@
+// Products of rows with one or several weights, their packing and their pieces spread over
+// the threads of a pool.
+#pragma once
+
+#include <algorithm>
+#include <functional>
+#include <vector>
+
+#include "floats.h"
+#include "handlers.h"
+#include "parallel.h"
+#include "product.h"
+
+namespace jcompress {
+namespace {
+
+// Below so many bytes of weight or products of integers a piece is not worth a thread,
+constexpr int64_t kPieceBytes = 48 << 10;
+constexpr int64_t kPieceProducts = 1 << 20;
+// and below so many in all, some ten microseconds, waking a thread is not.
+constexpr int64_t kLeastBytes = 128 << 10;
+constexpr int64_t kLeastProducts = 1 << 20;
+// Rows of panels whose sums with some outputs stay in the second-level cache.
+constexpr int64_t kBlockRows = 384;
+
+// One of the products of some rows.
+struct One {
+  Activations a;
+  Weight w;
+  Result y;
+  After after;
+};
+
+// Products of the same rows with weights of one layout: equal inputs, groups, bits, and
+// all or none with zeros. And a stack of such.
+struct Stack {
+  Activations a;                // without arrays
+  std::vector<Weight> weights;  // without arrays
+  bool ones;                    // the activations have zeros
+  int64_t count;
+  std::function<One(int64_t, size_t)> of;  // one of them with one of the weights
+
+  const Weight& any() const { return weights.front(); }
+  int64_t outputs() const {
+    int64_t sum = 0;
+    for (const Weight& w : weights) sum += w.outputs;
+    return sum;
+  }
+};
+
+// Some outputs of one of the weights.
+struct Piece {
+  size_t weight;
+  int64_t first;
+  int64_t last;
+};
+
+// Whether so many rows fill enough of the panels' lanes to be faster there than in tiles:
+// measured with AVX-512, where a full panel takes 0.8 to 0.95 of the time of its tiles,
+// or 0.4 to 0.85 if sums are scaled by groups.
+inline bool fills_panels(const ManyRows& many, const Weight& w, const Activations& a) {
+  if (a.rows >= many.integers) return true;
+  const int64_t bands = (a.rows + many.lanes - 1) / many.lanes;
+  const bool scaled_often = w.groups > 1 && (a.digits > 1 || w.group_size() >= 64);
+  if (scaled_often) return 4 * a.rows >= 3 * bands * many.lanes;
+  return (bands * a.digits >= 2 || w.groups == 1) && 8 * a.rows >= 7 * bands * many.lanes;
+}
+
+// Whether so many rows are faster with strips of the weight, which costs as much to lay
+// out as the products of some rows, than in tiles: measured with AVX-512.
+inline bool fills_strips(const Weight& w, const Activations& a) {
+  const int64_t fewest = w.inputs <= 512 ? 8 : w.inputs % 4096 ? 14 : 20;
+  return a.rows * a.digits >= fewest;
+}
+
+// With how many digits rows are laid out in panels, 0 as floats, -1 not at all.
+inline int digits_of_panels(const Products& products, const Weight& w, const Activations& a) {
+  const ManyRows& many = products.many;
+  const bool here = w.groups > 1 || !many.plain;
+  const bool integers = many.integers > 0 && unit_of(w) > 0 && here;
+  if (integers && fills_panels(many, w, a)) return a.digits;
+  if (integers || a.digits == 1) return -1;
+  const int64_t fewest = w.groups > 1 ? many.grouped_floats : many.floats;
+  return fewest > 0 && a.rows >= fewest ? 0 : -1;
+}
+
+// Pieces of the outputs of all weights. Memory delivers long pieces faster, so with few
+// rows the first are long: each is a part of what is left, so that the threads still end
+// together.
+inline std::vector<Piece> cut_outputs(const Stack& stack, int64_t least, bool even,
+                                      int64_t threads, int64_t unit) {
+  constexpr int64_t kEven = 128, kLongest = 512;
+  int64_t left = stack.outputs();
+  threads = std::max<int64_t>(1, threads);
+  least = std::clamp<int64_t>(std::max(least, left / (8 * threads)), 8, kEven);
+  std::vector<Piece> pieces;
+  for (size_t i = 0; i < stack.weights.size(); ++i) {
+    const int64_t outputs = stack.weights[i].outputs;
+    for (int64_t first = 0; first < outputs; first = pieces.back().last) {
+      const int64_t part = left / (2 * threads);
+      const int64_t size = even ? least : std::clamp(part, least, kLongest);
+      const int64_t last = std::min(outputs, first + (size + unit - 1) / unit * unit);
+      pieces.push_back({i, first, last});
+      left -= last - first;
+    }
+  }
+  return pieces;
+}
+
+// What follows the product of one of a stack, on a block of it.
+inline void finish(const Products& products, const One& one, int64_t m0, int64_t m1,
+                   int64_t first, int64_t last) {
+  if (!one.after.any()) return;
+  products.finish(one.after, static_cast<float*>(one.y.y), one.w.outputs, m0, m1, first,
+                  last);
+}
+
+inline void multiply_panels(ffi::ThreadPool& pool, const Products& products,
+                            const Stack& stack, int digits) {
+  const ManyRows& many = products.many;
+  Panels layout{};
+  layout.rows = stack.a.rows;
+  layout.inputs = stack.a.inputs;
+  layout.groups = stack.any().groups;
+  layout.lanes = many.lanes;
+  layout.digits = digits;
+  const int64_t size = layout.count() * layout.panel_bytes();
+  const int64_t sums_size = digits * layout.bands() * layout.groups * layout.lanes;
+  const int64_t scale_size = layout.bands() * layout.lanes;
+  Buffer<char> packed(stack.count * size);
+  Buffer<int32_t> sums(stack.count * sums_size);
+  Buffer<float> scale(stack.count * scale_size);
+  auto panels_of = [&](int64_t s, const Activations& a) {
+    Panels p = layout;
+    p.packed = packed.data() + s * size;
+    p.sums = sums.data() + s * sums_size;
+    p.scale = scale.data() + s * scale_size;
+    p.zero = a.zero;
+    return p;
+  };
+  const int64_t bands = layout.bands(), inputs = layout.inputs;
+  const auto pack = [&](int64_t i) {
+    const int64_t s = i / bands;
+    const One one = stack.of(s, 0);
+    Buffer<float> scratch(digits * layout.panel_bytes() / 4 + inputs);
+    many.pack(one.a, panels_of(s, one.a), i % bands, scratch.data());
+  };
+
+  // Outputs and bands in blocks, small ones if there are few for so many threads.
+  const int64_t outputs = stack.outputs();
+  const int64_t most =
+      std::max<int64_t>(1, kBlockRows / (layout.in_band() * layout.lanes));
+  const int64_t blocks = (bands + most - 1) / most;
+  const int64_t in_block = (bands + blocks - 1) / blocks;
+  const bool exact = digits > 0 && layout.groups == 1;
+  const bool few = exact && in_block * layout.in_band() <= kFewPanels;
+  int64_t chunk = few ? kFewOutputs : kChunk;
+  if (stack.count * blocks * outputs < 3 * chunk * pool.num_threads()) chunk /= 2;
+  const std::vector<Piece> pieces =
+      cut_outputs(stack, chunk, false, pool.num_threads() * blocks, chunk);
+  const int64_t chunks = static_cast<int64_t>(pieces.size());
+  const auto multiply = [&](int64_t i) {
+    const int64_t s = i / (chunks * blocks);
+    const Piece& piece = pieces[i / blocks % chunks];
+    const int64_t band = i % blocks * in_block, end = std::min(bands, band + in_block);
+    const One one = stack.of(s, piece.weight);
+    many.multiply(panels_of(s, one.a), one.w, one.y, piece.first, piece.last, band, end);
+    finish(products, one, band * many.lanes, std::min(layout.rows, end * many.lanes),
+           piece.first, piece.last);
+  };
+  const bool small = stack.count * outputs * stack.any().row_bytes() < kLeastBytes &&
+                     stack.count * layout.rows * inputs * outputs < kLeastProducts;
+  parallel_phases(pool, stack.count * bands, pack, stack.count * chunks * blocks, multiply,
+                  small);
+}
+
+// Rows laid out plainly, of a weight without groups.
+inline void multiply_strips(ffi::ThreadPool& pool, const Products& products,
+                            const Stack& stack) {
+  constexpr int64_t kPackRows = 8, kBlock = 512, kUnit = 32;
+  const ManyRows& many = products.many;
+  PlainRows layout{};
+  layout.rows = stack.a.rows;
+  layout.inputs = stack.a.inputs;
+  layout.digits = stack.a.digits;
+  layout.bits = stack.any().bits;
+  const int64_t rows = layout.rows, inputs = layout.inputs, each = rows * layout.digits;
+  Buffer<int8_t> packed(stack.count * each * layout.stride());
+  Buffer<int32_t> sums(stack.count * each);
+  Buffer<float> scale(stack.count * rows);
+  auto rows_of = [&](int64_t s, const Activations& a) {
+    PlainRows r = layout;
+    r.packed = packed.data() + s * each * layout.stride();
+    r.sums = sums.data() + s * each;
+    r.scale = scale.data() + s * rows;
+    r.zero = a.zero;
+    return r;
+  };
+  const int64_t packs = (rows + kPackRows - 1) / kPackRows;
+  const auto pack = [&](int64_t i) {
+    const int64_t s = i / packs, m = i % packs * kPackRows;
+    const One one = stack.of(s, 0);
+    Buffer<float> scratch(inputs);
+    many.pack_plain(one.a, rows_of(s, one.a), m, std::min(rows, m + kPackRows),
+                    scratch.data());
+  };
+  const int64_t blocks = (each + kBlock - 1) / kBlock;
+  const std::vector<Piece> pieces =
+      cut_outputs(stack, kUnit, false, pool.num_threads() * blocks, kUnit);
+  const int64_t chunks = static_cast<int64_t>(pieces.size());
+  const auto multiply = [&](int64_t i) {
+    const int64_t s = i / (chunks * blocks), block = i % blocks;
+    const Piece& piece = pieces[i / blocks % chunks];
+    const int64_t m0 = rows * block / blocks, m1 = rows * (block + 1) / blocks;
+    const One one = stack.of(s, piece.weight);
+    many.multiply_plain(rows_of(s, one.a), one.w, one.y, piece.first, piece.last, m0, m1);
+    finish(products, one, m0, m1, piece.first, piece.last);
+  };
+  const int64_t outputs = stack.outputs();
+  const bool small = stack.count * outputs * stack.any().row_bytes() < kLeastBytes &&
+                     stack.count * each * inputs * outputs < kLeastProducts;
+  parallel_phases(pool, stack.count * packs, pack, stack.count * chunks * blocks, multiply,
+                  small);
+}
+
+inline void multiply_tiles(ffi::ThreadPool& pool, const Products& products,
+                           const Stack& stack) {
+  const int64_t inputs = stack.any().inputs, groups = stack.any().groups;
+  const int64_t outputs = stack.outputs(), rows = stack.a.rows;
+  Rows layout{};
+  layout.cut = products.cut(stack.any().bits);
+  layout.grouping = grouping_of(layout.cut, inputs, groups);
+  layout.digits = stack.a.digits;
+  layout.ones = stack.ones;
+  layout.count = rows * layout.digits + stack.ones;
+  const int64_t step = layout.cut.step_inputs();
+  layout.steps = (inputs + step - 1) / step;
+
+  const int64_t tiles = layout.tiles();
+  const int64_t packed_size = tiles * layout.tile_bytes();
+  const int64_t sums_size = tiles * Rows::kTile * layout.sums_per_row(groups);
+  Buffer<int8_t> packed(stack.count * packed_size);
+  Buffer<int32_t> sums(stack.count * sums_size);
+  Buffer<float> scale(stack.count * rows);
+  auto rows_of = [&](int64_t s, const Activations& a) {
+    Rows r = layout;
+    r.packed = packed.data() + s * packed_size;
+    r.sums = sums.data() + s * sums_size;
+    r.scale = scale.data() + s * rows;
+    r.zero = a.zero;
+    return r;
+  };
+  // A few tiles a piece, so that a piece is worth a thread.
+  const int64_t tile_products = Rows::kTile * inputs * 16;
+  const int64_t few = std::max<int64_t>(1, kPieceProducts / tile_products);
+  const int64_t packs = (tiles + few - 1) / few;
+  const auto pack = [&](int64_t i) {
+    const int64_t s = i / packs, t0 = i % packs * few;
+    const One one = stack.of(s, 0);
+    const Rows r = rows_of(s, one.a);
+    Buffer<float> scratch(inputs + inputs / 4 + 256);
+    for (int64_t t = t0; t < std::min(tiles, t0 + few); ++t) {
+      products.pack(one.a, one.w, r, t, scratch.data());
+    }
+  };
+
+  const int64_t row_bytes = stack.any().row_bytes();
+  const int64_t least_outputs =
+      std::max(kPieceBytes / row_bytes,
+               kPieceProducts / std::max<int64_t>(1, layout.count * inputs));
+  const std::vector<Piece> pieces =
+      cut_outputs(stack, least_outputs, tiles > 1, pool.num_threads(), 8);
+  const int64_t chunks = static_cast<int64_t>(pieces.size());
+  const bool small = stack.count * outputs * row_bytes < kLeastBytes &&
+                     stack.count * layout.count * inputs * outputs < kLeastProducts;
+  const auto multiply = [&](int64_t i) {
+    const int64_t s = i / chunks;
+    const Piece& piece = pieces[i % chunks];
+    const One one = stack.of(s, piece.weight);
+    products.multiply(rows_of(s, one.a), one.w, one.y, rows, piece.first, piece.last);
+    finish(products, one, 0, rows, piece.first, piece.last);
+  };
+  parallel_phases(pool, stack.count * packs, pack, stack.count * chunks, multiply, small);
+}
+
+// Multiply all of a stack. Whether the instructions in use can scale its groups.
+inline bool multiply_stack(ffi::ThreadPool& pool, const Stack& stack) {
+  const Products& products = products_of(chosen_instructions());
+  const Weight& w = stack.any();
+  const ManyRows& many = products.many;
+  if (many.plain && w.groups == 1 && unit_of(w) > 0 && fills_strips(w, stack.a)) {
+    multiply_strips(pool, products, stack);
+    return true;
+  }
+  const int panel_digits = digits_of_panels(products, w, stack.a);
+  if (panel_digits >= 0) {
+    multiply_panels(pool, products, stack, panel_digits);
+    return true;
+  }
+  if (grouping_of(products.cut(w.bits), w.inputs, w.groups) == Grouping::kUnable) {
+    return false;
+  }
+  multiply_tiles(pool, products, stack);
+  return true;
+}
+
+}  // namespace
+}  // namespace jcompress
