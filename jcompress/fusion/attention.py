@@ -1,7 +1,6 @@
 """Find softmax attention in a program, however it is written."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -10,12 +9,11 @@ import numpy as np
 
 from jcompress.fusion.graph import Graph, floats
 from jcompress.fusion.rowwise import Form, Region, Unknown, full, same
+from jcompress.fusion.scores import KEY, VALUE, first_axes, scores_before
 from jcompress.kernels import attention
 from jcompress.tracing.jaxprs import aval_shape, is_literal
 from jcompress.tracing.uses import unsummed
 
-_LETTERS = "abcfghijklmnopqrtuvwxyz"
-_FEATURE, _KEY, _VALUE = "d", "s", "e"
 _KEYS = 7
 _MOST = 16
 """Equations of a softmax."""
@@ -84,30 +82,6 @@ class Attention:
         return [result]
 
 
-@dataclasses.dataclass
-class _Scores:
-    """What happens to scores between the first product and the softmax."""
-
-    scale: float = 1.0
-    fill: float = -math.inf
-    bias: Any = None
-    bias_order: tuple[int, ...] = ()
-    mask: Any = None
-    mask_order: tuple[int, ...] = ()
-    inverted: bool = False
-    letters: str = ""
-
-    def extra(self) -> list[tuple[Any, str]]:
-        """Bias and mask, those that there are, and the names of their axes."""
-        pairs = ((self.bias, self.bias_order), (self.mask, self.mask_order))
-        found = []
-        for one, order in pairs:
-            if one is not None:
-                places = sorted(range(len(order)), key=lambda d: order[d])
-                found.append((one, "".join(self.letters[d] for d in places)))
-        return found
-
-
 def find_attention(graph: Graph) -> list[Attention]:
     """All softmax attentions of a program."""
     found = []
@@ -133,31 +107,31 @@ def _mixing(graph: Graph, number: int, eqn: Any, side: int) -> Attention | None:
         return None
     start, moved = softmax
     order = tuple(moved[d] for d in order)
-    found = _scores(graph, start)
+    found = scores_before(graph, start)
     if found is None:
         return None
     first, scores = found
     product = graph.body.jaxpr.eqns[first]
-    lettered = _first_axes(product, scores.letters)
+    lettered = first_axes(product, scores.letters)
     if lettered is None:
         return None
     query, key, axes = lettered
     weights = "".join(scores.letters[d] for d in order)
-    if weights[contract[side][0]] != _KEY:
+    if weights[contract[side][0]] != KEY:
         return None
     other = 1 - side
     value = eqn.invars[other]
     names = [""] * len(aval_shape(value))
-    names[contract[other][0]] = _KEY
+    names[contract[other][0]] = KEY
     for mine, theirs in zip(batch[other], batch[side], strict=True):
         names[mine] = weights[theirs]
     free = [d for d, name in enumerate(names) if not name]
     if len(free) != 1:
         return None
-    names[free[0]] = _VALUE
+    names[free[0]] = VALUE
     shared = [weights[d] for d in batch[side]]
-    left = [n for n in weights if n not in shared and n != _KEY]
-    sides = (left, [_VALUE]) if side == 0 else ([_VALUE], left)
+    left = [n for n in weights if n not in shared and n != KEY]
+    sides = (left, [VALUE]) if side == 0 else ([VALUE], left)
     out = "".join((*shared, *sides[0], *sides[1]))
     if not (set(axes[0]) - set(axes[1]) - set(names)):
         return None  # Every query has keys of its own: these are no rows.
@@ -287,131 +261,6 @@ def _candidates(graph: Graph, atom: Any) -> list[Any]:
         # `jax.vmap` moves the scores after it took their largest.
         found.insert(1, moved.invars[0])
     return found
-
-
-def _scores(graph: Graph, atom: Any) -> tuple[int, _Scores] | None:
-    """The product that scores come from, and what happens to them on the way."""
-    found = _Scores()
-    rank = len(aval_shape(atom))
-    order = tuple(range(rank))
-    scaled = False
-    while True:
-        eqn = graph.maker(atom)
-        if eqn is None or not floats(atom):
-            return None
-        name = eqn.primitive.name
-        if name == "dot_general":
-            letters = _letters_of(eqn, order)
-            if letters is None:
-                return None
-            found.letters = letters
-            return graph.makers[atom], found
-        if name == "transpose":
-            order = tuple(eqn.params["permutation"][d] for d in order)
-            atom = eqn.invars[0]
-        elif name in ("mul", "div"):
-            pairs = [(0, 1)] if name == "div" else [(0, 1), (1, 0)]
-            for mine, other in pairs:
-                factor = graph.constant(eqn.invars[other])
-                if factor:
-                    found.scale *= factor if name == "mul" else 1 / factor
-                    atom, scaled = eqn.invars[mine], True
-                    break
-            else:
-                return None
-        elif name == "add" and found.bias is None and not scaled:
-            side = _side_of_scores(graph, eqn)
-            if side is None:
-                return None
-            found.bias, atom = eqn.invars[1 - side], eqn.invars[side]
-            found.bias_order = order
-        elif name == "select_n" and not scaled:
-            # Of what is added before the mask nothing is left where that says no.
-            if found.bias is not None or found.mask is not None or len(eqn.invars) != 3:
-                return None
-            which, no, yes = eqn.invars
-            below, above = graph.constant(no), graph.constant(yes)
-            if (below is None) == (above is None) or aval_shape(which) == ():
-                return None
-            found.mask, found.mask_order = which, order
-            found.inverted = below is None
-            found.fill = above if below is None else below  # type: ignore[assignment]
-            atom = no if below is None else yes
-        else:
-            return None
-
-
-def _side_of_scores(graph: Graph, eqn: Any) -> int | None:
-    """Which input of a sum comes from a product of two values that vary."""
-    for mine in range(2):
-        atom = eqn.invars[mine]
-        for _ in range(6):
-            maker = graph.maker(atom)
-            if maker is None:
-                break
-            name = maker.primitive.name
-            if name == "dot_general" and graph.only_user(atom) is not None:
-                if len(maker.params["dimension_numbers"][0][0]) == 1:
-                    return mine
-                break
-            if name in ("mul", "div", "transpose", "select_n", "add"):
-                inputs = [v for v in maker.invars if graph.constant(v) is None]
-                floating = [v for v in inputs if v.aval.dtype == np.float32]
-                if not floating:
-                    break
-                atom = floating[0]
-                continue
-            break
-    return None
-
-
-def _letters_of(eqn: Any, order: tuple[int, ...]) -> str | None:
-    """Names of the axes of scores, of which the last is the keys'."""
-    contract, _ = eqn.params["dimension_numbers"]
-    rank = len(aval_shape(eqn.outvars[0]))
-    if len(contract[0]) != 1 or rank > len(_LETTERS):
-        return None
-    names = list(_LETTERS[:rank])
-    names[order[-1]] = _KEY
-    return "".join(names[d] for d in order)
-
-
-def _first_axes(eqn: Any, letters: str) -> tuple[Any, Any, list[str]] | None:
-    """Query and key of the first product, and the names of their axes.
-
-    Args:
-        eqn: the product.
-        letters: names of the axes of the scores, as they reach the softmax.
-    """
-    contract, batch = eqn.params["dimension_numbers"]
-    if not floats(*eqn.invars):
-        return None
-    rank = len(letters)
-    names = list(_LETTERS[:rank])
-    missing = [d for d in range(rank) if names[d] not in letters]
-    names[missing[0]] = _KEY
-    sides = []
-    start = len(batch[0])
-    for side in range(2):
-        shape = aval_shape(eqn.invars[side])
-        mine = [""] * len(shape)
-        mine[contract[side][0]] = _FEATURE
-        for place, dim in enumerate(batch[side]):
-            mine[dim] = names[place]
-        for dim, name in enumerate(mine):
-            if not name:
-                mine[dim] = names[start]
-                start += 1
-        sides.append("".join(mine))
-    keys = 0 if _KEY in sides[0] else 1
-    shared = {names[place] for place in range(len(batch[0]))}
-    if _KEY in shared:
-        return None
-    return (
-        eqn.invars[1 - keys],
-        eqn.invars[keys],
-        [sides[1 - keys], sides[keys]],
-    )
 
 
 def _first(value: jax.Array, fixed: frozenset[int]) -> jax.Array:

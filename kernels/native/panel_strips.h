@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "floats.h"
+#include "panel_lay.h"
 #include "panel_rows.h"
 #include "panel_weights.h"
 #include "product.h"
@@ -19,7 +20,6 @@
 namespace jcompress {
 namespace {
 
-constexpr int kVectors = 2;    // of a strip: 32 outputs
 constexpr int kMostRows = 12;  // that a strip multiplies at once, all in registers
 constexpr int64_t kStripBytes = 224 << 10;  // of strips that stay in the second-level cache
 constexpr int64_t kStripOutputs = 128;      // most outputs of them
@@ -125,54 +125,6 @@ constexpr std::array<void (*)(const StripPiece&), sizeof...(kRows)> strip_produc
   return {&multiply_strip<V, kRows + 1, kPlain>...};
 }
 
-// Unpack `outputs` of the weight, a strip or fewer: strip[quad][vector][lane][4], the
-// quads filled up to what a turn gives.
-template <class V, int kBits>
-void lay_bits(const Weight& w, int64_t first, int64_t outputs, uint8_t* strip) {
-  constexpr int kLanes = V::kLanes, kTaken = kBits == 3 ? 8 : kBits;
-  constexpr int64_t kBytes = kBits == 3 ? 24 : 64, kQuads = 16 * (8 / kTaken);
-  constexpr int64_t kApart = kVectors * V::kBytes;
-  const int64_t row_bytes = w.row_bytes();
-  for (int v = 0; v < kVectors; ++v) {
-    const int64_t here = std::clamp<int64_t>(outputs - v * kLanes, 0, kLanes);
-    const uint8_t* from = w.values + (first + v * kLanes) * row_bytes;
-    uint8_t* to = strip + v * V::kBytes;
-    for (int64_t at = 0; at < row_bytes; at += kBytes, to += kQuads * kApart) {
-      const int64_t bytes = std::min(kBytes, row_bytes - at);
-      if (kBits != 3 && here == kLanes && bytes == kBytes) {
-        V::template turn<kTaken>(from + at, row_bytes, to, kApart);
-        continue;
-      }
-      alignas(64) uint8_t plain[kLanes][64] = {};
-      for (int n = 0; n < here; ++n) {
-        const uint8_t* row = from + n * row_bytes + at;
-        if constexpr (kBits == 3) {
-          // As bytes of the stored range, which `turn` takes.
-          V::store(plain[n], V::template unpack<kBits>(row, bytes));
-          for (uint8_t& integer : plain[n]) integer ^= 0x80;
-        } else {
-          std::memcpy(plain[n], row, static_cast<size_t>(bytes));
-        }
-      }
-      V::template turn<kTaken>(plain[0], 64, to, kApart);
-    }
-  }
-}
-
-template <class V>
-void lay_strip(const Weight& w, int64_t first, int64_t outputs, uint8_t* strip) {
-  switch (w.bits) {
-    case 2:
-      return lay_bits<V, 2>(w, first, outputs, strip);
-    case 3:
-      return lay_bits<V, 3>(w, first, outputs, strip);
-    case 4:
-      return lay_bits<V, 4>(w, first, outputs, strip);
-    default:
-      return lay_bits<V, 8>(w, first, outputs, strip);
-  }
-}
-
 // What turns the sums of a strip into results, filled up.
 template <class V>
 struct StripEnds {
@@ -245,9 +197,7 @@ void multiply_rows(const PlainRows& rows, const Weight& w, const Result& result,
       strip_products<V, true>(std::make_integer_sequence<int, kMostRows>{});
   static constexpr auto kOther =
       strip_products<V, false>(std::make_integer_sequence<int, kMostRows>{});
-  // A strip ends with a turn.
-  const int64_t filled = rows.filled(), turned = w.bits == 3 ? 64 : 512 / w.bits;
-  const int64_t laid = (w.inputs + turned - 1) / turned * turned;
+  const int64_t filled = rows.filled(), laid = laid_inputs(w);
   const int64_t most = strip_outputs(w.inputs);
   Buffer<uint8_t> strips(most * laid);
   alignas(64) int32_t out[kMostRows * kOutputs];

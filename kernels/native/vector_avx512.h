@@ -6,12 +6,13 @@
 #include <cstdint>
 #include <cstring>
 
+#include "rows_avx512.h"
 #include "unrolled.h"
 
 namespace jcompress {
 namespace {
 
-struct Avx512 {
+struct Avx512 : Avx512Rows {
   using I = __m512i;
   using F = __m512;
   static constexpr int kBytes = 64;
@@ -54,53 +55,6 @@ struct Avx512 {
       sum = dot_bytes(sum, ones, _mm512_maskz_loadu_epi8(some, q + i));
     }
     return _mm512_reduce_add_epi32(sum);
-  }
-  // The largest absolute value, as `largest` in rows.h.
-  static float largest(const float* x, int64_t count) {
-    const I magnitude = broadcast_word(0x7fffffff);
-    I top[4] = {zero(), zero(), zero(), zero()};
-    int64_t i = 0;
-    for (; i + 64 <= count; i += 64) {
-      for (int j = 0; j < 4; ++j) {
-        top[j] = _mm512_max_epu32(top[j], _mm512_and_si512(load(x + i + 16 * j), magnitude));
-      }
-    }
-    for (; i < count; i += 16) {
-      const I some = _mm512_maskz_loadu_epi32(lanes_of(count - i), x + i);
-      top[0] = _mm512_max_epu32(top[0], _mm512_and_si512(some, magnitude));
-    }
-    const I all = _mm512_max_epu32(_mm512_max_epu32(top[0], top[1]),
-                                   _mm512_max_epu32(top[2], top[3]));
-    const uint32_t word = _mm512_reduce_max_epu32(all);
-    float width;
-    std::memcpy(&width, &word, 4);
-    return width;
-  }
-  // The integers of the steps of x, as `round_row` in rows.h: what is no number becomes
-  // the lowest.
-  static void round(const float* x, int64_t count, float inverse, int bits,
-                    const float* zero, int8_t* q) {
-    const float most = static_cast<float>((1 << (bits - 1)) - 1);
-    const F high = broadcast(most), low = broadcast(zero ? -most - 1.0f : -most);
-    const F factor = broadcast(inverse), point = broadcast(zero ? *zero : 0.0f);
-    const auto integers = [&](F floats) {
-      F steps = _mm512_mul_ps(floats, factor);
-      if (zero) steps = add(_mm512_roundscale_ps(steps, 0x0c), point);
-      return _mm512_cvtps_epi32(_mm512_max_ps(_mm512_min_ps(high, steps), low));
-    };
-    int64_t i = 0;
-    for (; i + 16 <= count; i += 16) {
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(q + i),
-                       _mm512_cvtepi32_epi8(integers(load_float(x + i))));
-    }
-    if (i < count) {
-      const __mmask16 some = lanes_of(count - i);
-      _mm512_mask_cvtepi32_storeu_epi8(q + i, some,
-                                       integers(_mm512_maskz_loadu_ps(some, x + i)));
-    }
-  }
-  static __mmask16 lanes_of(int64_t count) {
-    return static_cast<__mmask16>(count < 16 ? (1u << count) - 1 : 0xffffu);
   }
   static void store(void* p, I x) { _mm512_storeu_si512(p, x); }
   static I multiply(I a, I b) { return _mm512_mullo_epi32(a, b); }
@@ -155,19 +109,6 @@ struct Avx512 {
             : "+v"(sums)
             : "v"(weight), "m"(*reinterpret_cast<const Word*>(x)));
     return sums;
-  }
-
-  // Bytes in the order in which `turn` unpacks those of a weight.
-  template <int kBits>
-  static void deal(int8_t* q, int64_t count) {
-    static_assert(kBits == 2 || kBits == 4);
-    const __m128i order =
-        kBits == 4 ? _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
-                   : _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const I orders = _mm512_broadcast_i32x4(order);
-    for (int64_t i = 0; i < count; i += 64) {
-      store(q + i, _mm512_shuffle_epi8(load(q + i), orders));
-    }
   }
 
   // Sixteen rows of sixteen words, `stride` bytes apart, become columns, `apart` bytes

@@ -1,0 +1,84 @@
+// Rows of floats as integers, the same as those of rows.h, by AVX-512.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace jcompress {
+namespace {
+
+struct Avx512Rows {
+  // The largest absolute value, as `largest` in rows.h.
+  static float largest(const float* x, int64_t count) {
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff), none = _mm512_setzero_si512();
+    __m512i top[4] = {none, none, none, none};
+    const auto without_sign = [&](__m512i floats) {
+      return _mm512_and_si512(floats, magnitude);
+    };
+    int64_t i = 0;
+    for (; i + 64 <= count; i += 64) {
+      for (int j = 0; j < 4; ++j) {
+        const __m512i floats = _mm512_loadu_si512(x + i + 16 * j);
+        top[j] = _mm512_max_epu32(top[j], without_sign(floats));
+      }
+    }
+    for (; i < count; i += 16) {
+      const __m512i some = _mm512_maskz_loadu_epi32(lanes_of(count - i), x + i);
+      top[0] = _mm512_max_epu32(top[0], without_sign(some));
+    }
+    const __m512i all = _mm512_max_epu32(_mm512_max_epu32(top[0], top[1]),
+                                         _mm512_max_epu32(top[2], top[3]));
+    const uint32_t word = _mm512_reduce_max_epu32(all);
+    float width;
+    std::memcpy(&width, &word, 4);
+    return width;
+  }
+  // The integers of the steps of x, as `round_row` in rows.h: what is no number becomes
+  // the lowest.
+  static void round(const float* x, int64_t count, float inverse, int bits,
+                    const float* zero, int8_t* q) {
+    const float most = static_cast<float>((1 << (bits - 1)) - 1);
+    const __m512 high = _mm512_set1_ps(most);
+    const __m512 low = _mm512_set1_ps(zero ? -most - 1.0f : -most);
+    const __m512 factor = _mm512_set1_ps(inverse);
+    const __m512 point = _mm512_set1_ps(zero ? *zero : 0.0f);
+    const auto integers = [&](__m512 floats) {
+      __m512 steps = _mm512_mul_ps(floats, factor);
+      if (zero) steps = _mm512_add_ps(_mm512_roundscale_ps(steps, 0x0c), point);
+      return _mm512_cvtps_epi32(_mm512_max_ps(_mm512_min_ps(high, steps), low));
+    };
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(q + i),
+                       _mm512_cvtepi32_epi8(integers(_mm512_loadu_ps(x + i))));
+    }
+    if (i < count) {
+      const __mmask16 some = lanes_of(count - i);
+      _mm512_mask_cvtepi32_storeu_epi8(q + i, some,
+                                       integers(_mm512_maskz_loadu_ps(some, x + i)));
+    }
+  }
+
+  // Bytes in the order in which `turn` unpacks those of a weight.
+  template <int kBits>
+  static void deal(int8_t* q, int64_t count) {
+    static_assert(kBits == 2 || kBits == 4);
+    const __m128i order =
+        kBits == 4 ? _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
+                   : _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i orders = _mm512_broadcast_i32x4(order);
+    for (int64_t i = 0; i < count; i += 64) {
+      _mm512_storeu_si512(q + i, _mm512_shuffle_epi8(_mm512_loadu_si512(q + i), orders));
+    }
+  }
+
+ private:
+  static __mmask16 lanes_of(int64_t count) {
+    return static_cast<__mmask16>(count < 16 ? (1u << count) - 1 : 0xffffu);
+  }
+};
+
+}  // namespace
+}  // namespace jcompress
