@@ -13,6 +13,7 @@ from jcompress.fusion import AfterProduct, Graph, follow_product
 from jcompress.fusion.find import programs
 from jcompress.kernels import Elementwise, shared_input_matmul
 from jcompress.kernels.shared_input_matmul import Part
+from jcompress.tracing.deferred import Deferred
 from jcompress.tracing.interpreter import bind
 from jcompress.tracing.jaxprs import aval_shape, split
 from jcompress.tracing.products import Product
@@ -210,7 +211,9 @@ class Finished:
 
     def finish(self, values: Sequence[Any]) -> Finish:
         """What follows, with its values."""
-        return Finish.of(self.pattern, list(values[len(self.use.eqn.invars) :]))
+        given = values[len(self.use.eqn.invars) :]
+        dense = [v.dense() if isinstance(v, Deferred) else v for v in given]
+        return Finish.of(self.pattern, dense)
 
     def run(self, values: Sequence[Any], reads: Mapping[Location, Any]) -> Any:
         """The result."""

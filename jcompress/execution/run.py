@@ -193,7 +193,10 @@ def _replacements(
 ) -> Mapping[Location, Sequence[Replacement]]:
     """The operations that take the place of several equations."""
     placed: dict[Location, list[Replacement]] = {}
+    # Where a compressed leaf meets data its handler knows best.
     taken: dict[Location, list[int]] = {}
+    for here in handlers:
+        taken.setdefault(here[:-1], []).append(here[-1])
     if Fusion.AFTER_PRODUCTS in wanted:
         for at, equations, one in finished_products(traced, handlers):
             placed.setdefault(at, []).append(one)

@@ -11,6 +11,7 @@ import jax
 from jcompress.fusion.attention import find_attention
 from jcompress.fusion.graph import Graph
 from jcompress.fusion.normalization import find_normalizations
+from jcompress.tracing.deferred import Deferred
 from jcompress.tracing.jaxprs import Body, Kind, bodies, kind_of
 from jcompress.tracing.replacing import Replacement
 from jcompress.tracing.values import Location
@@ -98,6 +99,7 @@ def _found(
     scope = str(graph.body.jaxpr.eqns[equations[-1]].source_info.name_stack)
 
     def run(values: list[Any], reads: Mapping[Location, Any]) -> Sequence[Any]:
+        values = [v.dense() if isinstance(v, Deferred) else v for v in values]
         with jax.named_scope(scope) if scope else contextlib.nullcontext():
             outs: Sequence[Any] = jax.lax.platform_dependent(
                 *values, cpu=pattern.run, default=original

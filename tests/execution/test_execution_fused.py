@@ -266,6 +266,29 @@ def test_exported_with_any_batch(portable: bool) -> None:
     check_close(got, jax.jit(apart(block))(tree, x))
 
 
+def pooled(p: Any, x: jax.Array) -> Any:
+    """Attention whose queries are a parameter, which meets the keys as a weight."""
+    scores = jnp.einsum("td,bsd->bts", p["q"], x)
+    return jnp.einsum("bts,bsd->btd", jax.nn.softmax(scores), x)
+
+
+@pytest.mark.parametrize("spec", ["W8", "W4A8"])
+def test_queries_that_are_a_compressed_leaf(spec: str) -> None:
+    tree = small(SPECS[spec], pooled, {"q": normal(64, WIDTH)})
+    assert [entry.how for entry in inspect(pooled, tree, X)] != [How.FUSED]
+    got = jax.jit(compressed(pooled))(tree, X)
+    check_close(got, jax.jit(apart(pooled))(tree, X), 1e-5)
+
+
+def test_a_compressed_leaf_that_is_a_residual_as_well() -> None:
+    def tied(p: Any, x: jax.Array) -> Any:
+        return x @ p["w"] + p["w"]
+
+    w, x = normal(WIDTH, WIDTH), normal(WIDTH, WIDTH, seed=3)
+    tree = small(Quantize(), tied, {"w": w}, x)
+    check_close(jax.jit(compressed(tied))(tree, x), jax.jit(apart(tied))(tree, x))
+
+
 def test_many_threads_get_equal_results() -> None:
     tree, run = small(SPECS["W8A8"]), jax.jit(compressed(block))
     expected = np.asarray(run(tree, X))
