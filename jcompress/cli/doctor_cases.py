@@ -11,6 +11,8 @@ import numpy as np
 from jcompress.formats.packing import FLOAT8 as F8
 from jcompress.formats.packing import pack_bits
 from jcompress.kernels._dispatch import Forms
+from jcompress.kernels.attention.api import FORMS as ATTENTION
+from jcompress.kernels.attention.axes import read
 from jcompress.kernels.block_sparse_matmul.api import FORMS as BLOCK_SPARSE
 from jcompress.kernels.codebook_matmul.api import FORMS as CODEBOOK
 from jcompress.kernels.float8_matmul.api import FORMS as FLOAT8
@@ -112,9 +114,22 @@ def cases() -> list[SampleProduct]:
                 name=f"quantized_conv W4 of {channels} channels, {numbers}",
                 forms=CONV,
                 args=(images, None, None, stored, scales(1, 64, 1), None),
-                static={"bits": 4, "x_bits": x_bits, "window": window},
+                static={"bits": 4, "x_bits": x_bits, "window": window, "ending": None},
             )
         )
+    heads = [floats(2, tokens, 4, 16) for tokens in (24, 40, 40)]
+    found.append(
+        SampleProduct(
+            name="attention",
+            forms=ATTENTION,
+            args=(*heads, None, None),
+            static={
+                "axes": read("bthd,bshd,bshe->bthe", (*heads, None, None)),
+                "scale": 0.25,
+                "fill": 0.0,
+            },
+        )
+    )
     found.append(
         SampleProduct(
             name="float8_matmul",
