@@ -174,21 +174,18 @@ class KernelOperation:
             if again is None:
                 return self.backward(kept, cotangent, **dict(static))
             own, arrays = again
-            after = After(then, *arrays)
             wide = cotangent.astype(jnp.float32)
             if own is None:
                 product = jnp.zeros_like(wide)
             else:
                 product = run(implementation, None, static, *own).astype(jnp.float32)
 
-            def last(product: jax.Array, factor: Any, residual: Any) -> jax.Array:
-                given = after._replace(factor=factor, residual=residual)
-                return finish(product, given)
+            def last(product: jax.Array, *arrays: Any) -> jax.Array:
+                return finish(product, After(then, *arrays))
 
-            pull = jax.vjp(last, product, after.factor, after.residual)[1]
-            by_product, by_factor, by_residual = pull(wide)
+            by_product, *by_after = jax.vjp(last, product, *arrays)[1](wide)
             by_own = self.backward(kept, by_product, **dict(static))
-            return (*by_own, None, by_factor, by_residual)
+            return (*by_own, *by_after)
 
         run.defvjp(forward, backward)
         return jax.jit(run, static_argnums=(0, 1, 2))

@@ -144,6 +144,8 @@ def _activation(graph: Graph, start: Any) -> tuple[Nonlinearity, Any, list[int]]
             continue
         if any(user not in equations for user in graph.users[start]):
             continue
+        if not graph.differentiates(equations):
+            continue
         function = _function(graph, start, end, equations)
         if function is not None:
             return function, end, equations

@@ -225,6 +225,8 @@ def _softmax_input(graph: Graph, atom: Any) -> tuple[Any, tuple[int, ...]] | Non
         equations = graph.between({start}, atom, _MOST)
         if not equations or not graph.closed(equations, {atom}):
             continue
+        if not graph.differentiates(equations):
+            continue
         given = full(np.random.default_rng(0), keys)
         try:
             known = Region(graph.body, shape, {start: given}).evaluate(equations)

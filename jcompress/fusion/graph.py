@@ -1,18 +1,31 @@
 """Where the values of a program come from and go to."""
 
 import dataclasses
-import math
+import pathlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from jcompress.tracing.interpreter import bind
-from jcompress.tracing.jaxprs import Body, aval_shape, is_literal
+from jcompress.tracing.jaxprs import (
+    Body,
+    Kind,
+    aval_shape,
+    bodies,
+    is_literal,
+    kind_of,
+)
 from jcompress.tracing.uses import elementwise
 
 _MOVES = frozenset({"copy", "stop_gradient"})
 """Operations that hand on what they get."""
+_AROUND_LARGEST = frozenset(
+    {"stop_gradient", "broadcast_in_dim", "reshape", "transpose", "max", "copy"}
+)
+"""What may lie between the largest numbers of rows and where they are used."""
+_NN = ("jax", "_src", "nn")
+"""Where functions stand whose own rules give the derivative that they have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +118,30 @@ class Graph:
                     return False
         return True
 
+    def differentiates(self, equations: Collection[int]) -> bool:
+        """Whether the derivative of equations is that of the function they compute.
+
+        It is not where a function has a rule of its own, as straight-through estimators
+        do, or where a gradient is stopped; but a softmax may stop that of its largest
+        input, on which it does not depend.
+        """
+        for number in equations:
+            eqn = self.body.jaxpr.eqns[number]
+            if kind_of(eqn) is Kind.CUSTOM_GRADIENT and not _of_jax(eqn):
+                return False
+            if eqn.primitive.name == "stop_gradient" and not self._largest(eqn):
+                return False
+        return True
+
+    def _largest(self, eqn: Any) -> bool:
+        """Whether an equation takes the largest numbers of something."""
+        while eqn is not None and eqn.primitive.name != "reduce_max":
+            if eqn.primitive.name not in _AROUND_LARGEST:
+                return False
+            made = [atom for atom in eqn.invars if not is_literal(atom)]
+            eqn = self.maker(made[0]) if len(made) == 1 else None
+        return eqn is not None
+
     def depending(self, var: Any) -> frozenset[Any]:
         """All values that are made from one, that one too."""
         found, waiting = {var}, list(self.users.get(var, []))
@@ -195,11 +232,14 @@ class Graph:
         return run
 
 
+def _of_jax(eqn: Any) -> bool:
+    """Whether an equation is a function of `jax.nn`, by where that was defined."""
+    (body,) = bodies(eqn)
+    source = getattr(body.jaxpr.debug_info, "func_src_info", None) or ""
+    parts = pathlib.PurePath(source.partition(" at ")[2]).parts
+    return any(parts[i : i + len(_NN)] == _NN for i in range(len(parts)))
+
+
 def floats(*atoms: Any) -> bool:
     """Whether all values are float32."""
     return all(atom.aval.dtype == np.float32 for atom in atoms)
-
-
-def size_of(atom: Any) -> int:
-    """How many numbers a value has."""
-    return math.prod(aval_shape(atom))

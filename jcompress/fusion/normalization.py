@@ -98,6 +98,8 @@ def _around(graph: Graph, number: int, root: Any) -> Normalization | None:
             given = _vectors(graph, equations, start, shape)
             if given is None or not graph.closed(equations, {end}):
                 continue
+            if not graph.differentiates(equations):
+                continue
             found = _identified(graph, start, end, equations, given)
             if found is not None:
                 return found

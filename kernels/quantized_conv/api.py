@@ -94,7 +94,8 @@ def quantized_conv(
     integers that the next convolution takes. Padding stands for 0. The arrays are those
     of a `QTensor` of one matrix and one group; use `jax.vmap` for stacks.
     Differentiable in reverse with respect to `x`, with the straight-through gradient of
-    `fake_quantize`, and to `addend` and `residual`, unless `x` or the result is int8.
+    `fake_quantize`, and to `bias`, `addend` and `residual`, unless `x` or the result is
+    int8.
 
     On a mesh each device convolves the images that it has, with the whole kernel.
 
@@ -263,13 +264,13 @@ def _before_end(
     product = xla(*stacked, **given)[0]
     arrays = EndingArrays(*saved[6:])
 
-    def last(product: jax.Array, addend: Any, residual: Any) -> jax.Array:
-        these = arrays._replace(addend=addend, residual=residual)
+    def last(product: jax.Array, bias: Any, addend: Any, residual: Any) -> jax.Array:
+        these = arrays._replace(bias=bias, addend=addend, residual=residual)
         return finish(product, ending, these).astype(cotangent.dtype)
 
-    _, pull = jax.vjp(last, product, arrays.addend, arrays.residual)
-    first, addend, residual = pull(cotangent)
-    return first, (None, addend, residual, None, None)
+    _, pull = jax.vjp(last, product, arrays.bias, arrays.addend, arrays.residual)
+    first, bias, addend, residual = pull(cotangent)
+    return first, (bias, addend, residual, None, None)
 
 
 _OPERATION = KernelOperation(

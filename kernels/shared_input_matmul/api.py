@@ -56,7 +56,7 @@ def shared_input_matmul(
     pieces of all products are spread over the threads together, if the weights are laid
     out alike: integers of the same width, in as many groups, all or none with zeros.
     Others are multiplied one after the other. Differentiable in reverse with respect to
-    `x`.
+    `x` and each `bias`.
 
     Args:
         x: floats [..., K].
@@ -134,19 +134,20 @@ def _backward(
     thens: tuple[Elementwise, ...],
 ) -> Arrays:
     x, *arrays = saved
+    weights = by_weight(tuple(arrays))
 
-    def separate(x: jax.Array) -> tuple[jax.Array, ...]:
+    def separate(x: jax.Array, biases: list[Any]) -> tuple[jax.Array, ...]:
         return tuple(
             weight_only_matmul(
                 x, *weight, bits=bits, x_bits=x_bits, bias=bias, then=then
             )
-            for (*weight, bias), then in zip(
-                by_weight(tuple(arrays)), thens, strict=True
-            )
+            for (*weight, _), bias, then in zip(weights, biases, thens, strict=True)
         )
 
-    (gradient,) = jax.vjp(separate, x)[1](cotangents)
-    return (gradient, *(None for _ in arrays))
+    biases = [bias for *_, bias in weights]
+    gradient, by_bias = jax.vjp(separate, x, biases)[1](cotangents)
+    constants = (None,) * (ARRAYS - 1)
+    return (gradient, *(one for bias in by_bias for one in (*constants, bias)))
 
 
 def _over_parts(

@@ -53,7 +53,7 @@ def weight_only_matmul(
     the way, symmetric, by each row's own range (W4A8, W8A8): `x` is replaced by what
     its integers stand for. The arguments are the arrays of a `QTensor` of one matrix;
     use `jax.vmap` for stacks. Differentiable in reverse with respect to `x`, straight
-    through its rounding, `factor` and `residual`: the stored arrays and `bias` count as
+    through its rounding, `bias`, `factor` and `residual`: the stored arrays count as
     constants. If the gradient needs `y` it is computed again.
 
     On a mesh each device multiplies the part of the weight that it has; where the

@@ -207,6 +207,53 @@ def test_weights_that_come_first() -> None:
     check_close(jax.jit(compressed(turned))(tree, X), jax.jit(apart(turned))(tree, X))
 
 
+@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize("spec", ["W8", "W8A8"])
+def test_gradients_of_what_stays_dense(spec: str, rows: int) -> None:
+    tree, x = small(SPECS[spec]), X[:1, :rows]
+    # On the bias of the keys nothing depends: it moves all scores of a row alike.
+    names = [name for name in tree if name.endswith("bias") and name != "key_bias"]
+    dense_names = [*names, "norm"]
+
+    def loss(run: Any, dense: Any, x: Any) -> Any:
+        return jnp.sum(jnp.sin(run({**tree, **dense}, x)))
+
+    given = {name: tree[name] for name in dense_names}
+    gradients = [
+        jax.jit(jax.grad(functools.partial(loss, run), (0, 1)))(given, x)
+        for run in (compressed(block), apart(block))
+    ]
+    for name in ("value_bias", "out_bias", "gate_bias", "up_bias", "down_bias", "norm"):
+        assert np.abs(np.asarray(gradients[0][0][name])).max() > 0
+    check_close(*gradients, 2e-2 if spec == "W8A8" else 2e-5)
+
+
+def straight_through(x: jax.Array) -> jax.Array:
+    return x + jax.lax.stop_gradient(jax.nn.relu(x) - x)
+
+
+@jax.custom_jvp
+def other_rule(x: jax.Array) -> jax.Array:
+    return jnp.maximum(x, np.float32(0))
+
+
+other_rule.defjvp(lambda primals, tangents: (other_rule(*primals), tangents[0]))
+
+
+@pytest.mark.parametrize("function", [straight_through, other_rule])
+def test_functions_with_other_gradients_stay(function: Any) -> None:
+    def layer(p: Any, x: jax.Array) -> Any:
+        return function(x @ p["w"] + p["b"][None, None])
+
+    tree = small(Quantize(), layer, {"w": normal(WIDTH, 48), "b": normal(48)})
+    assert inspect(layer, tree, X)[0].why == "with bias"
+
+    def loss(run: Any) -> Any:
+        return jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(run(tree, x)))))(X)
+
+    check_close(loss(compressed(layer)), loss(apart(layer)), 1e-5)
+
+
 @pytest.mark.parametrize("fn", [compressed, fused])
 def test_transforms(fn: Any) -> None:
     tree = small(SPECS["W8"]) if fn is compressed else params()

@@ -226,8 +226,24 @@ def almost_softmax(p: Any) -> jax.Array:
     return jnp.einsum("bhts,bshd->bthd", weights, p["v"])
 
 
+def stopped_sum(p: Any) -> jax.Array:
+    """The numbers of a softmax, and another gradient."""
+    scores = jnp.einsum("bthd,bshd->bhts", p["q"], p["k"])
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    total = jax.lax.stop_gradient(jnp.sum(weights, axis=-1, keepdims=True))
+    return jnp.einsum("bhts,bshd->bthd", weights / total, p["v"])
+
+
 @pytest.mark.parametrize(
-    "fn", [over_queries, capped, weights_returned, two_softmaxes, almost_softmax]
+    "fn",
+    [
+        stopped_sum,
+        over_queries,
+        capped,
+        weights_returned,
+        two_softmaxes,
+        almost_softmax,
+    ],
 )
 def test_other_things_are_left_alone(fn: Callable[..., Any]) -> None:
     assert found(fn, qkv()) == 0
