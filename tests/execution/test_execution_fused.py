@@ -336,6 +336,16 @@ def test_a_compressed_leaf_that_is_a_residual_as_well() -> None:
     check_close(jax.jit(compressed(tied))(tree, x), jax.jit(apart(tied))(tree, x))
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_products_of_one_input_that_are_added(rows: int) -> None:
+    def both(p: Any, x: jax.Array) -> Any:
+        return jnp.tanh(x @ p["a"]) + (x @ p["b"] + x @ p["c"])
+
+    tree = {n: normal(WIDTH, WIDTH, seed=i) for i, n in enumerate("abc")}
+    packed, x = small(Quantize(), both, tree, X[0, :rows]), X[0, :rows]
+    check_close(jax.jit(compressed(both))(packed, x), jax.jit(apart(both))(packed, x))
+
+
 def test_many_threads_get_equal_results() -> None:
     tree, run = small(SPECS["W8A8"]), jax.jit(compressed(block))
     expected = np.asarray(run(tree, X))
