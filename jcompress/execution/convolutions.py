@@ -142,7 +142,7 @@ class Windowed:
         """The convolution; with `scaling`, of quantized data.
 
         Args:
-            x: the data, not rounded.
+            x: the data, not rounded; or int8, rounded with `scaling`.
             scaling: scale and zero point that broadcast against the data.
             tensor: the kernel.
             activation: how the data is quantized.
@@ -180,7 +180,8 @@ class Windowed:
             implementation=implementation,
             **after,
         )
-        return jnp.transpose(out, self.from_images).astype(self.dtype)
+        out = jnp.transpose(out, self.from_images)
+        return out if "y_bits" in after else out.astype(self.dtype)
 
     def _values(self, tensor: QTensor) -> tuple[jax.Array, int]:
         """The integers in the order of the window, and how many bits each takes."""

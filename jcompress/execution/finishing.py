@@ -1,110 +1,20 @@
-"""What follows a product of a compressed leaf, done in the product's own call."""
+"""The products of a program with what follows them, those of one input together."""
 
-import dataclasses
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from jcompress.execution.convolutions import Windowed
-from jcompress.fusion import AfterProduct, Graph, follow_product
+from jcompress.execution.after import Finished
+from jcompress.execution.chaining import chains, in_turn
+from jcompress.fusion import Graph, follow_product
 from jcompress.fusion.find import programs
-from jcompress.kernels import Elementwise, shared_input_matmul
+from jcompress.kernels import shared_input_matmul
 from jcompress.kernels.shared_input_matmul import Part
-from jcompress.tracing.deferred import Deferred
-from jcompress.tracing.interpreter import bind
 from jcompress.tracing.jaxprs import aval_shape, split
-from jcompress.tracing.products import Product
 from jcompress.tracing.replacing import Replacement
 from jcompress.tracing.trace import Traced
 from jcompress.tracing.values import Location, Use
-
-
-@dataclasses.dataclass
-class Finish:
-    """What follows one product, with its arrays as the traced program has them.
-
-    Attributes:
-        pattern: what was found.
-        bias: of the axes of the product's result, of size 1 or repeated along rows.
-        addend: of the shape of the result; of a convolution.
-        factor: of the shape of the result.
-        residual: of the shape of the result.
-        done: whether the product's call does it.
-    """
-
-    pattern: AfterProduct
-    bias: jax.Array | None = None
-    addend: jax.Array | None = None
-    factor: jax.Array | None = None
-    residual: jax.Array | None = None
-    done: bool = False
-
-    @classmethod
-    def of(cls, pattern: AfterProduct, values: list[Any]) -> "Finish":
-        """The pattern with the values of `pattern.given`."""
-        rest = iter(values)
-        places = (pattern.bias, pattern.addend, pattern.factor, pattern.residual)
-        bias, addend, factor, residual = (
-            None if place is None else next(rest) for place in places
-        )
-        return cls(pattern, bias, addend, factor, residual)
-
-    @property
-    def said(self) -> str:
-        """What is done, in words."""
-        activation = self.pattern.activation
-        parts = [
-            "bias" if self.bias is not None else "",
-            "sum" if self.addend is not None else "",
-            activation.value if activation is not None else "",
-            "factor" if self.factor is not None else "",
-            "residual" if self.residual is not None else "",
-        ]
-        return "with " + ", ".join(part for part in parts if part)
-
-    def of_images(self, plan: Windowed) -> dict[str, Any]:
-        """The keyword arguments of a convolution that does it."""
-        given: dict[str, Any] = {}
-        if self.bias is not None:
-            features = plan.from_images.index(len(plan.from_images) - 1)
-            ends = [n if d == features else 1 for d, n in enumerate(self.bias.shape)]
-            one = jax.lax.slice(self.bias, (0,) * self.bias.ndim, ends).reshape(-1)
-            given["bias"] = jnp.broadcast_to(one, plan.features).astype(jnp.float32)
-        if self.pattern.activation is not None:
-            given["activation"] = self.pattern.activation
-        for name in ("addend", "residual"):
-            array = getattr(self, name)
-            if array is not None:
-                given[name] = jnp.transpose(array, plan.placed)
-        return given
-
-    def arguments(self, plan: Product) -> dict[str, Any]:
-        """The keyword arguments of a product that does it."""
-        given: dict[str, Any] = {}
-        if self.bias is not None:
-            given["bias"] = self._bias(plan).astype(jnp.float32)
-        if self.pattern.activation is not None:
-            given["then"] = Elementwise(activation=self.pattern.activation)
-        for name in ("factor", "residual"):
-            array = getattr(self, name)
-            if array is not None:
-                given[name] = plan.output_rows(array)
-        return given
-
-    def _bias(self, plan: Product) -> jax.Array:
-        assert self.bias is not None
-        wide = len(plan.out_sizes)
-        rows = self.bias.ndim - wide
-        start = 0 if plan.weight_first else rows
-        outputs = range(start, start + wide)
-        ends = [n if d in outputs else 1 for d, n in enumerate(self.bias.shape)]
-        one = jax.lax.slice(self.bias, (0,) * self.bias.ndim, ends)
-        sizes = iter(plan.out_sizes)
-        whole = [next(sizes) if d in outputs else 1 for d in range(self.bias.ndim)]
-        return plan.output_rows(jnp.broadcast_to(one, whole)).reshape(-1)
 
 
 def finished_products(
@@ -128,6 +38,7 @@ def finished_products(
             continue
         graph = Graph.of(body)
         taken: set[int] = set()
+        convolutions: list[Finished] = []
         for together in _of_one_input(traced, sorted(places[at])):
             patterns = []
             for use, axes in together:
@@ -144,15 +55,23 @@ def finished_products(
                     pattern = pattern.without(use.eqn.outvars[0])
                 taken.update(pattern.equations)
                 patterns.append(pattern)
-            behind = frozenset(n for one in patterns for n in one.equations)
-            if len(together) == 1 and not behind:
-                continue
             pairs = zip(together, patterns, strict=True)
             products = [
                 Finished(graph, use, pattern, handlers[use.location])
                 for (use, _), pattern in pairs
             ]
-            yield at, behind, _replacement(products)
+            if together[0][0].eqn.primitive.name == "conv_general_dilated":
+                convolutions += products
+            elif len(together) > 1 or patterns[0].equations:
+                yield at, _behind(products), _replacement(products)
+        for chain in chains(convolutions):
+            if len(chain) > 1 or chain[0].pattern.equations:
+                yield at, _behind(chain), in_turn(chain)
+
+
+def _behind(products: Sequence[Finished]) -> frozenset[int]:
+    """The equations that products take the place of, besides their own."""
+    return frozenset(n for one in products for n in one.pattern.equations)
 
 
 Outputs = tuple[Use, frozenset[int]]
@@ -191,50 +110,6 @@ def _output_axes(use: Use) -> frozenset[int] | None:
     operand = 1 - use.data
     wide = len(aval_shape(eqn.invars[operand])) - len(contract[operand])
     return frozenset(range(wide) if operand == 0 else range(rank - wide, rank))
-
-
-@dataclasses.dataclass(frozen=True)
-class Finished:
-    """A product with what follows it.
-
-    Attributes:
-        graph: the program.
-        use: the product.
-        pattern: what follows.
-        handler: evaluates the product.
-    """
-
-    graph: Graph
-    use: Use
-    pattern: AfterProduct
-    handler: Any
-
-    @property
-    def inputs(self) -> tuple[Any, ...]:
-        """What it takes: the inputs of the product, then what follows takes."""
-        return (*self.use.eqn.invars, *self.pattern.given)
-
-    def finish(self, values: Sequence[Any]) -> Finish:
-        """What follows, with its values."""
-        given = values[len(self.use.eqn.invars) :]
-        dense = [v.dense() if isinstance(v, Deferred) else v for v in given]
-        return Finish.of(self.pattern, dense)
-
-    def run(self, values: Sequence[Any], reads: Mapping[Location, Any]) -> Any:
-        """The result."""
-        eqn, pattern, finish = self.use.eqn, self.pattern, self.finish(values)
-        inputs = list(values[: len(eqn.invars)])
-        site = self.handler
-        if pattern.equations:
-            site = dataclasses.replace(site, after=finish)
-        product = functools.partial(bind, eqn)
-        outs, _ = site(self.use, inputs, product, reads.get(self.use.location))
-        if finish.done or not pattern.equations:
-            return outs[0]
-        rest = self.graph.original(
-            pattern.equations, (*eqn.outvars, *pattern.given), (pattern.result,)
-        )
-        return rest(*outs, *values[len(eqn.invars) :])[0]
 
 
 def _replacement(products: Sequence[Finished]) -> Replacement:

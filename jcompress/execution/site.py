@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.errors import MismatchError
+from jcompress.execution.after import Finish
 from jcompress.execution.convolutions import Windowed, takes_data
 from jcompress.execution.experts import by_expert, by_factor, why_not_by_expert
 from jcompress.execution.factored_convolutions import FactoredConv
-from jcompress.execution.finishing import Finish
 from jcompress.execution.lookups import Lookup
 from jcompress.execution.pointwise import Pointwise
 from jcompress.execution.products import Execution, How, LeafKernel
@@ -43,12 +43,14 @@ class CompressedSite:
         record: gets an entry that says how the leaf ran.
         implementation: which one of each kernel runs; None for the fastest.
         after: what follows the product, for kernels that do it in the same call.
+        rounded: whether the data comes as the integers of `activation`.
     """
 
     activation: Activation | None
     record: dict[Any, Execution]
     implementation: Implementation | None
     after: Finish | None = None
+    rounded: bool = False
 
     def __call__(
         self, use: Use, inputs: list[Any], bind: Bind, read: Any
@@ -71,7 +73,7 @@ class CompressedSite:
         scaling = None
         if self.activation is not None:
             x = inputs[use.data]
-            if not jnp.issubdtype(x.dtype, jnp.floating):
+            if not (self.rounded or jnp.issubdtype(x.dtype, jnp.floating)):
                 raise MismatchError(
                     f"compressed: {use.sites[0].path} meets {x.dtype} data, and only "
                     "floats can be quantized; quantize it by a rule without activation"
@@ -207,6 +209,28 @@ class CompressedSite:
             return None
         return plan, kernel, tensor
 
+    def convolves(self, use: Use, inputs: list[Any]) -> bool:
+        """Whether an equation is a convolution whose data can come as integers.
+
+        Args:
+            use: the equation and its sites.
+            inputs: its inputs; of the data the equation says enough.
+        """
+        if use.data != 0 or not isinstance(inputs[1], Deferred):
+            return False
+        tensor = inputs[1].tensor
+        known = tensor.for_kernels() if isinstance(tensor, QTensor) else None
+        if not isinstance(known, QTensor):
+            return False
+        plan = Windowed.of(_of_parts(use, inputs), 1, known)
+        if isinstance(plan, str) or plan.dtype != jnp.float32:
+            return False
+        activation = self.activation
+        if activation is not None and not takes_data(activation.format):
+            return False
+        x = use.eqn.invars[0].aval
+        return not (_on_cpu() and plan.why_in_floats(x, known, activation))
+
     def _kernel(self, tensor: CompressedTensor, use: Use) -> LeafKernel | str:
         return LeafKernel.of(tensor, self.activation, use.eqn, self.implementation)
 
@@ -275,7 +299,7 @@ class CompressedSite:
         activation = None if scaling is None else self.activation
         how = How.WEIGHT_ONLY if activation is None else How.INTEGER
         why = ""
-        if _on_cpu():
+        if _on_cpu() and not self.rounded:
             why = plan.why_in_floats(inputs[0], tensor, activation)
         after = self.after
         follows: dict[str, Any] = {}
