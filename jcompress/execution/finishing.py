@@ -44,14 +44,14 @@ def finished_products(
             for use, axes in together:
                 alone = len(together) == 1
                 number = use.location[-1]
-                pattern = follow_product(graph, number, axes, alone=alone)
-                # What products of one call make, none of them can take; and where two
-                # products meet in one equation, the first one takes it.
+                # Where two products meet in one equation, the first one takes it.
+                pattern = follow_product(graph, number, axes, alone=alone, others=taken)
+                # What products of one call make, none of them can take.
                 own = [other.eqn.outvars[0] for other, _ in together]
                 circular = len(together) > 1 and any(
                     one in graph.depending(out) for out in own for one in pattern.given
                 )
-                if circular or taken.intersection(pattern.equations):
+                if circular:
                     pattern = pattern.without(use.eqn.outvars[0])
                 taken.update(pattern.equations)
                 patterns.append(pattern)

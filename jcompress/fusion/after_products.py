@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,12 @@ def _nothing(product: int, result: Any) -> AfterProduct:
 
 
 def follow_product(
-    graph: Graph, number: int, output_axes: frozenset[int], *, alone: bool = True
+    graph: Graph,
+    number: int,
+    output_axes: frozenset[int],
+    *,
+    alone: bool = True,
+    others: Collection[int] = (),
 ) -> AfterProduct:
     """What follows a product or a convolution.
 
@@ -66,6 +71,7 @@ def follow_product(
         number: the number of the product's equation.
         output_axes: the axes of its result that are the weight's.
         alone: whether factors and residuals are looked for.
+        others: equations that are part of something else.
     """
     (out,) = graph.body.jaxpr.eqns[number].outvars
     convolves = graph.body.jaxpr.eqns[number].primitive.name != "dot_general"
@@ -79,6 +85,8 @@ def follow_product(
         nonlocal depending
         eqn = graph.only_user(found.result)
         if eqn is None or eqn.primitive.name != name or not floats(*eqn.invars):
+            return None
+        if graph.makers[eqn.outvars[0]] in others:
             return None
         other = eqn.invars[1 if eqn.invars[0] is found.result else 0]
         if is_literal(other) or aval_shape(eqn.outvars[0]) != aval_shape(out):
@@ -102,7 +110,7 @@ def follow_product(
     if pair is not None and aval_shape(pair[1]) == aval_shape(out):
         found = then(pair[0], addend=pair[1])
     function = _activation(graph, found.result)
-    if function is not None:
+    if function is not None and not set(function[2]).intersection(others):
         activation, result, equations = function
         found = dataclasses.replace(
             found,
