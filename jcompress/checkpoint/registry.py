@@ -57,6 +57,7 @@ _CLASSES: dict[str, type[Any]] = {
     "PowerOfTwoScales": formats.PowerOfTwoScales,
     "Quantize": Quantize,
     "QuantizedScales": formats.QuantizedScales,
+    "InputScale": ranges.InputScale,
     "Range": ranges.Range,
     "SignRound": rounding.SignRound,
     "Static": specs.Static,

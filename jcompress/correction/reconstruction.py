@@ -307,7 +307,9 @@ def _with_activations(run: Callable[..., Any], small: Any) -> Callable[..., Any]
             if not isinstance(activation.range, MovingAverage | Static):
                 # What was trained is stored as ranges.
                 activation = dataclasses.replace(activation, range=Static())
-            ranges[path] = base.input_ranges
+            ranges[path] = tuple(
+                scale.range(activation.format) for scale in base.input_scales
+            )
         rules.append((_only(path), _acting(activation)))
     if not rules:
         return run

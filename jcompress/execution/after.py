@@ -92,7 +92,8 @@ class Finish:
             if array is not None:
                 given[name] = jnp.transpose(array, plan.placed)
         if self.stored is not None:
-            bits, scale, zero = self.stored
+            bits, *numbers = self.stored
+            scale, zero = (None if n is None else n.reshape(()) for n in numbers)
             given |= {"y_bits": bits, "y_scale": scale, "y_zero": zero}
         return given
 

@@ -1,7 +1,7 @@
 """Convolutions that follow each other, with integers between them.
 
-A result that only the next convolution reads, and that this one rounds to integers of a
-range that is known beforehand, is stored as these integers: a quarter of the bytes, and
+A result that only the next convolution reads, and that this one rounds to integers by a
+scale that is known beforehand, is stored as these integers: a quarter of the bytes, and
 nothing is left to round. The numbers are the same.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from jcompress.execution.after import Finished, Stored
-from jcompress.tensors.ranges import Range, scale_and_zero
+from jcompress.tensors.ranges import InputScale
 from jcompress.tracing.deferred import opened
 from jcompress.tracing.jaxprs import split
 from jcompress.tracing.replacing import Replacement
@@ -54,39 +54,39 @@ def in_turn(chain: Sequence[Finished]) -> Replacement:
 
     def run(values: list[Any], reads: Mapping[Location, Any]) -> Sequence[Any]:
         parts = split(values, *map(len, atoms))[:-1]
-        ranges = [reads.get(one.use.location) for one in chain]
-        links = _links(chain, parts, ranges)
+        scales = [reads.get(one.use.location) for one in chain]
+        links = _links(chain, parts, scales)
         if not any(links):
-            return [_evaluated(chain, parts, ranges, links)]
+            return [_evaluated(chain, parts, scales, links)]
         arrays, closed = opened(values)
         no_links = [False] * len(links)
 
-        def by(links: Sequence[bool], arrays: Any, ranges: Any) -> Any:
+        def by(links: Sequence[bool], arrays: Any, scales: Any) -> Any:
             given = split(closed(arrays), *map(len, atoms))[:-1]
-            return _evaluated(chain, given, ranges, links)
+            return _evaluated(chain, given, scales, links)
 
         # Integers have no gradient: it is that of the same convolutions with floats
         # between them, which rounds straight through.
         @jax.custom_vjp
-        def made(arrays: Any, ranges: Any) -> Any:
-            return by(links, arrays, ranges)
+        def made(arrays: Any, scales: Any) -> Any:
+            return by(links, arrays, scales)
 
-        def forward(arrays: Any, ranges: Any) -> tuple[Any, Any]:
-            return made(arrays, ranges), (arrays, ranges)
+        def forward(arrays: Any, scales: Any) -> tuple[Any, Any]:
+            return made(arrays, scales), (arrays, scales)
 
         def backward(saved: Any, cotangent: Any) -> Any:
             _, pull = jax.vjp(lambda *given: by(no_links, *given), *saved)
             return pull(cotangent)
 
         made.defvjp(forward, backward)
-        return [made(arrays, ranges)]
+        return [made(arrays, scales)]
 
     inputs = tuple(itertools.chain.from_iterable(atoms))
     return Replacement(inputs, (chain[-1].pattern.result,), run)
 
 
 def _links(
-    chain: Sequence[Finished], parts: Sequence[Any], ranges: Sequence[Range | None]
+    chain: Sequence[Finished], parts: Sequence[Any], scales: Sequence[InputScale | None]
 ) -> list[bool]:
     """Whether integers can stand between each one and the next."""
     whole = []
@@ -95,12 +95,12 @@ def _links(
         operands = [None, *values] if later else values
         inputs = list(operands[: len(one.use.eqn.invars)])
         whole.append(one.handler.convolves(one.use, inputs))
-    pairs = zip(itertools.pairwise(whole), chain[1:], ranges[1:], strict=True)
+    pairs = zip(itertools.pairwise(whole), chain[1:], scales[1:], strict=True)
     return [
         all(both)
         and one.handler.activation is not None
         and known is not None
-        and known.low.size == 1
+        and known.scale.size == 1
         for both, one, known in pairs
     ]
 
@@ -108,7 +108,7 @@ def _links(
 def _evaluated(
     chain: Sequence[Finished],
     parts: Sequence[Any],
-    ranges: Sequence[Range | None],
+    scales: Sequence[InputScale | None],
     links: Sequence[bool],
 ) -> Any:
     """The last result; integers stand between those that are linked."""
@@ -116,19 +116,12 @@ def _evaluated(
     for number, (one, values) in enumerate(zip(chain, parts, strict=True)):
         stored = None
         if number < len(links) and links[number]:
-            stored = _stored(chain[number + 1], ranges[number + 1])
+            known = scales[number + 1]
+            assert known is not None
+            bits = chain[number + 1].handler.activation.format.bits
+            stored = Stored(bits, *known)
         rounded = number > 0 and links[number - 1]
-        reads = {one.use.location: ranges[number]}
+        reads = {one.use.location: scales[number]}
         given = [*out, *values]
         out = [one.run(given, reads, stored=stored, rounded=rounded)]
     return out[0]
-
-
-def _stored(one: Finished, known: Range | None) -> Stored:
-    """How a convolution takes its data."""
-    assert known is not None
-    format = one.handler.activation.format
-    scale, zero = scale_and_zero(known, format)
-    return Stored(
-        format.bits, scale.reshape(()), None if zero is None else zero.reshape(())
-    )

@@ -18,7 +18,7 @@ from jcompress.kernels import Implementation
 from jcompress.sites import PRODUCTS, WEIGHTS
 from jcompress.tensors import QTensor, WithOutliers, is_compressed
 from jcompress.tensors.matrix import MatrixTensor
-from jcompress.tensors.ranges import Range
+from jcompress.tensors.ranges import InputScale
 from jcompress.tracing.handlers import Handler
 from jcompress.tracing.interpreter import Program
 from jcompress.tracing.replacing import Replacement
@@ -151,7 +151,7 @@ def _evaluate(
     pairs = zip(traced.names, traced.leaves, strict=True)
     leaves = [together.get(name, leaf) for name, leaf in pairs]
     handlers: dict[Location, Handler] = {}
-    reads: dict[Location, Range] = {}
+    reads: dict[Location, InputScale] = {}
     for where, use in traced.uses.items():
         if any(s.path in tensors and s.operation in WEIGHTS for s in use.sites):
             handlers[where] = CompressedSite(None, record, implementation)
@@ -164,8 +164,8 @@ def _evaluate(
             handlers[site.location] = CompressedSite(
                 tensor.activation, record, implementation
             )
-            if tensor.input_ranges:
-                reads[site.location] = tensor.input_ranges[number]
+            if tensor.input_scales:
+                reads[site.location] = tensor.input_scales[number]
 
     def made_dense(name: str, eqn: Any, here: Location) -> None:
         operation = "returned" if eqn is None else eqn.primitive.name

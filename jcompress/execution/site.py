@@ -78,9 +78,7 @@ class CompressedSite:
                     f"compressed: {use.sites[0].path} meets {x.dtype} data, and only "
                     "floats can be quantized; quantize it by a rule without activation"
                 )
-            scaling = input_scale(
-                x, contracted(use), self.activation, read, has_data=True
-            )
+            scaling = read or input_scale(x, contracted(use), self.activation, None)
         if one:
             leaf = inputs[found[0]]
             known = _for_kernels(leaf.tensor)
@@ -136,13 +134,12 @@ class CompressedSite:
         thin = dataclasses.replace(leaf, tensor=tensor.correction)
         (added,), _ = apart(use, given(thin), bind, None)
         (entry,) = record.values()
-        if read is None and activation is not None and base.input_ranges:
-            read = base.input_ranges[0]
+        if read is None and activation is not None and base.input_scales:
+            read = base.input_scales[0]
         if entry.how is How.DENSE:
             if activation is not None and use.data is not None:
-                scaling = input_scale(
-                    inputs[use.data], contracted(use), activation, read, has_data=True
-                )
+                x = inputs[use.data]
+                scaling = read or input_scale(x, contracted(use), activation, None)
                 rounds = dataclasses.replace(self, activation=activation)
                 inputs = rounds._faked(use, inputs, scaling)
             return self._dense(use, inputs, bind, entry.why)

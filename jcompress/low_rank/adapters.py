@@ -187,7 +187,7 @@ def _checked(path: str, base: Any, axes: Axes) -> Any:
             f"add_adapters: {path!r} is stored with {getattr(base, 'axes', None)} and "
             f"used with {axes}; give the sites of the function that will use it"
         )
-    if len(getattr(base, "input_ranges", ())) > 1:
+    if len(getattr(base, "input_scales", ())) > 1:
         raise MismatchError(
             f"add_adapters: {path!r} quantizes the inputs of several products with a "
             "range for each; quantize it with range=Dynamic(), or exclude it by a rule "

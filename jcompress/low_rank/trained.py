@@ -160,5 +160,5 @@ def _requantized(dense: jax.Array, base: QTensor) -> QTensor:
         base.axes,
         spec,
         activation=base.activation,
-        input_ranges=base.input_ranges,
+        input_scales=base.input_scales,
     )

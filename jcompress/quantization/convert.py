@@ -31,7 +31,7 @@ from jcompress.tensors.axes import Axes, from_matrix, matrix_shape, to_matrix
 from jcompress.tensors.outliers import split_outliers
 from jcompress.tensors.placing import keep_rows, rows_of
 from jcompress.tensors.range_specs import LeastError
-from jcompress.tensors.ranges import Range
+from jcompress.tensors.ranges import InputScale, Range
 from jcompress.tensors.specs import (
     Activation,
     MovingAverage,
@@ -285,11 +285,12 @@ def _convert(
     axes = leaf_axes(uses)
     remembered: dict[str, Any] = {
         "activation": activation,
-        "input_ranges": _input_ranges(path, activation, len(products), ranges),
+        "input_scales": _input_scales(path, activation, len(products), ranges),
     }
     if learned is not None and activation is not None and learned.inputs:
-        remembered["input_ranges"] = tuple(
-            learned_range(one, activation.format) for one in learned.inputs
+        remembered["input_scales"] = tuple(
+            InputScale.of(learned_range(one, activation.format), activation.format)
+            for one in learned.inputs
         )
     if learned is not None and learned.weights is not None:
         if _known(leaf) and not np.isfinite(np.asarray(leaf)).all():
@@ -359,12 +360,12 @@ def _broken(path: str, leaf: Any) -> str:
     )
 
 
-def _input_ranges(
+def _input_scales(
     path: str,
     activation: Activation | None,
     products: int,
     ranges: Mapping[str, Sequence[Range]],
-) -> tuple[Range, ...]:
+) -> tuple[InputScale, ...]:
     stored = MovingAverage | Static
     if activation is None or not isinstance(activation.range, stored):
         return ()
@@ -391,4 +392,6 @@ def _input_ranges(
             f"{empty.index(True)} has seen no data; calibrate with inputs that reach it"
         )
     # As in `fake_quant`, a range that has seen no data is that of each input.
-    return () if all(empty) else found
+    if all(empty):
+        return ()
+    return tuple(InputScale.of(one, activation.format) for one in found)

@@ -13,7 +13,7 @@ from jcompress.tensors.base import CompressedTensor, Rebuild
 from jcompress.tensors.low_rank import close_parts, open_part
 from jcompress.tensors.matrix import MatrixTensor
 from jcompress.tensors.qtensor import QTensor
-from jcompress.tensors.ranges import Range
+from jcompress.tensors.ranges import InputScale
 from jcompress.tensors.rounding import round_to
 from jcompress.tensors.specs import Activation
 
@@ -81,9 +81,9 @@ class WithOutliers(MatrixTensor):
         return self.base.activation
 
     @property
-    def input_ranges(self) -> tuple[Range, ...]:
-        """Ranges of that data, as of `QTensor`."""
-        return self.base.input_ranges
+    def input_scales(self) -> tuple[InputScale, ...]:
+        """How that data becomes integers, as of `QTensor`."""
+        return self.base.input_scales
 
     @property
     def form(self) -> str:

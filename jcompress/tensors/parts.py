@@ -46,7 +46,7 @@ def part_of(
         if values is None:
             return None
         cut = {"values": values}
-    return dataclasses.replace(tensor, shape=shape, input_ranges=(), **cut)
+    return dataclasses.replace(tensor, shape=shape, input_scales=(), **cut)
 
 
 def without_stack(tensor: CompressedTensor, axis: int) -> CompressedTensor | None:

@@ -14,7 +14,7 @@ from jcompress.tensors.axes import Axes, from_matrix, to_matrix
 from jcompress.tensors.base import Rebuild
 from jcompress.tensors.host import pack_on_host, packs_on_host
 from jcompress.tensors.matrix import MatrixTensor
-from jcompress.tensors.ranges import Range
+from jcompress.tensors.ranges import InputScale
 from jcompress.tensors.specs import Activation, Weights
 from jcompress.tensors.weight_matrix import dequantize_matrix, quantize_matrix
 
@@ -65,9 +65,9 @@ class QTensor(MatrixTensor):
         scales: the steps, as they are stored.
         scale_factor: what all scales of a matrix are multiplied by.
         zeros: the integers that stand for 0; None if the format is symmetric.
-        input_ranges: ranges of the data that the leaf's products meet, one for each
-            product site in their order; each a scalar, or led by the sizes of the
-            stack axes that differ. Empty if there is nothing to remember.
+        input_scales: how the data that the leaf's products meet becomes integers, one
+            for each product site in their order; each a scalar, or led by the sizes of
+            the stack axes that differ. Empty if the data itself tells.
         format: which numbers these are.
         scale_format: how the scales are stored.
         activation: how the data that its products meet is quantized, if at all.
@@ -81,20 +81,20 @@ class QTensor(MatrixTensor):
         "scales",
         "scale_factor",
         "zeros",
-        "input_ranges",
+        "input_scales",
     )
 
     values: jax.Array
     scales: jax.Array
     scale_factor: jax.Array | None = None
     zeros: jax.Array | None = None
-    input_ranges: tuple[Range, ...] = ()
+    input_scales: tuple[InputScale, ...] = ()
     format: NumberFormat
     scale_format: ScaleFormat = FloatScales()
     activation: Activation | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "input_ranges", tuple(self.input_ranges))
+        object.__setattr__(self, "input_scales", tuple(self.input_scales))
         if not isinstance(self.format, NumberFormat):
             raise ValueError(
                 "QTensor: format is one of jcompress.formats, such as Int(bits), not "
@@ -136,7 +136,7 @@ class QTensor(MatrixTensor):
         spec: Weights,
         *,
         activation: Activation | None = None,
-        input_ranges: tuple[Range, ...] = (),
+        input_scales: tuple[InputScale, ...] = (),
         importance: jax.Array | None = None,
     ) -> "QTensor":
         """Round a weight to the nearest numbers of a format.
@@ -149,7 +149,7 @@ class QTensor(MatrixTensor):
             axes: the role of each of its axes.
             spec: the format.
             activation: how the data that its products meet is quantized, if at all.
-            input_ranges: see the attribute.
+            input_scales: see the attribute.
             importance: float32 [*S, K] or [*S, K, K], what errors count for a range
                 that makes the least error, as of `weight_scales`; None for all alike.
 
@@ -171,7 +171,7 @@ class QTensor(MatrixTensor):
             leaf,
             axes,
             activation=activation,
-            input_ranges=input_ranges,
+            input_scales=input_scales,
         )
 
     @classmethod
@@ -185,7 +185,7 @@ class QTensor(MatrixTensor):
         axes: Axes,
         *,
         activation: Activation | None = None,
-        input_ranges: tuple[Range, ...] = (),
+        input_scales: tuple[InputScale, ...] = (),
     ) -> "QTensor":
         """Store numbers that were chosen already.
 
@@ -198,7 +198,7 @@ class QTensor(MatrixTensor):
             leaf: the array that they stand for, or its shape and dtype.
             axes: the role of each of its axes.
             activation: how the data that its products meet is quantized, if at all.
-            input_ranges: see the attribute.
+            input_scales: see the attribute.
         """
         return cls._of(
             (spec.format.pack(values), *spec.scales.store(scales), zeros),
@@ -206,7 +206,7 @@ class QTensor(MatrixTensor):
             leaf,
             axes,
             activation=activation,
-            input_ranges=input_ranges,
+            input_scales=input_scales,
         )
 
     @classmethod
@@ -302,7 +302,7 @@ class QTensor(MatrixTensor):
     def unstack(self) -> tuple[list[jax.Array], Rebuild] | None:
         """Open the leaf for a loop over its axis 0.
 
-        A range that is a scalar is shared by all slices.
+        A scale of inputs that is a scalar is shared by all slices.
 
         Returns:
             The stored arrays, each led by axis 0 of the dense array, and the function
@@ -316,11 +316,11 @@ class QTensor(MatrixTensor):
             return jnp.broadcast_to(array, (length,)) if array.ndim == 0 else array
 
         arrays = (self.values, self.scales, self.scale_factor, self.zeros)
-        ranges = jax.tree.map(led, self.input_ranges)
-        leaves, treedef = jax.tree.flatten((*arrays, ranges))
+        by_input = jax.tree.map(led, self.input_scales)
+        leaves, treedef = jax.tree.flatten((*arrays, by_input))
 
         def rebuild(slices: Sequence[jax.Array]) -> QTensor:
-            values, scales, factor, zeros, input_ranges = jax.tree.unflatten(
+            values, scales, factor, zeros, input_scales = jax.tree.unflatten(
                 treedef, slices
             )
             return dataclasses.replace(
@@ -329,7 +329,7 @@ class QTensor(MatrixTensor):
                 scales=scales,
                 scale_factor=factor,
                 zeros=zeros,
-                input_ranges=input_ranges,
+                input_scales=input_scales,
                 **self.sliced(),
             )
 

@@ -26,6 +26,32 @@ class Range(NamedTuple):
     high: jax.Array
 
 
+class InputScale(NamedTuple):
+    """How numbers become integers: `round(x / scale) + zero`.
+
+    Attributes:
+        scale: what the number 1 stands for.
+        zero: the integer that stands for 0, in float32, of the shape of `scale`; None
+            if the format is symmetric.
+    """
+
+    scale: jax.Array
+    zero: jax.Array | None
+
+    @classmethod
+    def of(cls, range: Range, format: NumberFormat) -> "InputScale":
+        """That of a range."""
+        return cls(*scale_and_zero(range, format))
+
+    def range(self, format: NumberFormat) -> Range:
+        """The range that it covers: up to rounding, the one that it is of."""
+        if self.zero is None:
+            width = self.scale * np.float32(format.reach)
+            return Range(-width, width)
+        low, high = np.float32(format.low), np.float32(format.high)
+        return Range((low - self.zero) * self.scale, (high - self.zero) * self.scale)
+
+
 def range_of(x: jax.Array, axes: int | Sequence[int] | None) -> Range:
     """The float32 range of `x` over `axes` (all if None), which stay with size 1.
 
@@ -76,8 +102,6 @@ def input_scale(
     contracted: tuple[int, ...],
     activation: Activation,
     stored: Range | None,
-    *,
-    has_data: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Scale and zero point of a product's input, broadcasting against it.
 
@@ -86,11 +110,7 @@ def input_scale(
         contracted: the axes that the product sums over.
         activation: how the input is quantized.
         stored: the range to use; None, or a range without data, takes that of `x`.
-        has_data: whether it is known that the stored range has data, so that the
-            input need not be looked at.
     """
-    if stored is not None and has_data:
-        return scale_and_zero(stored, activation.format)
     given = jax.lax.stop_gradient(x)
     axes = None
     if isinstance(activation.granularity, PerRow):

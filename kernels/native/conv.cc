@@ -309,10 +309,9 @@ ffi::Error conv(ffi::ThreadPool pool, Any x, Any x_scale, Any x_zero, Any values
   if (!absent(zeros) && !is(zeros, ffi::DataType::S8, {stacks, outputs, 1})) {
     return bad("zeros");
   }
-  const auto per_image = {stacks, images};
   const bool has_scale = !absent(x_scale), has_zero = !absent(x_zero);
-  if (has_scale && !is(x_scale, ffi::DataType::F32, per_image)) return bad("x_scale");
-  if (has_zero && !is(x_zero, ffi::DataType::F32, per_image)) return bad("x_zero");
+  if (!ByRow::fits(x_scale, stacks, images)) return bad("x_scale");
+  if (!ByRow::fits(x_zero, stacks, images)) return bad("x_zero");
   if (has_zero && !has_scale) return bad("x_scale is missing");
   if (has_zero && digits > 1) return bad("x_zero with digits");
   if (y->element_count() == 0) return ffi::Error::Success();
@@ -325,8 +324,9 @@ ffi::Error conv(ffi::ThreadPool pool, Any x, Any x_scale, Any x_zero, Any values
   a.digits = static_cast<int>(digits);
   for (int64_t s = 0; s < stacks; ++s) {
     a.x = static_cast<const char*>(x.untyped_data()) + s * images * g.image * bytes;
-    a.scale = part<float>(x_scale, s, images);
-    a.zero = part<float>(x_zero, s, images);
+    const ByRow scale(x_scale, s, images), zero(x_zero, s, images);
+    a.scale = scale.data();
+    a.zero = zero.data();
     w.values = static_cast<const uint8_t*>(values.untyped_data()) +
                s * outputs * w.row_bytes();
     w.scales = part<float>(scales, s, outputs);

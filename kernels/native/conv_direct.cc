@@ -282,10 +282,10 @@ ffi::Error conv_direct(ffi::ThreadPool pool, Any x, Any x_scale, Any x_zero, Any
     return absent(a) || is(a, ffi::DataType::F32, {stacks, images, size});
   };
   if (!floats(addend, whole) || !floats(residual, whole)) return bad("addend or residual");
-  const auto by_image = {stacks, images}, one = {stacks, int64_t{1}};
+  const auto one = {stacks, int64_t{1}};
   const bool has_scale = !absent(x_scale), has_zero = !absent(x_zero);
-  if (has_scale && !is(x_scale, ffi::DataType::F32, by_image)) return bad("x_scale");
-  if (has_zero && !is(x_zero, ffi::DataType::F32, by_image)) return bad("x_zero");
+  if (!ByRow::fits(x_scale, stacks, images)) return bad("x_scale");
+  if (!ByRow::fits(x_zero, stacks, images)) return bad("x_zero");
   if ((integers || has_zero) && !has_scale) return bad("x_scale is missing");
   if (!absent(bias) && !is(bias, ffi::DataType::F32, {stacks, outputs})) return bad("bias");
   if (rounded && !is(y_scale, ffi::DataType::F32, one)) return bad("y_scale");
@@ -316,8 +316,9 @@ ffi::Error conv_direct(ffi::ThreadPool pool, Any x, Any x_scale, Any x_zero, Any
     } else {
       given.floats = part<float>(x, s, images * g.image);
     }
-    given.scale = part<float>(x_scale, s, images);
-    given.zero = part<float>(x_zero, s, images);
+    const ByRow scales_in(x_scale, s, images), zeros_in(x_zero, s, images);
+    given.scale = scales_in.data();
+    given.zero = zeros_in.data();
     given.images = images;
     given.bits = static_cast<int>(x_bits);
     const ConvWeight weight{part<float>(scales, s, outputs), outputs};

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "floats.h"
 #include "product.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -48,6 +49,32 @@ const T* part(const Any& a, int64_t stack, int64_t count, int64_t bytes = sizeof
   const char* all = static_cast<const char*>(a.untyped_data());
   return reinterpret_cast<const T*>(all + stack * count * bytes);
 }
+
+// A number for each row of one matrix of a stack: of floats [stacks, rows], or of
+// [stacks, 1], which is repeated; null if there are none.
+class ByRow {
+ public:
+  static bool fits(const Any& a, int64_t stacks, int64_t rows) {
+    return absent(a) || is(a, ffi::DataType::F32, {stacks, rows}) ||
+           is(a, ffi::DataType::F32, {stacks, int64_t{1}});
+  }
+
+  ByRow(const Any& a, int64_t stack, int64_t rows)
+      : repeated_(single(a) && rows > 1 ? rows : 0) {
+    data_ = part<float>(a, stack, single(a) ? 1 : rows);
+    if (!single(a) || rows <= 1) return;
+    std::fill_n(repeated_.data(), rows, *data_);
+    data_ = repeated_.data();
+  }
+
+  const float* data() const { return data_; }
+
+ private:
+  static bool single(const Any& a) { return !absent(a) && a.dimensions()[1] == 1; }
+
+  Buffer<float> repeated_;
+  const float* data_;
+};
 
 }  // namespace
 }  // namespace jcompress

@@ -169,8 +169,8 @@ def quantized_conv(
     )
     product = _OPERATION(
         x.reshape(images, math.prod(x.shape[1:])),
-        _by_image(x_scale, images),
-        _by_image(x_zero, images),
+        None if x_scale is None else x_scale.reshape(-1, 1),
+        None if x_zero is None else x_zero.reshape(-1, 1),
         values,
         wide,
         None if zeros is None else jnp.broadcast_to(zeros, wide.shape),
@@ -190,15 +190,12 @@ def _result_dtype(dtype: Any, ending: Ending | None) -> Any:
     return jnp.float32 if dtype == jnp.int8 else dtype
 
 
-def _by_image(number: jax.Array | None, images: int) -> jax.Array | None:
-    if number is None:
-        return None
-    return jnp.broadcast_to(jnp.reshape(number, (-1, 1)), (images, 1))
-
-
 def _roles(*args: Any, **static: Any) -> tuple[str, ...]:
     # A cut through the outputs of a kernel would cut every image of the result.
-    roles = ("m.", "m.", "m.", "..", "..", "..", *ending.ROLES)
+    x, scale, *_ = args
+    own = scale is not None and scale.shape[-2] == x.shape[-2]
+    of_input = "m." if own else ".."
+    roles = ("m.", of_input, of_input, "..", "..", "..", *ending.ROLES)
     return tuple(role for role, a in zip(roles, args, strict=True) if a is not None)
 
 

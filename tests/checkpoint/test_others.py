@@ -62,7 +62,7 @@ def test_flax_serialization_takes_compressed_leaves() -> None:
         compressed(apply)(restored, X), compressed(apply)(small(), X)
     )
     state = flax.serialization.to_state_dict(small())
-    names = {"values", "scales", "scale_factor", "zeros", "input_ranges"}
+    names = {"values", "scales", "scale_factor", "zeros", "input_scales"}
     assert set(state["up"]) == names
     state["up"]["scales"] = state["up"]["scales"][:3]
     with pytest.raises(ValueError, match="scales"):

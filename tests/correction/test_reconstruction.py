@@ -134,7 +134,7 @@ def test_the_data_is_quantized_as_the_leaves_say() -> None:
     assert told[-1].least != pytest.approx(
         models.relative(plain, wanted) ** 2, rel=1e-2
     )
-    assert made["up"].input_ranges == small["up"].input_ranges
+    assert made["up"].input_scales == small["up"].input_scales
 
 
 def test_what_does_not_fit_raises() -> None:

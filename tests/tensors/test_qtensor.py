@@ -11,7 +11,7 @@ import pytest
 from jcompress.formats import Int
 from jcompress.quantization import Activation, PerGroup, PerTensor, Weights
 from jcompress.tensors import CompressedTensor, QTensor, is_compressed
-from jcompress.tensors.ranges import Range
+from jcompress.tensors.ranges import InputScale
 from jcompress.tensors.weight_matrix import quantize_matrix
 
 
@@ -99,7 +99,7 @@ def same(a: QTensor, b: QTensor) -> None:
 
 
 def test_through_tree_map_jit_and_device_put() -> None:
-    tensor = make(input_ranges=(Range(jnp.zeros(()), jnp.ones(())),))
+    tensor = make(input_scales=(InputScale(jnp.ones(()), jnp.zeros(())),))
     same(jax.tree.map(lambda x: x, tensor), tensor)
     same(jax.jit(lambda t: t)(tensor), tensor)
     same(jax.device_put(tensor, jax.devices()[1]), tensor)
@@ -159,11 +159,11 @@ def test_vmap_over_tensors_that_it_made() -> None:
     ],
 )
 def test_scan_over_a_stack(spec: Weights) -> None:
-    ranges = (
-        Range(jnp.zeros(()), jnp.ones(())),
-        Range(jnp.zeros(3), jnp.arange(3, dtype=jnp.float32)),
+    scales = (
+        InputScale(jnp.ones(()), None),
+        InputScale(jnp.arange(3, dtype=jnp.float32), jnp.zeros(3)),
     )
-    tensor = make((3, 5, 12), spec=spec, input_ranges=ranges, activation=Activation())
+    tensor = make((3, 5, 12), spec=spec, input_scales=scales, activation=Activation())
     opened = tensor.unstack()
     assert opened is not None
     arrays, rebuild = opened
@@ -174,12 +174,12 @@ def test_scan_over_a_stack(spec: Weights) -> None:
         assert layer.shape == (5, 12)
         assert layer.stack_axes == ()
         assert layer.activation == Activation()
-        return None, (layer.dense(), layer.input_ranges)  # type: ignore[attr-defined]
+        return None, (layer.dense(), layer.input_scales)  # type: ignore[attr-defined]
 
     _, (dense, seen) = jax.lax.scan(body, None, arrays)
     np.testing.assert_array_equal(dense, tensor.dense())
-    np.testing.assert_array_equal(seen[0].high, [1, 1, 1])
-    np.testing.assert_array_equal(seen[1].high, [0, 1, 2])
+    np.testing.assert_array_equal(seen[0].scale, [1, 1, 1])
+    np.testing.assert_array_equal(seen[1].scale, [0, 1, 2])
 
 
 def test_unstack_of_two_stacks_and_of_none() -> None:
