@@ -28,12 +28,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from _timing import SETTLE, Unavailable, machine, pin
-from _vision_fused import fused
 from _vision_models import NAMES, Host, Network, network
 from _vision_peers import Run, onnx_runs, torch_runs
 
 from jcompress.execution import compressed, inspect
-from jcompress.leaves import named_leaves
 from jcompress.quantization import (
     Activation,
     MovingAverage,
@@ -47,7 +45,7 @@ from jcompress.report import aligned
 from jcompress.rules import Rules
 from jcompress.sites import find_sites
 
-BASE, STATIC, FUSED = "jax f32", "ours W8A8 static", "ours W8A8 static, by hand"
+BASE, STATIC = "jax f32", "ours W8A8 static"
 SEEN = 16
 """Images for calibration."""
 
@@ -100,9 +98,6 @@ def our_runs(model: Network, seen: Host) -> Iterator[tuple[str, Run, Any]]:
                 _, ranges = watch(model.variables, ranges, image)
         small = quantize(model.variables, rules, sites=sites, ranges=ranges)
         yield name, made(compressed(model.apply), small), small
-        if name == STATIC:
-            by_hand = fused(model, dict(named_leaves(small)), ranges or {})
-            yield FUSED, made(*by_hand), None
 
 
 def times(runs: Mapping[str, Run], x: Host, rounds: int) -> dict[str, Host]:
@@ -232,9 +227,7 @@ def main() -> None:
             rows += found
     if args.json:
         args.json.write_text(json.dumps([row._asdict() for row in rows], indent=1))
-    falls = [
-        row for row in rows if row.name in (STATIC, FUSED) and row.ratio is not None
-    ]
+    falls = [row for row in rows if row.name == STATIC and row.ratio is not None]
     falls = [row for row in falls if row.ratio is not None and row.ratio[1] > 1]
     for row in falls:
         assert row.ratio is not None
