@@ -40,6 +40,7 @@ from _distillation_images import (
     STUDENT,
     TEACHER,
     Method,
+    View,
     remember,
     student_of,
     view,
@@ -102,12 +103,15 @@ class Bench:
     Attributes:
         data: the images.
         teacher: its parameters.
+        shown: what it shows of each training image. It is asked once; a step reads it.
     """
 
     def __init__(self, data: Data, epochs: int, teacher_epochs: int) -> None:
         self.data, self._epochs = data, epochs
         self._step = functools.cache(self._made)
+        self.shown: View | None = None
         self.teacher = self._taught(teacher_epochs)
+        self.shown = self._seen()
 
     def optimizer(self, epochs: int) -> optax.GradientTransformation:
         """Adam whose rate falls to 0."""
@@ -121,7 +125,10 @@ class Bench:
         for _ in range(epochs):
             rows = order.permutation(len(y))[: len(y) // BATCH * BATCH]
             for index in rows.reshape(-1, BATCH):
-                yield {"x": x[index], "y": y[index], "index": index.astype(np.int32)}
+                batch = {"x": x[index], "y": y[index], "index": index.astype(np.int32)}
+                if self.shown is not None:
+                    batch["teacher"] = View(*(part[index] for part in self.shown))
+                yield batch
 
     def _taught(self, epochs: int) -> Any:
         optimizer = self.optimizer(epochs)
@@ -137,6 +144,13 @@ class Bench:
             state, _ = step(state, None, batch)
         return state.params
 
+    def _seen(self) -> View:
+        """What the teacher shows of all training images, 1,000 at a time."""
+        look = jax.jit(functools.partial(view, TEACHER))
+        parts = np.split(self.data.train[0], len(self.data.train[0]) // 1000)
+        found = [jax.tree.map(np.asarray, look(self.teacher, x)) for x in parts]
+        return View(*map(np.concatenate, zip(*found, strict=True)))
+
     def _made(self, name: str, choice: Choice) -> Step:
         """The step of a method, compiled when first used."""
         labels = Loss(fn=lambda s, t, b: smoothed_labels(s.view.logits, b["y"]))
@@ -147,7 +161,7 @@ class Bench:
             losses["method"] = Loss(fn=loss, weight=choice.weight)
         return distill_step(
             student_of(name, len(self.data.train[1])),
-            lambda params, batch: view(TEACHER, params, batch["x"]),
+            lambda params, batch: batch["teacher"],
             losses,
             self.optimizer(self._epochs),
             stateful=True,
