@@ -1,8 +1,8 @@
 """Run a function on a tree with compressed leaves, each by the kernel that suits it."""
 
 from jcompress.execution.fused import fused as fused
-from jcompress.execution.products import Execution as Execution
-from jcompress.execution.products import How as How
+from jcompress.execution.how import Execution as Execution
+from jcompress.execution.how import How as How
 from jcompress.execution.run import compressed as compressed
 from jcompress.execution.run import inspect as inspect
 from jcompress.fusion import Fusion as Fusion

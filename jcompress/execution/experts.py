@@ -6,10 +6,67 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcompress.execution.products import product_dtype, summed_dtype
+from jcompress.execution.how import How, Scaling, on_cpu
+from jcompress.execution.products import LeafKernel, product_dtype, summed_dtype
 from jcompress.tensors import CompressedTensor, LowRank
 from jcompress.tensors.low_rank import dense_factor
 from jcompress.tracing.deferred import Deferred
+from jcompress.tracing.handlers import Bind
+from jcompress.tracing.values import Use
+
+BY_EXPERT = "one expert after the other"
+"""How a ragged product runs on a CPU."""
+
+
+def run_ragged(
+    site: Any, use: Use, operand: int, inputs: list[Any], scaling: Scaling, bind: Bind
+) -> list[jax.Array]:
+    """A ragged product, by the best way there is on the platform.
+
+    Args:
+        site: the handler.
+        use: the equation and its sites.
+        operand: which of its inputs is the leaf.
+        inputs: of the equation.
+        scaling: of the rows, if they are quantized.
+        bind: evaluates the equation.
+    """
+    leaf = inputs[operand]
+    kernel = site.kernel(leaf.tensor, use)
+    faked = site.faked(use, inputs, scaling)
+    why = kernel if isinstance(kernel, str) else why_not_by_expert(use.eqn, leaf)
+    if why:
+        return site.dense(use, faked, bind, why)
+    assert isinstance(kernel, LeafKernel)
+    factored = isinstance(leaf.tensor, LowRank)
+    if on_cpu():
+        site.note(use, inputs, kernel.how, BY_EXPERT)
+    elif factored:
+        site.note(use, inputs, kernel.how)
+    else:
+        why = f"there is no kernel for `{use.eqn.primitive.name}` on this platform"
+        site.note(use, inputs, How.DENSE, why)
+    x, sizes = inputs[0] if kernel.quantizes else faked[0], inputs[2]
+    scale, zero = None, None
+    if kernel.quantizes and not kernel.own_range and scaling is not None:
+        scale, zero = (
+            None if p is None else jnp.broadcast_to(p, (x.shape[0], 1)) for p in scaling
+        )
+    out: jax.Array = jax.lax.platform_dependent(
+        cpu=lambda: by_expert(
+            (x, scale, zero),
+            sizes,
+            leaf.tensor,
+            kernel.multiply,
+            use.eqn.outvars[0].aval.dtype,
+        ),
+        default=lambda: (
+            by_factor(faked[0], sizes, leaf.tensor, use.eqn)
+            if factored
+            else bind([faked[0], leaf.dense(), sizes])[0]
+        ),
+    )
+    return [out]
 
 
 def why_not_by_expert(eqn: Any, leaf: Deferred) -> str:

@@ -8,8 +8,8 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 
 from jcompress.execution.finishing import finished_products
-from jcompress.execution.products import Execution as Execution
-from jcompress.execution.products import How as How
+from jcompress.execution.how import Execution as Execution
+from jcompress.execution.how import How as How
 from jcompress.execution.reasons import why_dense
 from jcompress.execution.site import CompressedSite
 from jcompress.execution.together import make_dense

@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.errors import MismatchError
+from jcompress.execution.adapted import run_adapted
 from jcompress.execution.after import Finish
 from jcompress.execution.convolutions import Windowed, takes_data
-from jcompress.execution.experts import by_expert, by_factor, why_not_by_expert
+from jcompress.execution.experts import run_ragged
 from jcompress.execution.factored_convolutions import FactoredConv
+from jcompress.execution.how import Execution, How, Scaling, on_cpu
 from jcompress.execution.lookups import Lookup
 from jcompress.execution.pointwise import Pointwise
-from jcompress.execution.products import Execution, How, LeafKernel
+from jcompress.execution.products import LeafKernel
 from jcompress.kernels import Implementation
 from jcompress.sites import Operation
 from jcompress.tensors import Adapted, CompressedTensor, LowRank, QTensor, WithOutliers
@@ -26,12 +28,6 @@ from jcompress.tracing.deferred import Deferred
 from jcompress.tracing.handlers import Bind
 from jcompress.tracing.products import Product, contracted
 from jcompress.tracing.values import Use
-
-Scaling = tuple[jax.Array, jax.Array | None] | None
-"""Scale and zero point of a product's input; None for an input that stays as it is."""
-
-BY_EXPERT = "one expert after the other"
-"""How a ragged product runs on a CPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +56,11 @@ class CompressedSite:
         one = len(found) == 1
         use = _of_parts(use, inputs)
         if one and isinstance(inputs[found[0]].tensor, Adapted):
-            return self._adapted(use, found[0], inputs, bind, read), None
+            return run_adapted(self, use, found[0], inputs, bind, read), None
         if one and use.sites[0].operation is Operation.LOOKUP:
             return self._lookup(use, inputs, bind), None
         if use.data is None or use.data in found:
-            return self._dense(
+            return self.dense(
                 use,
                 inputs,
                 bind,
@@ -83,13 +79,13 @@ class CompressedSite:
             leaf = inputs[found[0]]
             known = _for_kernels(leaf.tensor)
             if isinstance(known, str):
-                faked = self._faked(use, inputs, scaling)
-                return self._dense(use, faked, bind, known), None
+                faked = self.faked(use, inputs, scaling)
+                return self.dense(use, faked, bind, known), None
             inputs = list(inputs)
             inputs[found[0]] = dataclasses.replace(leaf, tensor=known)
             return self._product(use, found[0], inputs, scaling, bind), None
-        inputs = self._faked(use, inputs, scaling)
-        return self._dense(
+        inputs = self.faked(use, inputs, scaling)
+        return self.dense(
             use, inputs, bind, "it was made dense before it came here"
         ), None
 
@@ -100,13 +96,14 @@ class CompressedSite:
                 entry = Execution(value.name, use.eqn.primitive.name, how, why)
                 self.record[value.name, use.location] = entry
 
-    def _dense(
+    def dense(
         self, use: Use, inputs: list[Any], bind: Bind, why: str
     ) -> list[jax.Array]:
+        """Evaluate the equation with the leaf made dense, for a reason."""
         self.note(use, inputs, How.DENSE, why)
         return bind([x.dense() if isinstance(x, Deferred) else x for x in inputs])
 
-    def _faked(self, use: Use, inputs: list[Any], scaling: Scaling) -> list[Any]:
+    def faked(self, use: Use, inputs: list[Any], scaling: Scaling) -> list[Any]:
         """The inputs with the data rounded as `fake_quant` rounds it."""
         if scaling is None:
             return inputs
@@ -117,44 +114,6 @@ class CompressedSite:
             faked[use.data] = fake_quantize(x, *scaling, self.activation.format)
         return faked
 
-    def _adapted(
-        self, use: Use, operand: int, inputs: list[Any], bind: Bind, read: Any
-    ) -> list[jax.Array]:
-        """What the base gives, and what the correction adds to it."""
-        leaf = inputs[operand]
-        tensor = leaf.tensor
-        base = tensor.base
-        record: dict[Any, Execution] = {}
-        activation = getattr(base, "activation", None)
-        apart = CompressedSite(None, record, self.implementation)
-
-        def given(part: Any) -> list[Any]:
-            return [*inputs[:operand], part, *inputs[operand + 1 :]]
-
-        thin = dataclasses.replace(leaf, tensor=tensor.correction)
-        (added,), _ = apart(use, given(thin), bind, None)
-        (entry,) = record.values()
-        if read is None and activation is not None and base.input_scales:
-            read = base.input_scales[0]
-        if entry.how is How.DENSE:
-            if activation is not None and use.data is not None:
-                x = inputs[use.data]
-                scaling = read or input_scale(x, contracted(use), activation, None)
-                rounds = dataclasses.replace(self, activation=activation)
-                inputs = rounds._faked(use, inputs, scaling)
-            return self._dense(use, inputs, bind, entry.why)
-        if not isinstance(base, CompressedTensor):
-            (out,) = bind(given(leaf.viewed(base)))
-            self.note(use, inputs, How.ADAPTED)
-            return [out + added]
-        kept = dataclasses.replace(leaf, tensor=base)
-        within = CompressedSite(activation, record, self.implementation)
-        (out,), _ = within(use, given(kept), bind, read)
-        (entry,) = record.values()
-        why = f"{entry.how.value}: {entry.why}" if entry.why else entry.how.value
-        self.note(use, inputs, How.ADAPTED, f"base: {why}")
-        return [out + added]
-
     def _product(
         self, use: Use, operand: int, inputs: list[Any], scaling: Scaling, bind: Bind
     ) -> list[jax.Array]:
@@ -162,13 +121,13 @@ class CompressedSite:
             case "conv_general_dilated":
                 return self._convolution(use, operand, inputs, scaling, bind)
             case "ragged_dot" | "ragged_dot_general":
-                return self._ragged(use, operand, inputs, scaling, bind)
+                return run_ragged(self, use, operand, inputs, scaling, bind)
         tensor = inputs[operand].tensor
-        kernel = self._kernel(tensor, use)
+        kernel = self.kernel(tensor, use)
         plan = Product.of(use, operand, tensor.shape, tensor.axes)
         for part in (kernel, plan):
             if isinstance(part, str):
-                return self._dense(use, self._faked(use, inputs, scaling), bind, part)
+                return self.dense(use, self.faked(use, inputs, scaling), bind, part)
         assert isinstance(kernel, LeafKernel)
         assert isinstance(plan, Product)
         after = self.after
@@ -197,7 +156,7 @@ class CompressedSite:
         tensor = tensor.for_kernels() if isinstance(tensor, QTensor) else None
         if not isinstance(tensor, QTensor):
             return None
-        kernel = self._kernel(tensor, use)
+        kernel = self.kernel(tensor, use)
         plan = Product.of(use, found[0], tensor.shape, tensor.axes)
         if isinstance(kernel, str) or isinstance(plan, str):
             return None
@@ -226,9 +185,10 @@ class CompressedSite:
         if activation is not None and not takes_data(activation.format):
             return False
         x = use.eqn.invars[0].aval
-        return not (_on_cpu() and plan.why_in_floats(x, known, activation))
+        return not (on_cpu() and plan.why_in_floats(x, known, activation))
 
-    def _kernel(self, tensor: CompressedTensor, use: Use) -> LeafKernel | str:
+    def kernel(self, tensor: CompressedTensor, use: Use) -> LeafKernel | str:
+        """The kernel that multiplies with a leaf, or why there is none."""
         return LeafKernel.of(tensor, self.activation, use.eqn, self.implementation)
 
     def _planned(
@@ -244,7 +204,7 @@ class CompressedSite:
         """The result of a product for which there are a plan and a kernel."""
         assert use.data is not None
         if not kernel.quantizes:
-            inputs = self._faked(use, inputs, scaling)
+            inputs = self.faked(use, inputs, scaling)
         rows = plan.rows(prepare(inputs[use.data]))
         given: list[jax.Array | None] = [None, None]
         if kernel.quantizes and not kernel.own_range and scaling is not None:
@@ -261,26 +221,26 @@ class CompressedSite:
             if isinstance(plan, Windowed):
                 format = None if self.activation is None else self.activation.format
                 if format is not None and not takes_data(format):
-                    inputs, scaling = self._faked(use, inputs, scaling), None
+                    inputs, scaling = self.faked(use, inputs, scaling), None
                 return self._windowed(use, plan, tensor, inputs, scaling)
             point = plan if isinstance(point, str) else point
         if isinstance(tensor, LowRank) and (tensor.windows or isinstance(point, str)):
             factored = FactoredConv.of(use, operand, tensor)
             if isinstance(factored, FactoredConv):
                 self.note(use, inputs, How.FACTORS, factored.why(tensor))
-                x = self._faked(use, inputs, scaling)[0]
+                x = self.faked(use, inputs, scaling)[0]
                 return [factored.run(x, tensor, self.implementation)]
             point = factored
-        kernel = self._kernel(tensor, use)
+        kernel = self.kernel(tensor, use)
         for part in (point, kernel):
             if isinstance(part, str):
-                return self._dense(use, self._faked(use, inputs, scaling), bind, part)
+                return self.dense(use, self.faked(use, inputs, scaling), bind, part)
         assert isinstance(point, Pointwise)
         assert isinstance(kernel, LeafKernel)
         product = dataclasses.replace(use, eqn=point.eqn)
         planned = Product.of(product, operand, tensor.shape, tensor.axes)
         if isinstance(planned, str):
-            return self._dense(use, self._faked(use, inputs, scaling), bind, planned)
+            return self.dense(use, self.faked(use, inputs, scaling), bind, planned)
         self.note(use, inputs, kernel.how)
         out = self._planned(use, planned, kernel, tensor, inputs, scaling, point.picked)
         return [point.result(out)]
@@ -296,7 +256,7 @@ class CompressedSite:
         activation = None if scaling is None else self.activation
         how = How.WEIGHT_ONLY if activation is None else How.INTEGER
         why = ""
-        if _on_cpu() and not self.rounded:
+        if on_cpu() and not self.rounded:
             why = plan.why_in_floats(inputs[0], tensor, activation)
         after = self.after
         follows: dict[str, Any] = {}
@@ -310,51 +270,10 @@ class CompressedSite:
         given = (inputs[0], scaling, tensor, activation)
         return [plan.run(*given, self.implementation, follows)]
 
-    def _ragged(
-        self, use: Use, operand: int, inputs: list[Any], scaling: Scaling, bind: Bind
-    ) -> list[jax.Array]:
-        leaf = inputs[operand]
-        kernel = self._kernel(leaf.tensor, use)
-        faked = self._faked(use, inputs, scaling)
-        why = kernel if isinstance(kernel, str) else why_not_by_expert(use.eqn, leaf)
-        if why:
-            return self._dense(use, faked, bind, why)
-        assert isinstance(kernel, LeafKernel)
-        factored = isinstance(leaf.tensor, LowRank)
-        if _on_cpu():
-            self.note(use, inputs, kernel.how, BY_EXPERT)
-        elif factored:
-            self.note(use, inputs, kernel.how)
-        else:
-            why = f"there is no kernel for `{use.eqn.primitive.name}` on this platform"
-            self.note(use, inputs, How.DENSE, why)
-        x, sizes = inputs[0] if kernel.quantizes else faked[0], inputs[2]
-        scale, zero = None, None
-        if kernel.quantizes and not kernel.own_range and scaling is not None:
-            scale, zero = (
-                None if p is None else jnp.broadcast_to(p, (x.shape[0], 1))
-                for p in scaling
-            )
-        out: jax.Array = jax.lax.platform_dependent(
-            cpu=lambda: by_expert(
-                (x, scale, zero),
-                sizes,
-                leaf.tensor,
-                kernel.multiply,
-                use.eqn.outvars[0].aval.dtype,
-            ),
-            default=lambda: (
-                by_factor(faked[0], sizes, leaf.tensor, use.eqn)
-                if factored
-                else bind([faked[0], leaf.dense(), sizes])[0]
-            ),
-        )
-        return [out]
-
     def _lookup(self, use: Use, inputs: list[Any], bind: Bind) -> list[jax.Array]:
         leaf, plan = inputs[0], Lookup.of(use, inputs[0])
         if isinstance(plan, str):
-            return self._dense(use, inputs, bind, plan)
+            return self.dense(use, inputs, bind, plan)
         self.note(use, inputs, How.ROWS)
         return [plan.run(leaf, inputs[1:], use.eqn.outvars[0].aval)]
 
@@ -367,15 +286,6 @@ def _for_kernels(tensor: CompressedTensor) -> CompressedTensor | str:
         base = tensor.base.for_kernels()
         return base if isinstance(base, str) else dataclasses.replace(tensor, base=base)
     return tensor
-
-
-def _on_cpu() -> bool:
-    """Whether JAX runs programs on a CPU by default here.
-
-    Which kernel runs is settled when a program is lowered for a platform; what
-    `inspect` reports is what happens on this one.
-    """
-    return jax.default_backend() == "cpu"
 
 
 def _of_parts(use: Use, inputs: list[Any]) -> Use:

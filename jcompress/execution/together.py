@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.execution.convolutions import Windowed
-from jcompress.execution.products import Execution, How
+from jcompress.execution.how import Execution, How
 from jcompress.formats import Int
 from jcompress.kernels._native import Stored
 from jcompress.kernels.quantized_conv.xla import dense_kernels
