@@ -63,11 +63,14 @@ def write_tiny(folder):
     return file
 
 
+TIMES = ("latency_ms", "latency_ms_quartiles", "latency_ms_samples")
+
+
 def numbers(folder):
     """All that an interrupted run must share with an uninterrupted one."""
     report = json.loads((folder / "report.json").read_text())
     for side in ("dense", "compressed"):
-        for key in ("latency_ms", "latency_ms_quartiles", "labels"):
+        for key in report[side].keys() & {"labels", *TIMES}:
             del report[side][key]
     for key in ("lines", "table", "date", "seconds"):
         del report[key]

@@ -13,6 +13,7 @@ from typing import Any
 
 from jcompress import __version__
 from jcompress.cli.messages import FAILED, INTERRUPTED, OK, bad, failed
+from jcompress.cli.report import add_report
 from jcompress.cli.stored import add_diff, add_inspect
 from jcompress.cli.user_model import add_compress
 
@@ -22,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 1 if a model or an installation is not what it should be, or
-        something could not be written; 2 for wrong usage, and for bad input of `run`
-        and `verify`; 3 if `compress` made a metric worse than allowed; 130 if
+        something could not be written; 2 for wrong usage, and for bad input of `run`,
+        `verify` and `report`; 3 if `compress` made a metric worse than allowed; 130 if
         interrupted.
     """
     arguments = _parser().parse_args(argv)
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     add_compress(commands)
     add_inspect(commands)
     add_diff(commands)
+    add_report(commands)
     run = commands.add_parser(
         "run",
         help="train, compress, save and verify a small network on the digits that come "
@@ -56,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out",
         metavar="DIR",
         type=pathlib.Path,
-        help="keep report.json, the checkpoints and the recipe here",
+        help="keep report.json, report.html, the checkpoints and the recipe here",
     )
     run.add_argument(
         "--seed", metavar="N", type=int, help="random seed (default: the recipe's)"

@@ -35,10 +35,11 @@ pair of a function and its parameters. It comes with its trained weights.
 "recover" of half_width is given as "FILE.py:NAME", beside the recipe. Without
 a recipe there is one step, w8a8.
 
-DIR gets report.json; model, which jcompress.load(DIR + "/model", model, x)
-reads; and model.jax, a program that runs without the model's code in a process
-that has imported jcompress.kernels. It appears when it is complete. What an
-earlier run wrote there is replaced, anything else stays untouched.
+DIR gets report.json; report.html, which draws it; model, which
+jcompress.load(DIR + "/model", model, x) reads; and model.jax, a program that
+runs without the model's code in a process that has imported jcompress.kernels.
+It appears when it is complete. What an earlier run wrote there is replaced,
+anything else stays untouched.
 
 exit codes: 0 done; 1 an error, said in one line; 2 wrong usage; 3 the metric
 became worse by more than --max-drop, and the report is DIR/rejected.json

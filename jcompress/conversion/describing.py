@@ -54,8 +54,8 @@ def describe_changes(
         >>> rules = [("a", Quantize())]
         >>> small = quantize(params, rules, sites=sites)
         >>> print(describe_changes(params, small, rules, sites=sites))
-        leaf  before         after   bytes  bytes after  error  rule
-        a     float32 64x64  int8   16,384        4,352      0  0
+        leaf  before         after   bytes  new bytes  error  rule
+        a     float32 64x64  int8   16,384      4,352      0  0
         18,432 bytes became 6,400 (smaller)
         skipped b: no rule matches it
     """

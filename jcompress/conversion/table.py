@@ -2,11 +2,10 @@
 
 import dataclasses
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from jcompress.report.labels import Label, label_by_bytes
-
-_WIDTH = 80
+from jcompress.report.text import WIDTH, leaf_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,14 +128,15 @@ class Changes:
             "before": [row.before for row in rows],
             "after": ["same" if r.after == r.before else r.after for r in rows],
             "bytes": [f"{row.bytes_before:,}" for row in rows],
-            "bytes after": [f"{row.bytes_after:,}" for row in rows],
+            "new bytes": [f"{row.bytes_after:,}" for row in rows],
             "error": ["-" if row.error is None else f"{row.error:.2g}" for row in rows],
         }
-        if columns["bytes"] == columns["bytes after"]:
-            del columns["bytes after"]
+        if columns["bytes"] == columns["new bytes"]:
+            del columns["new bytes"]
         if self._has_zeros():
             columns["zeros"] = [_zeros(row) for row in rows]
-        columns["rule"] = ["-" if row.rule is None else str(row.rule) for row in rows]
+        if any(row.rule is not None for row in rows):
+            columns["rule"] = ["-" if r.rule is None else str(r.rule) for r in rows]
         return columns
 
 
@@ -149,29 +149,14 @@ def _zeros(row: Change) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, subsequent_indent="  ")
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
 
 
 def _aligned(columns: dict[str, list[str]]) -> list[str]:
     """Lines of at most 80 columns; long names, then the forms, give way."""
     names = list(columns)
-    cells = [names, *zip(*columns.values(), strict=True)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for column, least in ((0, 24), (1, 10), (2, 8), (0, 9)):
-        over = sum(widths) + 2 * (len(widths) - 1) - _WIDTH
-        widths[column] -= max(0, min(over, widths[column] - least))
+    rows = [tuple(names), *zip(*columns.values(), strict=True)]
     left = ("leaf", "before", "after", "rule")
-
-    def cell(text: str, column: int) -> str:
-        width = widths[column]
-        if len(text) > width:
-            # The end of a name tells more, the beginning of a form.
-            text = (
-                "..." + text[3 - width :] if column == 0 else text[: width - 3] + "..."
-            )
-        return text.ljust(width) if names[column] in left else text.rjust(width)
-
-    def line(row: Sequence[str]) -> str:
-        return "  ".join(cell(text, n) for n, text in enumerate(row)).rstrip()
-
-    return [line(row) for row in cells]
+    right = [place for place, name in enumerate(names) if name not in left]
+    lines = leaf_table(rows, right=right, give=((1, 10), (2, 8))).splitlines()
+    return [line for line in lines if set(line) != {"-"}]

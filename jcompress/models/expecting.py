@@ -8,7 +8,7 @@ from jcompress.errors import MismatchError
 from jcompress.models.adapting import as_function
 from jcompress.models.steps import RulesStep, Step, Work
 from jcompress.quantization import Quantize
-from jcompress.report.table import aligned
+from jcompress.report.text import leaf_table
 from jcompress.rules import AnyOf, Rules, resolve
 from jcompress.sensitivity import measure_seconds
 from jcompress.sites import Site
@@ -72,11 +72,11 @@ class Expectation:
                     leaf.verdict,
                 )
             )
-        table = aligned(rows, right=(1, 2, 3))
+        table = leaf_table(rows, right=(1, 2, 3))
         return (
             f"{table}\nall products: {1e6 * self.dense:.1f} us dense, "
-            f"{1e6 * self.small:.1f} us compressed; what lies between them stays as\n"
-            "it is and is not in these times"
+            f"{1e6 * self.small:.1f} us compressed;\n"
+            "what lies between them stays as it is and is not in these times"
         )
 
 

@@ -217,9 +217,9 @@ def compress(
         >>> model = nnx.Linear(64, 64, rngs=nnx.Rngs(0))
         >>> small = compress(model, jnp.ones((2, 64)), w8(), measure=False)
         >>> print(small)
-        leaf    before         after  bytes  bytes after    error
-        kernel  float32 64x64  int8   16,384       4,352  0.00596
-        16,640 bytes became 4,608 (smaller)
+        leaf    before         after   bytes  new bytes   error    zeros
+        kernel  float32 64x64  int8   16,384      4,352  0.0048  0-0.61%
+        16,384 bytes became 4,352 (smaller); 0.6% zeros
         >>> small(jnp.ones((2, 64))).shape
         (2, 64)
     """

@@ -23,6 +23,7 @@ PLAN = "plan"
 WEIGHTS = "compressed"
 PREDICTIONS = "predictions.npz"
 REPORT = "report.json"
+PAGE = "report.html"
 STATE = "state"
 
 SCHEMA = 2

@@ -14,11 +14,13 @@ import jax
 import numpy as np
 
 from jcompress import checkpoint, report
+from jcompress.evidence import draw_page
 from jcompress.execution import compressed
 from jcompress.quantization import quantize
 from jcompress.recipes.data import Digits, load_digits
 from jcompress.recipes.folder import (
     DENSE,
+    PAGE,
     PLAN,
     RECIPE,
     REPORT,
@@ -135,18 +137,19 @@ def run_main_job(
 
     Args:
         recipe: what `open_folder` returned.
-        folder: that directory. In the end it holds `report.json`, `recipe.toml`, the
-            checkpoints `dense`, `plan` and `compressed`, and `predictions.npz`.
+        folder: that directory. In the end it holds `report.json`, `report.html`, which
+            draws it, `recipe.toml`, the checkpoints `dense`, `plan` and `compressed`,
+            and `predictions.npz`.
         progress: shows how far the run is.
 
     Returns:
         What `report.json` holds: `schema`, its version; `date` (UTC), `device`,
         `versions`, `seed` and `recipe`; for `dense` and `compressed` each `accuracy`,
-        `bytes`, `parameters`, `nonzero`, `macs`, `latency_ms` and its quartiles by
-        batch size, and `labels`; `lines` and `table`, the comparison; `leaves`, for
-        each its `name`, `form` and bytes `before` and `after`; `losses` by epoch and
-        `seconds`, for each stage; `validation_accuracy`; `verification` and
-        `largest_difference_from_simulation`, of a logit.
+        `bytes`, `parameters`, `nonzero`, `macs`, `latency_ms` and its quartiles
+        and samples by batch size, and `labels`; `lines` and `table`, the comparison;
+        `leaves`, for each its `name`, `form` and bytes `before` and `after`; `losses`
+        by epoch and `seconds`, for each stage; `validation_accuracy`; `verification`
+        and `largest_difference_from_simulation`, of a logit.
 
     Raises:
         FolderError: the report of a run that had finished is damaged.
@@ -215,6 +218,8 @@ def run_main_job(
         "verification": verdict,
         "largest_difference_from_simulation": float(np.max(np.abs(logits - simulated))),
     }
+    # The report last: it says that the run has finished.
+    write_whole(home / PAGE, draw_page(result).encode())
     write_whole(home / REPORT, (json.dumps(result, indent=2) + "\n").encode())
     shutil.rmtree(home / STATE)
     return result

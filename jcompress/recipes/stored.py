@@ -19,7 +19,7 @@ from jcompress.interchange.gguf_types import MAGIC
 from jcompress.interchange.shards import Shards
 from jcompress.recipes.folder import Path
 from jcompress.report.counts import leaf_bytes
-from jcompress.report.table import WIDTH, aligned
+from jcompress.report.text import leaf_table
 from jcompress.tensors import is_compressed
 
 BINS = 12
@@ -117,18 +117,9 @@ class StoredModel:
             for leaf in self.leaves
         ]
         head = ("leaf", "format", "shape", "bytes", "values")
-        rest = sum(
-            max(map(len, column)) + 2
-            for column in list(zip(head, *rows, strict=True))[1:]
-        )
-        most = max(WIDTH - rest, 16)
-        # The end of a name tells more than its beginning.
-        cut = [
-            (name if len(name) <= most else f"..{name[2 - most :]}", *others)
-            for name, *others in rows
-        ]
         total = f"{self.kind}: {len(rows)} leaves, {self.bytes:,} bytes"
-        return f"{aligned([head, *cut], right=(3,))}\n{total}"
+        table = leaf_table([head, *rows], right=(3,), give=((1, 8), (2, 8)))
+        return f"{table}\n{total}"
 
 
 def describe_stored(path: Path) -> StoredModel:

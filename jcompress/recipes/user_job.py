@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from jcompress import checkpoint
+from jcompress.evidence import draw_page
 from jcompress.models import (
     Compressed,
     Expectation,
@@ -22,7 +23,7 @@ from jcompress.models import (
     expect,
 )
 from jcompress.models.steps import QuantizeStep
-from jcompress.recipes.folder import REPORT, Path, write_whole
+from jcompress.recipes.folder import PAGE, REPORT, Path, write_whole
 from jcompress.recipes.machine import device, versions
 from jcompress.recipes.progress import Progress
 from jcompress.recipes.publishing import check_place, published
@@ -37,6 +38,8 @@ SCHEMA = 1
 MODEL = "model"
 PROGRAM = "model.jax"
 REJECTED = "rejected.json"
+REJECTED_PAGE = "rejected.html"
+_OWN = {REPORT, PAGE, MODEL, PROGRAM, REJECTED, REJECTED_PAGE}
 
 _STAGES = ("load", "expect", "compress", "measure", "save")
 
@@ -84,12 +87,14 @@ def compress_files(
         data: a function without arguments that returns data and a metric; see
             `jcompress.recipes.user_data.read_data`.
         out: the folder of the results, absent, empty, or with earlier results, which
-            are replaced. It gets `report.json`; `model`, a checkpoint that
-            `jcompress.models.load` reads; and `model.jax`, an exported program.
+            are replaced. It gets `report.json`; `report.html`, which draws it; `model`,
+            a checkpoint that `jcompress.models.load` reads; and `model.jax`, an
+            exported program.
         recipe: steps in TOML, see `jcompress.recipes.user_steps.read_steps`; 8-bit
             weights and data if None.
         max_drop: how much worse the metric may become. If it becomes worse, what
-            stands at `out` stays, and the report is written to `rejected.json` there.
+            stands at `out` stays, and the report is written to `rejected.json` and
+            `rejected.html` there.
         progress: shows how far it is.
 
     Returns:
@@ -114,7 +119,7 @@ def compress_files(
     place = pathlib.Path(out)
     progress = Progress() if progress is None else progress
     checkpoint.require_orbax()
-    check_place(place, known={REPORT, MODEL, PROGRAM, REJECTED}, is_own=_is_own)
+    check_place(place, known=_OWN, is_own=_is_own)
     clock = _Clock(progress)
     progress.begin("compress", total=len(_STAGES))
     with UserCode() as code:
@@ -159,12 +164,14 @@ def compress_files(
         if not accepted:
             place.mkdir(parents=True, exist_ok=True)
             write_whole(place / REJECTED, _text(report))
+            write_whole(place / REJECTED_PAGE, draw_page(report).encode())
             return Outcome(report, accepted)
         with published(place) as draft:
             with clock.stage("save"):
                 small.save(draft / MODEL)
                 report["program"] = _export(small, draft / PROGRAM)
             write_whole(draft / REPORT, _text(report))
+            write_whole(draft / PAGE, draw_page(report).encode())
     return Outcome(report, accepted)
 
 

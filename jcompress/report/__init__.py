@@ -18,4 +18,4 @@ from jcompress.report.measure import random_inputs as random_inputs
 from jcompress.report.metric import Metric as Metric
 from jcompress.report.table import Comparison as Comparison
 from jcompress.report.table import Facts as Facts
-from jcompress.report.table import aligned as aligned
+from jcompress.report.text import aligned as aligned

@@ -76,6 +76,6 @@ class Metric:
 
 RESERVED = (
     *("bytes", "parameters", "nonzero", "macs", "labels"),
-    *("latency_ms", "latency_ms_quartiles"),
+    *("latency_ms", "latency_ms_quartiles", "latency_ms_samples"),
 )
 """The keys that `Comparison.to_json` has for each variant besides the metrics."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from jcompress.execution import compressed
 from jcompress.leaves import named_leaves, path_name
-from jcompress.report.table import aligned
+from jcompress.report.text import aligned
 from jcompress.sites import PRODUCTS, WEIGHTS
 from jcompress.tensors import LowRank, is_compressed
 from jcompress.tracing.jaxprs import Body, aval_shape

@@ -12,9 +12,7 @@ from jcompress.report.labels import (
 )
 from jcompress.report.measure import Latency, Spread
 from jcompress.report.metric import Metric
-
-WIDTH = 80
-"""The most columns of a terminal that a table of two variants takes."""
+from jcompress.report.text import aligned, fitted, in_the_middle
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,8 +123,9 @@ class Comparison:
         Returns:
             `baseline`, its name; `variants`, by name, each with its metrics, `bytes`,
             `parameters`, `nonzero`, `macs`, `latency_ms` (median, by batch size),
-            `latency_ms_quartiles` and `labels`; and `lines`, the table with a label
-            for each line.
+            `latency_ms_quartiles`, `latency_ms_samples` (one a round; those of the
+            same place in two variants were taken side by side) and `labels`; and
+            `lines`, the table with a label for each line, and as it is printed.
         """
         return {
             "baseline": self.baseline,
@@ -139,6 +138,9 @@ class Comparison:
                     "value": line.value,
                     "change": line.change,
                     "label": None if line.label is None else line.label.value,
+                    "baseline_text": line.base_text,
+                    "value_text": line.text,
+                    "evidence": line.evidence,
                 }
                 for line in self.lines
             ],
@@ -162,8 +164,17 @@ class Comparison:
             "latency_ms_quartiles": {
                 str(n): [time.low * 1e3, time.high * 1e3] for n, time in times.items()
             },
+            "latency_ms_samples": {
+                str(n): [float(f"{1e3 * each:.5g}") for each in samples]
+                for n, samples in self._samples(name)
+            },
             "labels": [label.value for label in self.labels(name)],
         }
+
+    def _samples(self, name: str) -> list[tuple[int, tuple[float, ...]]]:
+        return [
+            (size, self.latency[size].seconds[name]) for size in sorted(self.latency)
+        ]
 
     def _table(self, name: str) -> str:
         head = ("", self.baseline, name, "change", "evidence")
@@ -182,11 +193,11 @@ class Comparison:
         if any(line.name in _COUNTED and line.label for line in lines):
             notes.append("parameters, multiplications: counted from shapes")
         if self.latency:
+            baseline = in_the_middle(self.baseline, 24)
             notes += [
                 "ms: median and half the interquartile range, measured here, "
                 "in alternation;",
-                f"    the change is the time over that of {_short(self.baseline, 24)} "
-                "(its quartiles)",
+                f"    the change is the time over that of {baseline} (its quartiles)",
             ]
         return notes
 
@@ -242,36 +253,10 @@ class Comparison:
 _COUNTED = ("parameters", "multiplications")
 
 
-def aligned(rows: Sequence[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> str:
-    """Plain text with aligned columns and a rule under the first row.
-
-    Args:
-        rows: equally long tuples of cells; the first is the head.
-        right: columns that are set flush right.
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if index in right else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join(lines)
-
-
 def _narrowed(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Shorten names of variants and metrics that would make a table too wide."""
     head, *body = rows
-    head = tuple(_short(cell, 14) for cell in head)
-    columns = list(zip(head, *body, strict=True))
-    rest = sum(max(map(len, column)) + 2 for column in columns[1:])
-    return [(_short(row[0], max(WIDTH - rest, 8)), *row[1:]) for row in (head, *body)]
-
-
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 2]}.."
+    return fitted([tuple(in_the_middle(cell, 14) for cell in head), *body])
 
 
 def _count(name: str, variant: str, base: int, value: int, label: Label | None) -> Line:

@@ -1,6 +1,7 @@
 """`jcompress compress`: a model of the user's own, from Python files to a folder."""
 
 import json
+import pathlib
 import re
 import shlex
 import shutil
@@ -79,6 +80,7 @@ def test_the_example_of_the_help(example):
     assert sorted(f.name for f in out.iterdir()) == [
         "model",
         "model.jax",
+        "report.html",
         "report.json",
     ]
     assert {f.name for f in example.iterdir()} <= {"model.py", "small", "__pycache__"}
@@ -190,7 +192,8 @@ def test_a_metric_that_drops_too_far_publishes_nothing(home, capsys):
     assert said.startswith("jcompress: accuracy went from 1 to 0.")
     assert "rejected.json" in said
     after = snapshot(home / "small")
-    report = json.loads(after.pop(next(p for p in after if p.name == "rejected.json")))
+    report = json.loads(after.pop(pathlib.Path("rejected.json")))
+    assert b"Not published: accuracy" in after.pop(pathlib.Path("rejected.html"))
     assert after == before
     assert report["accepted"] is False
     assert report["metric"]["drop"] > 0.1
@@ -198,7 +201,8 @@ def test_a_metric_that_drops_too_far_publishes_nothing(home, capsys):
     assert main([*half, "--out", "new/one", "--quiet"]) == 3
     out, said = capsys.readouterr()
     assert (out, said.count("\n")) == ("", 1)
-    assert [f.name for f in (home / "new" / "one").iterdir()] == ["rejected.json"]
+    made = {f.name for f in (home / "new" / "one").iterdir()}
+    assert made == {"rejected.json", "rejected.html"}
     # A later run may take the place of that.
     assert main([*COMPRESS, "--out", "new/one", "--quiet", "--max-drop", "0.9"]) == 0
     assert capsys.readouterr() == ("", "")

@@ -71,6 +71,7 @@ def test_stopped_again_and_again_a_run_ends_with_the_same_numbers(
         "plan",
         "predictions.npz",
         "recipe.toml",
+        "report.html",
         "report.json",
     }
 

@@ -122,7 +122,7 @@ def test_the_table_of_a_large_model_fits_80_columns():
     lines = str(found).splitlines()
     assert max(map(len, lines)) <= 80, max(lines, key=len)
     assert all(line.isprintable() for line in lines)
-    assert "shrunk, spar.." in lines[0]
+    assert "shrunk,…r bits" in lines[0]
     assert sum(set(line) == {"-"} for line in lines) == 2
 
 
