@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from jcompress.execution.transposed import Phase, by_phases, phases_of
 from jcompress.formats import Float8, Int, NumberFormat
 from jcompress.kernels import Implementation
 from jcompress.kernels.quantized_conv import quantized_conv
@@ -34,12 +35,16 @@ class Windowed:
     """How to compute a `conv_general_dilated` with the stored matrix of its kernel.
 
     Attributes:
-        window: where the patches lie.
+        window: where the patches lie; of a transposed one, those of its first phase.
         to_images: the data's axes: batch, spatial ones, channels.
         from_images: which axis of [B, *positions, N] each axis of the result is.
         inputs: the factors of the kernel's spatial and input axes, in that order.
         outputs: the factors of its output axis.
         dtype: dtype of the result.
+        steps: by how much the data is dilated, of each spatial axis.
+        kernel: the sizes of the kernel's spatial axes.
+        out: those of the result.
+        phases: the plain convolutions that make up a transposed one.
     """
 
     window: Window
@@ -48,6 +53,10 @@ class Windowed:
     inputs: Order
     outputs: Order
     dtype: Any
+    steps: tuple[int, ...]
+    kernel: tuple[int, ...]
+    out: tuple[int, ...]
+    phases: tuple[Phase, ...]
 
     @property
     def placed(self) -> tuple[int, ...]:
@@ -71,8 +80,12 @@ class Windowed:
         x_shape, w_shape = (aval_shape(atom) for atom in eqn.invars)
         if params["batch_group_count"] != 1:
             return "there is no kernel for a convolution with grouped batches"
-        if any(d != 1 for d in params["lhs_dilation"]):
-            return "there is no kernel for a convolution with dilated data"
+        steps = tuple(params["lhs_dilation"])
+        transposed = any(d != 1 for d in steps)
+        if transposed and max(*params["window_strides"], *params["rhs_dilation"]) > 1:
+            return (
+                "there is no kernel for dilated data with strides or a dilated kernel"
+            )
         if not 1 <= len(x_shape) - 2 <= 3:
             return f"there is no kernel for {len(x_shape) - 2} spatial axes"
         if not jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.floating):
@@ -108,16 +121,23 @@ class Windowed:
             dilation=tuple(params["rhs_dilation"]),
             groups=params["feature_group_count"],
         )
-        empty = min(*window.sizes, *window.out, window.inputs) < 1
-        if empty:
+        out = tuple(aval_shape(eqn.outvars[0])[d] for d in out_spatial)
+        if min(*window.sizes, *out, window.inputs) < 1:
             return "the images or their patches are empty"
+        phases = phases_of(window, steps, out) if transposed else []
+        if transposed and not phases:
+            return "there is no kernel for dilated data that a patch can miss"
         return cls(
-            window=window,
+            window=phases[0].window if transposed else window,
             to_images=(data_batch, *data_spatial, data_depth),
             from_images=tuple(placed.index(axis) for axis in range(len(placed))),
             inputs=orders[0],
             outputs=orders[1],
             dtype=eqn.outvars[0].aval.dtype,
+            steps=steps,
+            kernel=window.kernel,
+            out=out,
+            phases=tuple(phases),
         )
 
     def why_in_floats(
@@ -162,24 +182,39 @@ class Windowed:
                     None if part is None else part.reshape(() if part.size == 1 else -1)
                     for part in scaling
                 )
-        values, bits = self._values(tensor)
-        out = quantized_conv(
-            jnp.transpose(x, self.to_images),
-            values,
-            self._by_output(tensor.scales),
-            None if tensor.zeros is None else self._by_output(tensor.zeros),
-            bits=bits,
-            kernel=self.window.kernel,
-            strides=self.window.strides,
-            padding=self.window.padding,
-            dilation=self.window.dilation,
-            groups=self.window.groups,
-            x_bits=x_bits,
-            x_scale=scale,
-            x_zero=zero,
-            implementation=implementation,
-            **after,
-        )
+        images = jnp.transpose(x, self.to_images)
+        scales = self._by_output(tensor.scales)
+        zeros = None if tensor.zeros is None else self._by_output(tensor.zeros)
+
+        def convolve(
+            window: Window, values: jax.Array, *, bits: int = 8, **after: Any
+        ) -> jax.Array:
+            return quantized_conv(
+                images,
+                values,
+                scales,
+                zeros,
+                bits=bits,
+                kernel=window.kernel,
+                strides=window.strides,
+                padding=window.padding,
+                dilation=window.dilation,
+                groups=window.groups,
+                x_bits=x_bits,
+                x_scale=scale,
+                x_zero=zero,
+                implementation=implementation,
+                **after,
+            )
+
+        if self.phases:
+            matrix = self._integers(tensor)
+            channels = self.window.channels // self.window.groups
+            whole = matrix.reshape(self.features, *self.kernel, channels)
+            out = by_phases(self.phases, self.steps, whole, self.out, after, convolve)
+        else:
+            values, bits = self._values(tensor)
+            out = convolve(self.window, values, bits=bits, **after)
         out = jnp.transpose(out, self.from_images)
         return out if "y_bits" in after else out.astype(self.dtype)
 
@@ -188,10 +223,15 @@ class Windowed:
         outputs, inputs = self.outputs.from_leaf(0), self.inputs.from_leaf(0)
         if _sorted(outputs) and _sorted(inputs):
             return tensor.values, tensor.format.bits
+        return self._integers(tensor), 8
+
+    def _integers(self, tensor: QTensor) -> jax.Array:
+        """The integers in the order of the window, unpacked."""
+        outputs = self.outputs.from_leaf(0)
         matrix = tensor.numbers
         split = matrix.reshape(*self.outputs.in_leaf, *self.inputs.in_leaf)
         order = (*outputs, *self.inputs.from_leaf(len(outputs)))
-        return jnp.transpose(split, order).reshape(matrix.shape), 8
+        return jnp.transpose(split, order).reshape(matrix.shape)
 
     def _by_output(self, numbers: jax.Array) -> jax.Array:
         if numbers.shape[0] == 1 or _sorted(self.outputs.from_leaf(0)):

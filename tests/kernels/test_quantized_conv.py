@@ -526,7 +526,6 @@ def test_layers_of_a_scan() -> None:
     ("kernel", "weights", "options", "why"),
     [
         ((3, 8, 8), Weights(granularity=PerGroup(8)), {}, "several groups of scales"),
-        ((3, 8, 8), Weights(), {"lhs_dilation": (2,)}, "dilated data"),
     ],
 )
 def test_what_is_made_dense(
