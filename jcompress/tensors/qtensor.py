@@ -150,7 +150,7 @@ class QTensor(MatrixTensor):
             spec: the format.
             activation: how the data that its products meet is quantized, if at all.
             input_scales: see the attribute.
-            importance: float32 [*S, K] or [*S, K, K], what errors count for a range
+            importance: float32 `[*S, K]` or `[*S, K, K]`, what errors count for a range
                 that makes the least error, as of `weight_scales`; None for all alike.
 
         Raises:
