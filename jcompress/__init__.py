@@ -34,6 +34,7 @@ The names to start with are `compress`, `expect`, `load`, and the steps of a rec
     models        any model and a recipe: compressed, measured, saved, exported
     merging       several models' weights in one tree: soups, averages, task arithmetic
     errors        what every transform raises
+    serving       exported models: opened, timed, served over HTTP
     checkpoint    save and load trees with compressed leaves
     interchange   quantized weights in the files and trees of other libraries
     report        sizes, latencies and the labels they earn
@@ -73,6 +74,7 @@ if _TYPE_CHECKING:
     from jcompress import rounding as rounding
     from jcompress import rules as rules
     from jcompress import sensitivity as sensitivity
+    from jcompress import serving as serving
     from jcompress import sharing as sharing
     from jcompress import shrinking as shrinking
     from jcompress import sites as sites
@@ -96,8 +98,8 @@ _NAMESPACES = (
     *("distillation", "ensembles", "errors", "execution", "formats", "interchange"),
     *("kernels", "kv_cache", "low_rank", "merging", "models", "optimizers"),
     *("pruning", "qat", "quantization", "recipes", "report", "rescaling", "rounding"),
-    "rules",
-    *("sensitivity", "sharing", "shrinking", "sites", "statistics", "tensors"),
+    *("rules", "sensitivity", "serving", "sharing", "shrinking", "sites"),
+    *("statistics", "tensors"),
 )
 _STARTERS = (
     *("compress", "expect", "half_width", "load", "nm", "sparse", "svd"),

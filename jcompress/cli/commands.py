@@ -14,6 +14,7 @@ from typing import Any
 from jcompress import __version__
 from jcompress.cli.messages import FAILED, INTERRUPTED, OK, bad, failed
 from jcompress.cli.report import add_report
+from jcompress.cli.serving import add_serving
 from jcompress.cli.stored import add_diff, add_inspect
 from jcompress.cli.user_model import add_compress
 
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     add_inspect(commands)
     add_diff(commands)
     add_report(commands)
+    add_serving(commands)
     run = commands.add_parser(
         "run",
         help="train, compress, save and verify a small network on the digits that come "

@@ -79,7 +79,7 @@ def add_compress(commands: Any) -> None:
         ("--data", "function that returns the data and the metric"),
     ):
         parser.add_argument(
-            name, metavar="FILE.py:NAME", type=_source, required=True, help=what
+            name, metavar="FILE.py:NAME", type=source, required=True, help=what
         )
     parser.add_argument(
         "--recipe", metavar="FILE", type=pathlib.Path, help="steps in TOML"
@@ -140,7 +140,8 @@ def compress(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
     return OK
 
 
-def _source(text: str) -> tuple[pathlib.Path, str]:
+def source(text: str) -> tuple[pathlib.Path, str]:
+    """The file and the name of `FILE.py:NAME`; a type of arguments."""
     file, _, name = text.rpartition(":")
     if not file.endswith(".py") or not name.isidentifier():
         raise argparse.ArgumentTypeError(

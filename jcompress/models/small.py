@@ -17,7 +17,7 @@ from jcompress.conversion import Changes, describe_changes
 from jcompress.execution import compressed, fused
 from jcompress.kernels import Implementation, export_checks
 from jcompress.models.adapting import Function, as_function
-from jcompress.models.programs import write_program
+from jcompress.models.programs import input_names, write_program
 from jcompress.models.steps import Arguments, RulesStep, Step, Work, finished
 from jcompress.report import Comparison, Metric, compare, latency
 from jcompress.report.programs import Jitted
@@ -142,11 +142,14 @@ class Compressed:
         portable: bool = False,
         any_batch: bool = True,
         platforms: Sequence[str] | None = None,
+        names: Sequence[str] | None = None,
     ) -> int:
         """Write model and weights to one file that runs without the model's code.
 
-        `jax.export.deserialize(path.read_bytes()).call(x)` runs it, in a process that
-        has imported `jcompress.kernels`, or, if it is portable, in any with JAX.
+        `jcompress.serving.open_program(path)` loads it, and `jcompress serve` answers
+        requests with it. The file begins with a program of JAX's own, so
+        `jax.export.deserialize(path.read_bytes()).call(x)` runs it, too: in a process
+        that has imported `jcompress.kernels`, or, if it is portable, in any with JAX.
 
         Args:
             path: the file, written as a whole or not at all.
@@ -154,12 +157,16 @@ class Compressed:
             any_batch: leave the first axis of the inputs open, if they have one of the
                 same size.
             platforms: such as `("cpu", "cuda")`; the current one by default.
+            names: what the inputs are called; what the model's function calls them by
+                default.
 
         Returns:
             How many bytes were written.
 
         Raises:
-            ValueError: the model cannot be traced with an open first axis.
+            ValueError: the model cannot be traced with an open first axis, there is no
+                such platform, or the names are not as many as the inputs.
+            ImportError: the extra `serve` is not installed.
             OSError: the file cannot be written.
         """
         fn = self.fn
@@ -169,6 +176,7 @@ class Compressed:
             functools.partial(fn, self.params),
             self.args,
             pathlib.Path(path),
+            names=input_names(self.dense.fn, self.args) if names is None else names,
             checks=[] if portable else export_checks(),
             any_batch=any_batch,
             platforms=platforms,

@@ -31,6 +31,7 @@ from jcompress.recipes.user_code import Source, UserCode, UserCodeError, named_e
 from jcompress.recipes.user_data import Data, check_data, read_data
 from jcompress.recipes.user_steps import Steps, read_steps
 from jcompress.report import Comparison, Metric
+from jcompress.serving.program import require_flatbuffers
 
 SCHEMA = 1
 """The version of the report; it changes when a key changes its name or meaning."""
@@ -113,12 +114,13 @@ def compress_files(
         FolderError: `out` holds something else.
         MismatchError: a step does not fit the model.
         ValueError: the outputs on the example are not finite when it is compressed.
-        ImportError: the extra `checkpoint` is not installed.
+        ImportError: the extra `cli` is not installed.
         OSError: the results cannot be written.
     """
     place = pathlib.Path(out)
     progress = Progress() if progress is None else progress
     checkpoint.require_orbax()
+    require_flatbuffers()
     check_place(place, known=_OWN, is_own=_is_own)
     clock = _Clock(progress)
     progress.begin("compress", total=len(_STAGES))
