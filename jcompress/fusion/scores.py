@@ -69,9 +69,12 @@ def scores_before(graph: Graph, atom: Any) -> tuple[int, Scores] | None:
                     break
             else:
                 return None
+        elif name == "add" and 0 in map(graph.constant, eqn.invars):
+            # A bias that a setting leaves out.
+            atom = eqn.invars[graph.constant(eqn.invars[0]) == 0]
         elif name == "add" and found.bias is None and not scaled:
-            side = _side_ofscores_before(graph, eqn)
-            if side is None:
+            side = _side_of_product(graph, eqn)
+            if side is None or not aval_shape(eqn.invars[1 - side]):
                 return None
             found.bias, atom = eqn.invars[1 - side], eqn.invars[side]
             found.bias_order = order
@@ -91,7 +94,7 @@ def scores_before(graph: Graph, atom: Any) -> tuple[int, Scores] | None:
             return None
 
 
-def _side_ofscores_before(graph: Graph, eqn: Any) -> int | None:
+def _side_of_product(graph: Graph, eqn: Any) -> int | None:
     """Which input of a sum comes from a product of two values that vary."""
     for mine in range(2):
         atom = eqn.invars[mine]

@@ -126,6 +126,27 @@ def test_factors_of_keys_are_left_alone() -> None:
     assert found(weighed_keys, qkv(), normal(S)) == 0
 
 
+def test_a_bias_that_is_left_out() -> None:
+    """Some models add the number 0 to the scores where a setting gives no bias."""
+
+    def fn(p: Any) -> jax.Array:
+        scores = jnp.einsum("bthd,bshd->bhts", p["q"], p["k"]) + np.float32(0)
+        return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores + 0.0), p["v"])
+
+    check(fn, qkv())
+
+    def number(p: Any, bias: Any) -> jax.Array:
+        return with_bias(p, jnp.broadcast_to(bias, (1, 1, 1, 1)))
+
+    check(number, qkv(), np.float32(2))
+
+    def five(p: Any) -> jax.Array:
+        scores = jnp.einsum("bthd,bshd->bhts", p["q"], p["k"]) + np.float32(5)
+        return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores), p["v"])
+
+    assert found(five, qkv()) == 0
+
+
 @pytest.mark.parametrize("shape", [(B, 1, 1, S), (1, H, T, S), (B, H, T, S)])
 @pytest.mark.parametrize("fn", [with_bias, bias_first])
 def test_bias(fn: Callable[..., Any], shape: tuple[int, ...]) -> None:
