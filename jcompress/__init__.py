@@ -48,6 +48,7 @@ from typing import Any as _Any
 
 if _TYPE_CHECKING:
     from jcompress import allocation as allocation
+    from jcompress import budget as budget
     from jcompress import calibration as calibration
     from jcompress import checkpoint as checkpoint
     from jcompress import conversion as conversion
@@ -94,7 +95,8 @@ if _TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMESPACES = (
-    *("allocation", "calibration", "checkpoint", "conversion", "correction", "depth"),
+    *("allocation", "budget", "calibration", "checkpoint", "conversion"),
+    *("correction", "depth"),
     *("distillation", "ensembles", "errors", "execution", "formats", "interchange"),
     *("kernels", "kv_cache", "low_rank", "merging", "models", "optimizers"),
     *("pruning", "qat", "quantization", "recipes", "report", "rescaling", "rounding"),

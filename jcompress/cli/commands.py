@@ -14,6 +14,7 @@ from typing import Any
 from jcompress import __version__
 from jcompress.cli.messages import FAILED, INTERRUPTED, OK, bad, failed
 from jcompress.cli.report import add_report
+from jcompress.cli.sensitivity import add_sensitivity
 from jcompress.cli.serving import add_serving
 from jcompress.cli.stored import add_diff, add_inspect
 from jcompress.cli.user_model import add_compress
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     add_compress(commands)
+    add_sensitivity(commands)
     add_inspect(commands)
     add_diff(commands)
     add_report(commands)
@@ -217,7 +219,14 @@ def _folder(out: pathlib.Path | None) -> Iterator[pathlib.Path]:
 
 def _how_to_resume(arguments: argparse.Namespace) -> str:
     if arguments.command == "compress":
-        return f"jcompress: interrupted; {arguments.out} is as it was"
+        kept = f"jcompress: interrupted; {arguments.out} is as it was"
+        if arguments.resume is None:
+            return kept
+        return f"{kept}; the same command goes on with {arguments.resume}"
+    if arguments.command == "sensitivity" and arguments.resume is not None:
+        return (
+            f"jcompress: interrupted; the same command goes on with {arguments.resume}"
+        )
     if arguments.command != "run":
         return "jcompress: interrupted"
     return f"jcompress: interrupted; {_what_is_kept(arguments)}"

@@ -5,11 +5,12 @@ import contextlib
 import json
 import math
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from jcompress.cli.messages import OK, WORSE, failed, say
+from jcompress.cli.messages import OK, WORSE, bad, failed, say
 
 _HELP = """\
 Compress a model of your own, measure it, and write the result to a folder.
@@ -26,6 +27,8 @@ pair of a function and its parameters. It comes with its trained weights.
   metric            a function of one argument, run: run(x) gives the outputs
                     of a model, and the result is one number (may be left out)
   higher_is_better  True for an accuracy, False for a loss; with a metric
+  validation        the metric on other data: a search looks at this one, so
+                    that the metric stays unseen (may be left out)
 
 --recipe is a TOML file with a table [[step]] for each step, in their order:
   [[step]]
@@ -33,7 +36,17 @@ pair of a function and its parameters. It comes with its trained weights.
   n = 2             # and the arguments of jcompress.nm(n, m), and so on
   m = 4
 "recover" of half_width is given as "FILE.py:NAME", beside the recipe. Without
-a recipe there is one step, w8a8.
+a recipe there is one step, w8a8; or what a search finds.
+
+--budget searches: each leaf and width is tried in several forms, as
+"jcompress sensitivity" shows, and the mix is taken whose outputs on the
+calibration data differ least within
+  500kB, 2MB, 1GiB  bytes of the stored model
+  200k-mults        multiplications with weights for one example; or
+                    1.5M-mults, 2G-mults
+  3ms, 200us, 1s    a call on the example, measured here
+--max-drop without a recipe searches, too: alone for the fewest bytes, with a
+budget within both. --resume FILE keeps what was measured and goes on with it.
 
 DIR gets report.json; report.html, which draws it; model, which
 jcompress.load(DIR + "/model", model, x) reads; and model.jax, a program that
@@ -41,8 +54,9 @@ runs without the model's code in a process that has imported jcompress.kernels.
 It appears when it is complete. What an earlier run wrote there is replaced,
 anything else stays untouched.
 
-exit codes: 0 done; 1 an error, said in one line; 2 wrong usage; 3 the metric
-became worse by more than --max-drop, and the report is DIR/rejected.json
+exit codes: 0 done; 1 an error, said in one line; 2 wrong usage, or a budget
+that cannot be met; 3 the metric became worse by more than --max-drop, or no
+mix met the budget, and the report of the best is DIR/rejected.json
 
 example, with a file model.py:
 
@@ -74,15 +88,16 @@ def add_compress(commands: Any) -> None:
         description=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for name, what in (
-        ("--model", "function that returns the model"),
-        ("--data", "function that returns the data and the metric"),
-    ):
-        parser.add_argument(
-            name, metavar="FILE.py:NAME", type=source, required=True, help=what
-        )
-    parser.add_argument(
+    add_sources(parser)
+    steps = parser.add_mutually_exclusive_group()
+    steps.add_argument(
         "--recipe", metavar="FILE", type=pathlib.Path, help="steps in TOML"
+    )
+    steps.add_argument(
+        "--budget",
+        metavar="N",
+        type=parse_budget,
+        help="search for what fits into 2MB, 1.5M-mults or 3ms",
     )
     parser.add_argument(
         "--out", metavar="DIR", type=pathlib.Path, required=True, help="the results"
@@ -91,7 +106,14 @@ def add_compress(commands: Any) -> None:
         "--max-drop",
         metavar="X",
         type=_drop,
-        help="publish no model if the metric becomes worse by more than this",
+        help="publish no model if the metric becomes worse by more than this; without "
+        "--recipe, search for one that does not",
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="FILE",
+        type=pathlib.Path,
+        help="keep the errors that a search measures, and go on with those",
     )
     parser.add_argument(
         "--json", action="store_true", help="print the report as JSON, and no table"
@@ -102,10 +124,21 @@ def add_compress(commands: Any) -> None:
 
 def compress(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
     """Run the command; `check` raises if it was interrupted."""
+    if arguments.resume is not None and (
+        arguments.recipe is not None
+        or (arguments.budget is None and arguments.max_drop is None)
+    ):
+        return bad("compress: --resume goes on with a search; give --budget N")
     # Importing JAX takes a second, which --help and wrong usage need not wait for.
+    from jcompress.budget import Budget, BudgetError
     from jcompress.recipes import Source, compress_files
     from jcompress.recipes.progress import Progress, Watched, for_stream
+    from jcompress.sensitivity import ResumeError
 
+    budget = None
+    if arguments.budget is not None:
+        kind, amount = arguments.budget
+        budget = Budget(**{kind: amount})
     (model, build), (data, batches) = arguments.model, arguments.data
     try:
         shown = Progress() if arguments.quiet else for_stream()
@@ -117,27 +150,92 @@ def compress(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
                 arguments.out,
                 recipe=arguments.recipe,
                 max_drop=arguments.max_drop,
+                budget=budget,
+                resume=arguments.resume,
                 progress=Watched(shown, check),
             )
+    except (BudgetError, ResumeError) as error:
+        return bad(error)
     except (ValueError, OSError, ImportError) as error:
         return failed(error)
     report = outcome.report
     if arguments.json:
         print(json.dumps(report, indent=2))
     elif not arguments.quiet:
+        if report["search"] is not None:
+            print(f"{report['search']['table']}\n\n{report['search']['found']}\n")
         print(f"{report['changes']}\n\n{report['table']}")
     if not outcome.accepted:
-        metric = report["metric"]
         say(
-            f"{metric['name']} went from {metric['dense']:.6g} to "
-            f"{metric['compressed']:.6g}, worse by {metric['drop']:.4g}, more than "
-            f"{arguments.max_drop:g}; no model is published, the report is "
+            f"{_rejected(report)}; no model is published, the report is "
             f"{arguments.out / 'rejected.json'}"
         )
         return WORSE
     if not arguments.json and not arguments.quiet:
         print(f"report, model and exported program: {arguments.out}")
     return OK
+
+
+def _rejected(report: dict[str, Any]) -> str:
+    """Why no model is published."""
+    metric, search, most = report["metric"], report["search"], report["max_drop"]
+    reasons = []
+    if search is not None and search["budget"] is not None:
+        kind, amount = search["budget"]["kind"], search["budget"]["amount"]
+        if search["cost"] > amount:
+            unit, times = ("ms", 1e3) if kind == "seconds" else (kind, 1)
+            reasons.append(
+                f"no mix takes {amount * times:.6g} {unit} or less, the nearest "
+                f"{search['cost'] * times:.4g}"
+            )
+    above = metric is not None and most is not None and metric["drop"] > most
+    if metric is not None and (above or not reasons):
+        limit = f"more than {most:g}" if above else "and by too much in the search"
+        reasons.append(
+            f"{metric['name']} went from {metric['dense']:.6g} to "
+            f"{metric['compressed']:.6g}, worse by {metric['drop']:.4g}, {limit}"
+        )
+    return "; ".join(reasons)
+
+
+_UNITS = {
+    "B": ("bytes", 1.0),
+    "kB": ("bytes", 1e3),
+    "MB": ("bytes", 1e6),
+    "GB": ("bytes", 1e9),
+    "KiB": ("bytes", 2.0**10),
+    "MiB": ("bytes", 2.0**20),
+    "GiB": ("bytes", 2.0**30),
+    "k-mults": ("multiplications", 1e3),
+    "M-mults": ("multiplications", 1e6),
+    "G-mults": ("multiplications", 1e9),
+    "us": ("seconds", 1e-6),
+    "ms": ("seconds", 1e-3),
+    "s": ("seconds", 1.0),
+}
+
+
+def parse_budget(text: str) -> tuple[str, float]:
+    """A kind of budget and its amount, out of 2MB, 1.5M-mults or 3ms."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([A-Za-z-]+)", text, re.ASCII)
+    if found is None or found[2] not in _UNITS or not float(found[1]):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no budget; write bytes (500kB, 2MB, 1GiB), multiplications "
+            "(1.5M-mults) or the time of a call (3ms)"
+        )
+    kind, times = _UNITS[found[2]]
+    return kind, float(found[1]) * times
+
+
+def add_sources(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which model and which data."""
+    for name, what in (
+        ("--model", "function that returns the model"),
+        ("--data", "function that returns the data and the metric"),
+    ):
+        parser.add_argument(
+            name, metavar="FILE.py:NAME", type=source, required=True, help=what
+        )
 
 
 def source(text: str) -> tuple[pathlib.Path, str]:

@@ -16,5 +16,6 @@ from jcompress.recipes.stored import describe_stored as describe_stored
 from jcompress.recipes.user_code import Source as Source
 from jcompress.recipes.user_code import UserCodeError as UserCodeError
 from jcompress.recipes.user_job import compress_files as compress_files
+from jcompress.recipes.user_search import measure_files as measure_files
 from jcompress.recipes.verify import Verification as Verification
 from jcompress.recipes.verify import verify as verify

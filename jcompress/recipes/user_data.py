@@ -14,7 +14,7 @@ from jcompress.models import Function
 from jcompress.recipes.user_code import Source, UserCodeError, named_errors, nearest
 from jcompress.report.metric import RESERVED
 
-FIELDS = ("example", "calibration", "metric", "higher_is_better")
+FIELDS = ("example", "calibration", "metric", "validation", "higher_is_better")
 """The names of what `batches()` returns."""
 
 Arguments = tuple[Any, ...]
@@ -30,6 +30,8 @@ class Data:
         calibration: batches like it, which GPTQ and SparseGPT learn from.
         metric: `metric(run) -> float`, where `run(*args)` gives the model's outputs;
             None if there is none.
+        validation: the same on other data, which a search may look at; None if there
+            is none.
         higher_is_better: whether a higher metric is better.
         name: what tables call the metric.
         source: where it comes from, for messages.
@@ -38,22 +40,32 @@ class Data:
     example: Arguments
     calibration: tuple[Arguments, ...]
     metric: Callable[[Run], Any] | None
+    validation: Callable[[Run], Any] | None = None
     higher_is_better: bool
     name: str
     source: Source
 
-    def measure(self, which: str, fn: Callable[..., Any], params: Any) -> float:
+    def measure(
+        self,
+        which: str,
+        fn: Callable[..., Any],
+        params: Any,
+        *,
+        searching: bool = False,
+    ) -> float:
         """The metric of a model.
 
         Args:
             which: the model, for messages.
             fn: its function.
             params: its parameters.
+            searching: take `validation` if there is one, and let it be no number.
 
         Raises:
             UserCodeError: the metric raises, or is no finite number.
         """
-        assert self.metric is not None
+        metric = self.validation if searching and self.validation else self.metric
+        assert metric is not None
         jitted = jax.jit(fn)
 
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -64,8 +76,8 @@ class Data:
         with named_errors(
             self.source.path, f"{self.source}: the metric of the {which} model failed"
         ):
-            value = float(self.metric(run))
-        if not math.isfinite(value):
+            value = float(metric(run))
+        if not searching and not math.isfinite(value):
             raise UserCodeError(
                 f"{self.source}: the metric of the {which} model is {value}; it must "
                 "be a finite number"
@@ -81,7 +93,8 @@ def read_data(batches: Callable[[], Any], source: Source) -> Data:
             `example`: what the model is called with, an array or a tuple of arguments;
             `calibration`: batches like it, if there are any;
             `metric`: `metric(run) -> float`, if there is one; and with it
-            `higher_is_better`: True or False.
+            `higher_is_better`: True or False; and `validation`, the same on other data
+            for a search to look at.
         source: where the function comes from.
 
     Raises:
@@ -109,6 +122,12 @@ def read_data(batches: Callable[[], Any], source: Source) -> Data:
             f"{source}: the metric is a function, metric(run) -> float, not "
             f"{type(metric).__name__}"
         )
+    validation = found.get("validation")
+    if validation is not None and (metric is None or not callable(validation)):
+        raise UserCodeError(
+            f"{source}: 'validation' is the metric on other data, a function "
+            "validation(run) -> float beside 'metric'"
+        )
     higher = found.get("higher_is_better")
     if metric is not None and not isinstance(higher, bool | np.bool_):
         raise UserCodeError(
@@ -119,6 +138,7 @@ def read_data(batches: Callable[[], Any], source: Source) -> Data:
         example=args,
         calibration=calibration,
         metric=metric,
+        validation=validation,
         higher_is_better=bool(higher),
         name=_name(metric),
         source=source,
@@ -160,7 +180,8 @@ def _fields(found: Any, source: Source) -> Mapping[str, Any]:
     if not values:
         raise UserCodeError(
             f"{source} returns a {type(found).__name__}; return a dict with 'example' "
-            "and, as wanted, 'calibration', 'metric' and 'higher_is_better'"
+            "and, as wanted, 'calibration', 'metric', 'validation' and "
+            "'higher_is_better'"
         )
     return values
 

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from jcompress import checkpoint
+from jcompress.budget import Budget
 from jcompress.evidence import draw_page
 from jcompress.models import (
     Compressed,
     Expectation,
     Function,
     NotFaster,
-    as_function,
     compress,
     expect,
 )
@@ -27,8 +27,14 @@ from jcompress.recipes.folder import PAGE, REPORT, Path, write_whole
 from jcompress.recipes.machine import device, versions
 from jcompress.recipes.progress import Progress
 from jcompress.recipes.publishing import check_place, published
-from jcompress.recipes.user_code import Source, UserCode, UserCodeError, named_errors
-from jcompress.recipes.user_data import Data, check_data, read_data
+from jcompress.recipes.user_code import Source, UserCode, UserCodeError
+from jcompress.recipes.user_data import Data
+from jcompress.recipes.user_search import (
+    Searched,
+    UserModel,
+    load_model,
+    search_steps,
+)
 from jcompress.recipes.user_steps import Steps, read_steps
 from jcompress.report import Comparison, Metric
 from jcompress.serving.program import require_flatbuffers
@@ -75,6 +81,8 @@ def compress_files(
     *,
     recipe: Path | None = None,
     max_drop: float | None = None,
+    budget: Budget | None = None,
+    resume: Path | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Compress a model that a Python file builds, and write down what came of it.
@@ -91,11 +99,16 @@ def compress_files(
             are replaced. It gets `report.json`; `report.html`, which draws it; `model`,
             a checkpoint that `jcompress.models.load` reads; and `model.jax`, an
             exported program.
-        recipe: steps in TOML, see `jcompress.recipes.user_steps.read_steps`; 8-bit
-            weights and data if None.
+        recipe: steps in TOML, see `jcompress.recipes.user_steps.read_steps`. If None,
+            8-bit weights and data; or what is searched for if there is a budget or a
+            limit.
         max_drop: how much worse the metric may become. If it becomes worse, what
             stands at `out` stays, and the report is written to `rejected.json` and
-            `rejected.html` there.
+            `rejected.html` there. Without recipe and budget it is the smallest model
+            in bytes that is searched for.
+        budget: how much the model may take; not with a recipe. If no mix is within, the
+            report of the best is written there, too.
+        resume: a file for the errors of a search, to go on after an interruption.
         progress: shows how far it is.
 
     Returns:
@@ -106,27 +119,46 @@ def compress_files(
         table of them; `comparison` and `table`, both variants side by side;
         `output_difference`, relative, on the example; `expected`, the table of
         `expect`; `program`, its file and size; `seconds` of each stage; `accepted` and
-        `max_drop`.
+        `max_drop`; of a search `search`, what it looked for and found, `sensitivity`
+        and `front` (`jcompress.sensitivity.Sensitivity`, `jcompress.budget.Front`),
+        else None.
 
     Raises:
         UserCodeError: a file cannot be used, or the model does not take the data.
         RecipeError: the recipe is no recipe.
         FolderError: `out` holds something else.
-        MismatchError: a step does not fit the model.
+        MismatchError: a step does not fit the model; or the file of errors is of
+            another one.
+        BudgetError: the budget is below the least possible.
         ValueError: the outputs on the example are not finite when it is compressed.
         ImportError: the extra `cli` is not installed.
         OSError: the results cannot be written.
     """
     place = pathlib.Path(out)
+    if recipe is not None and (budget is not None or resume is not None):
+        raise ValueError("compress: a budget searches for the steps; give no recipe")
+    searching = recipe is None and (budget is not None or max_drop is not None)
     progress = Progress() if progress is None else progress
     checkpoint.require_orbax()
     require_flatbuffers()
     check_place(place, known=_OWN, is_own=_is_own)
     clock = _Clock(progress)
-    progress.begin("compress", total=len(_STAGES))
+    progress.begin("compress", total=1 if searching else len(_STAGES))
     with UserCode() as code:
         with clock.stage("load"):
             found = _load(model, data, recipe, max_drop, code)
+        searched = None
+        if searching:
+            with clock.stage("search", tell=False):
+                searched = search_steps(
+                    UserModel(found.model, found.function, found.data),
+                    budget=budget,
+                    max_drop=max_drop,
+                    resume=resume,
+                    progress=progress,
+                )
+            found = dataclasses.replace(found, steps=_found(searched))
+            progress.begin("compress", total=len(_STAGES), done=1)
         with clock.stage("expect"):
             expected = _expected(found)
         if expected is not None:
@@ -142,6 +174,7 @@ def compress_files(
         with clock.stage("measure"):
             metric, comparison = _measured(small, found)
         accepted = max_drop is None or metric is None or _within(metric, max_drop)
+        accepted = accepted and (searched is None or searched.within)
         report = {
             "schema": SCHEMA,
             "command": "compress",
@@ -162,6 +195,9 @@ def compress_files(
             "seconds": clock.seconds,
             "accepted": accepted,
             "max_drop": max_drop,
+            "search": None if searched is None else searched.report,
+            "sensitivity": None if searched is None else searched.sensitivity.to_json(),
+            "front": None if searched is None else searched.front.to_json(),
         }
         if not accepted:
             place.mkdir(parents=True, exist_ok=True)
@@ -185,11 +221,12 @@ class _Clock:
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str, *, tell: bool = True) -> Iterator[None]:
         began = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - began
-        self.progress.step(name)
+        if tell:
+            self.progress.step(name)
 
 
 def _load(
@@ -200,23 +237,20 @@ def _load(
     code: UserCode,
 ) -> _Loaded:
     steps = read_steps(recipe, code)
-    build, batches = code.load(model), code.load(data)
-    with named_errors(model.path, str(model)):
-        built = build()
-    try:
-        function = as_function(built)
-    except (TypeError, ValueError) as error:
-        raise UserCodeError(f"{model} returns something else: {error}") from error
-    given = read_data(batches, data)
+    built, function, given = load_model(model, data, code)
     if max_drop is not None and given.metric is None:
         raise UserCodeError(f"{data} returns no 'metric', which --max-drop limits")
-    check_data(given, function)
     before = None
     if given.metric is not None:
         before = given.measure("dense", function.fn, function.params)
     return _Loaded(
         model=built, function=function, data=given, steps=steps, before=before
     )
+
+
+def _found(searched: Searched) -> Steps:
+    """What a search found, as if a recipe said it."""
+    return Steps(values=(searched.step.to_json(),), steps=(searched.step,))
 
 
 def _expected(found: _Loaded) -> Expectation | None:

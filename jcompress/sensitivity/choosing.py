@@ -12,13 +12,11 @@ from jcompress.conversion import find_leaves
 from jcompress.errors import MismatchError
 from jcompress.quantization import Quantize
 from jcompress.rules import Predicate
+from jcompress.sensitivity.candidates import given_back, name_of
 from jcompress.sensitivity.table import (
-    Candidates,
     Measure,
     Sensitivity,
-    given_back,
     measure_sensitivity,
-    name_of,
     stored_by_candidate,
 )
 from jcompress.sites import Site, Sites
@@ -58,7 +56,7 @@ class Choice:
         head = f"{'leaf'.ljust(wide)}  {'format'.ljust(column)}  {'cost':>12}"
         lines = [f"{head}  {'error':>9}"]
         for path, n in self.chosen.items():
-            cost, error = self.costs[path][n], self.table.errors[path][n]
+            cost, error = self.costs[path][n], self.table.errors[path][n] or 0.0
             lines.append(
                 f"{path.ljust(wide)}  {names[n].ljust(column)}  {cost:>12,.6g}  "
                 f"{error:>9.3g}"
@@ -75,7 +73,7 @@ class Choice:
 
 def choose_formats(
     params: Any,
-    candidates: Candidates,
+    candidates: Sequence[Quantize | None],
     measure: Measure,
     budget: float,
     *,
@@ -135,7 +133,8 @@ def choose_formats(
         True
     """
     stored = stored_by_candidate(params, candidates, sites=sites, leaves=leaves)
-    costs = stored if costs is None else _checked(costs, stored, len(candidates))
+    taken = {path: _numbers(row) for path, row in stored.items()}
+    costs = taken if costs is None else _checked(costs, stored, len(candidates))
     least = sum(min(each) for each in costs.values())
     if least > budget:
         raise MismatchError(
@@ -146,9 +145,8 @@ def choose_formats(
     table = measure_sensitivity(
         params, candidates, measure, sites=sites, leaves=leaves, moments=moments
     )
-    options = {
-        path: Options(costs=costs[path], errors=table.errors[path]) for path in stored
-    }
+    errors = {path: _numbers(row) for path, row in table.errors.items()}
+    options = {path: Options(costs=costs[path], errors=errors[path]) for path in stored}
     given: Any = {"sites": sites, "moments": moments}
     every = find_leaves("choose_formats", params, tuple(stored), sites=sites)
 
@@ -162,7 +160,7 @@ def choose_formats(
     chosen = allocate(options, budget).chosen
     error, notes = together(chosen), []
     if error is not None:
-        summed = _sum(table.errors, chosen)
+        summed = _sum(errors, chosen)
         if not summed / _APART <= error <= summed * _APART:
             notes.append(
                 f"the errors of single leaves add up to {summed:.3g}, and together "
@@ -184,10 +182,15 @@ def choose_formats(
         chosen=chosen,
         costs=costs,
         cost=_sum(costs, chosen),
-        error=_sum(table.errors, chosen),
+        error=_sum(errors, chosen),
         together=error,
         notes=tuple(notes),
     )
+
+
+def _numbers(row: Sequence[float | None]) -> list[float]:
+    """A row of a table in which every candidate suits."""
+    return [each for each in row if each is not None]
 
 
 def _sum(numbers: Mapping[str, Sequence[float]], chosen: Mapping[str, int]) -> float:

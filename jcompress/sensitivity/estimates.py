@@ -30,21 +30,21 @@ class LayerError(Measure):
 
     moments: Mapping[str, jax.Array]
 
-    def errors(
+    def each(
         self, params: Any, trials: Iterator[Trial], sites: Sites
-    ) -> dict[str, list[float]]:
+    ) -> Iterator[float]:
         """The relative squared error of each trial."""
-        found: dict[str, list[float]] = {}
+        last = None
         for trial in trials:
             path = trial.path
-            if path not in found:
+            leaf, small = trial.single("LayerError")
+            if path != last:
                 (h,) = moments_of(
                     "LayerError", self.moments, {path: "LayerError"}, sites
                 ).values()
+                last = path
             axes = leaf_axes(sites.of(path))
-            error = float(_relative(trial.leaf, trial.small, jnp.asarray(h), axes))
-            found.setdefault(path, []).append(error)
-        return found
+            yield float(_relative(leaf, small, jnp.asarray(h), axes))
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -127,15 +127,13 @@ class HessianError(Measure):
                     total[path] += float(value)
         return {p: t / len(self.batches) / self.draws for p, t in total.items()}
 
-    def errors(
+    def each(
         self, params: Any, trials: Iterator[Trial], sites: Sites
-    ) -> dict[str, list[float]]:
+    ) -> Iterator[float]:
         """The estimate for each trial; 0 where the mean second derivative is below."""
         traces = self.traces(params)
-        found: dict[str, list[float]] = {}
         for trial in trials:
-            mean = max(0.0, traces[trial.path]) / max(1, trial.leaf.size)
-            change = (trial.leaf - trial.small).astype(jnp.float32)
-            error = mean * float(jnp.sum(jnp.square(change)))
-            found.setdefault(trial.path, []).append(error)
-        return found
+            leaf, small = trial.single("HessianError")
+            mean = max(0.0, traces[trial.path]) / max(1, leaf.size)
+            change = (leaf - small).astype(jnp.float32)
+            yield mean * float(jnp.sum(jnp.square(change)))

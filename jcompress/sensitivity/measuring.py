@@ -1,4 +1,4 @@
-"""Sensitivity by running the model, one leaf at a time in one format at a time."""
+"""Sensitivity by running the model, one leaf at a time in one form at a time."""
 
 import dataclasses
 import functools
@@ -27,6 +27,13 @@ def squared_error(wanted: Any, got: Any) -> jax.Array:
     return total / max(1, sum(a.size for a, _ in floats))
 
 
+def relative_error(wanted: Any, got: Any) -> jax.Array:
+    """`squared_error`, over the mean square of what is wanted."""
+    zeros = jax.tree.map(jnp.zeros_like, wanted)
+    whole = squared_error(wanted, zeros)
+    return squared_error(wanted, got) / jnp.where(whole > 0, whole, 1)
+
+
 def kl_divergence(wanted: jax.Array, got: jax.Array) -> jax.Array:
     """The mean of KL(softmax(wanted) || softmax(got)) of logits [..., C], in nats."""
     first, second = (
@@ -42,8 +49,9 @@ def kl_divergence(wanted: jax.Array, got: jax.Array) -> jax.Array:
 class OutputError(Measure):
     """How far the outputs go from those of the float model.
 
-    The model is compiled once, whatever the number of leaves and formats: a leaf in a
-    format is an ordinary array of the same shape. A pass over the batches for each.
+    The model is compiled once, whatever the number of leaves and forms: a leaf in any
+    form, and one with fewer units, is an ordinary array of the same shape. A pass over
+    the batches for each. Rounding of data (`Quantize(activation=...)`) is left out.
 
     Take outputs whose error grows with that of the weights. Those of a decoder that
     reads what it said itself do not: after one other word all that follows differs, as
@@ -90,16 +98,19 @@ class OutputError(Measure):
         scores = [self._score(tree, outputs, *batch) for outputs, batch in pairs]
         return sum(map(float, scores)) / len(scores)
 
-    def errors(
+    @property
+    def name(self) -> str:
+        """The outputs and how they are compared."""
+        how = getattr(self.divergence, "__name__", type(self.divergence).__name__)
+        return f"outputs, {how}"
+
+    def each(
         self, params: Any, trials: Iterator[Trial], sites: Sites
-    ) -> dict[str, list[float]]:
+    ) -> Iterator[float]:
         """The mean over the batches, for each trial."""
         wanted = self._outputs(params)
-        found: dict[str, list[float]] = {}
         for trial in trials:
-            tree = replace_leaves(params, {trial.path: trial.small})
-            found.setdefault(trial.path, []).append(self._mean(tree, wanted))
-        return found
+            yield self._mean(replace_leaves(params, trial.changed), wanted)
 
     def together(self, params: Any, changed: Mapping[str, jax.Array]) -> float:
         """The mean over the batches, all of the leaves being changed."""

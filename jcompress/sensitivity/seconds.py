@@ -1,4 +1,4 @@
-"""What each leaf costs in each format in time, measured here."""
+"""What each leaf costs in each form in time, measured here."""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
@@ -10,12 +10,21 @@ import numpy as np
 
 from jcompress.errors import MismatchError
 from jcompress.execution import compressed
+from jcompress.pruning import to_sparse
+from jcompress.pruning.one_shot import Magnitude, OneShot, prune_weights
 from jcompress.quantization import Quantize, quantize
 from jcompress.report import latency
 from jcompress.rounding import Nearest
 from jcompress.rules import Predicate
-from jcompress.sensitivity.table import Candidates, stored_by_candidate
-from jcompress.sites import WEIGHTS, Operation, find_sites
+from jcompress.sensitivity.candidates import (
+    Candidate,
+    Candidates,
+    for_leaf,
+    made,
+    name_of,
+)
+from jcompress.sensitivity.table import stored_by_candidate
+from jcompress.sites import WEIGHTS, Operation, Sites, find_sites
 from jcompress.tensors.range_specs import FullRange, Lsq
 from jcompress.tensors.ranges import Range
 from jcompress.tensors.specs import Dynamic, Static
@@ -35,15 +44,16 @@ def measure_seconds(
     candidates: Candidates,
     *args: Any,
     leaves: Predicate = ...,
+    partial: bool = False,
     rounds: int = 11,
     sample_seconds: float = 2e-3,
     **kwargs: Any,
 ) -> dict[str, tuple[float, ...]]:
-    """Time the products of each leaf in each of several formats, on this machine.
+    """Time the products of each leaf in each of several forms, on this machine.
 
     The result is what `choose_formats(..., costs=...)` takes, with a budget in seconds.
     Each product, convolution and lookup of the function is compiled by itself, for its
-    own shapes, once with each format in `compressed` and once with nothing to do;
+    own shapes, once with each form in `compressed` and once with nothing to do;
     they are timed in alternation, and the median counts, less that of nothing. Equal
     ones are timed once. What a loop repeats counts as often as it runs (the body of a
     `while` loop once).
@@ -56,9 +66,11 @@ def measure_seconds(
     Args:
         fn: any function of a parameter tree, such as `model.apply`.
         params: the tree; shapes suffice.
-        candidates: the formats; None among them is the leaf as it is.
+        candidates: the forms, as of `measure_sensitivity`; None among them is the leaf
+            as it is.
         *args: further arguments of `fn`, of the batch size that counts; shapes suffice.
         leaves: which leaves; every weight unless it says otherwise.
+        partial: infinite seconds for what does not suit a leaf, in place of raising.
         rounds: how often each is timed, at least 5.
         sample_seconds: the least duration of one timing; short calls are repeated.
         **kwargs: further keyword arguments of `fn`.
@@ -83,12 +95,18 @@ def measure_seconds(
         (2, True)
     """
     traced = trace(fn, params, args, kwargs)
-    chosen = stored_by_candidate(params, candidates, sites=traced.sites, leaves=leaves)
+    sites = traced.sites
+    chosen = stored_by_candidate(
+        params, candidates, sites=sites, leaves=leaves, partial=partial
+    )
     known: dict[Hashable, tuple[float, ...]] = {}
     seconds = {}
-    for path in chosen:
-        total = np.zeros(len(candidates))
-        for site in traced.sites.of(path):
+    for path, stored in chosen.items():
+        suits = [n for n, size in enumerate(stored) if size is not None]
+        own = [for_leaf(path, candidates[n], sites) for n in suits]
+        total = np.full(len(candidates), np.inf)
+        total[suits] = 0
+        for site in sites.of(path):
             if site.operation not in WEIGHTS:
                 continue
             one = _Alone(
@@ -97,9 +115,10 @@ def measure_seconds(
                 site.operation,
                 dense=site.derived or site.in_custom_gradient,
             )
-            if one.key not in known:
-                known[one.key] = one.seconds(path, candidates, rounds, sample_seconds)
-            total += (site.runs or 1) * np.asarray(known[one.key])
+            key = one.key, tuple(map(repr, own))
+            if key not in known:
+                known[key] = one.seconds(path, own, rounds, sample_seconds)
+            total[suits] += (site.runs or 1) * np.asarray(known[key])
         seconds[path] = tuple(map(float, total))
     return seconds
 
@@ -175,13 +194,35 @@ class _Alone:
 
 
 def _stored(
-    path: str, run: _Alone, tree: Any, spec: Quantize, others: Sequence[Any]
+    path: str, run: _Alone, tree: Any, spec: Candidate, others: Sequence[Any]
 ) -> Any:
-    """The weight in a format; how its numbers are chosen changes no time."""
+    """The weight in a form; how its numbers are chosen changes no time."""
     sites = find_sites(run, tree, *others)
+    try:
+        if isinstance(spec, Quantize):
+            return _quantized(tree, spec, sites)
+        if isinstance(spec, OneShot):
+            return _sparse(tree, spec, sites)
+        return {"w": made("w", tree["w"], spec, sites=sites, moments=None)}
+    except MismatchError as error:
+        raise MismatchError(
+            f"measure_seconds: the product of {path} as {name_of(spec)} cannot be "
+            f"timed by itself: {error}"
+        ) from error
+
+
+def _sparse(tree: Any, spec: OneShot, sites: Sites) -> Any:
+    plain = dataclasses.replace(spec, method=Magnitude(), weights=None)
+    tree = prune_weights(tree, [("w", plain)], sites=sites)
+    if spec.weights is not None:
+        tree = quantize(tree, [("w", Quantize(weights=spec.weights))], sites=sites)
+    return to_sparse(tree, [("w", spec.pattern)], sites=sites)
+
+
+def _quantized(tree: Any, spec: Quantize, sites: Sites) -> Any:
     weights = spec.weights
     if weights is None:
-        raise MismatchError(f"measure_seconds: a candidate has no weights: {spec!r}")
+        raise MismatchError(f"a candidate has no weights: {spec!r}")
     if isinstance(weights.range, Lsq):
         weights = dataclasses.replace(weights, range=FullRange())
     ranges: dict[str, list[Range]] = {}
@@ -194,9 +235,4 @@ def _stored(
     plain = dataclasses.replace(
         spec, weights=weights, activation=activation, rounding=Nearest()
     )
-    try:
-        return quantize(tree, [("w", plain)], sites=sites, ranges=ranges)
-    except MismatchError as error:
-        raise MismatchError(
-            f"measure_seconds: the product of {path} cannot be timed by itself: {error}"
-        ) from error
+    return quantize(tree, [("w", plain)], sites=sites, ranges=ranges)

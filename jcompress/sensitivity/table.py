@@ -1,8 +1,10 @@
-"""A table of errors and bytes: each leaf in each of several formats."""
+"""A table of errors and bytes: each leaf in each of several forms, each width."""
 
 import abc
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,31 +13,74 @@ import jax.numpy as jnp
 from jcompress.conversion import find_leaves
 from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
-from jcompress.quantization import Quantize, quantize
-from jcompress.rounding import Nearest
+from jcompress.report.text import in_blocks
 from jcompress.rules import Predicate, Rules, resolve
-from jcompress.sites import Site, Sites
+from jcompress.sensitivity.candidates import (
+    Candidate,
+    Candidates,
+    Keep,
+    check_candidates,
+    given_back,
+    name_of,
+    stored_size,
+)
+from jcompress.sensitivity.resuming import Results, fingerprint
+from jcompress.sensitivity.widths import Widths
+from jcompress.shrinking import Groups
+from jcompress.sites import Sites
 
-Candidates = Sequence[Quantize | None]
-"""What may become of a leaf; None keeps it as it is."""
+Tell = Callable[[int, int, str], None]
+"""Told after each error: how many are done, of how many, and what it was."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One leaf in one form, or one group of axes with fewer units.
+
+    Attributes:
+        path: the name of the leaf or group.
+        leaf: as it is; None for a group.
+        small: as the form gives it back, of the leaf's shape and dtype; None for a
+            group.
+        changed: all the leaves that change, by name: of a group several, with zeros in
+            the place of units.
+    """
+
+    path: str
+    leaf: jax.Array | None
+    small: jax.Array | None
+    changed: Mapping[str, jax.Array]
+
+    def single(self, measure: str) -> tuple[jax.Array, jax.Array]:
+        """The leaf before and after.
+
+        Raises:
+            MismatchError: it is a group.
+        """
+        if self.leaf is None or self.small is None:
+            raise MismatchError(
+                f"{measure} tells errors of single leaves, not of widths "
+                f"({self.path}); use OutputError"
+            )
+        return self.leaf, self.small
 
 
 class Measure(abc.ABC):
-    """How the error of one leaf in one format is told.
+    """How the error of one leaf in one form is told.
 
-    To add one, subclass this as a frozen dataclass and write `errors`.
+    To add one, subclass this as a frozen dataclass and write `each`.
     """
 
     @abc.abstractmethod
-    def errors(
-        self, params: Any, trials: "Iterator[Trial]", sites: Sites
-    ) -> dict[str, list[float]]:
-        """The errors of each leaf, one for each of its trials, in their order.
+    def each(
+        self, params: Any, trials: Iterator[Trial], sites: Sites
+    ) -> Iterator[float]:
+        """The error of each trial, in their order.
 
         Args:
             params: the tree of dense weights.
-            trials: leaf after leaf, and for each format after format; each is made
-                when it is asked for.
+            trials: leaf after leaf, and for each form after form; each is made when it
+                is asked for.
             sites: the sites of the function.
         """
 
@@ -44,67 +89,118 @@ class Measure(abc.ABC):
 
         Args:
             params: the tree of dense weights.
-            changed: the leaves as their formats give them back, by name.
+            changed: the leaves as their forms give them back, by name.
 
         Returns:
             The error, or None if the measure tells that of single leaves only.
         """
         return None
 
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """One leaf in one format.
-
-    Attributes:
-        path: the leaf's name.
-        leaf: as it is.
-        small: as the format gives it back, of the leaf's shape and dtype.
-    """
-
-    path: str
-    leaf: jax.Array
-    small: jax.Array
+    @property
+    def name(self) -> str:
+        """What it measures, in a few words."""
+        return type(self).__name__
 
 
 @dataclasses.dataclass(frozen=True)
 class Sensitivity:
-    """What each leaf loses in each format, and what it takes; `print` shows the table.
+    """What each leaf loses in each form, and what it takes; `print` shows the table.
+
+    Rows are leaves and, where widths were tried, groups of coupled axes.
 
     Attributes:
-        candidates: the formats.
-        errors: for each leaf, one number for each candidate.
-        stored: for each leaf, the bytes in each candidate, scales included.
+        candidates: the forms.
+        errors: for each row, one number for each candidate: NaN if the outputs are no
+            numbers any more, None if the candidate does not suit the row.
+        stored: for each row, the bytes in each candidate, scales included; of a group
+            those of all the leaves that it touches. None where there is no error.
+        measure: how errors were told.
     """
 
-    candidates: tuple[Quantize | None, ...]
-    errors: Mapping[str, tuple[float, ...]]
-    stored: Mapping[str, tuple[int, ...]]
+    candidates: tuple[Candidate, ...]
+    errors: Mapping[str, tuple[float | None, ...]]
+    stored: Mapping[str, tuple[int | None, ...]]
+    measure: str = ""
 
     def __str__(self) -> str:
+        def shown(path: str, n: int) -> str:
+            error = self.errors[path][n]
+            return "-" if error is None else format(error, ".3g")
+
+        sums = [self._bytes(n) for n in range(len(self.candidates))]
+        last = ["-" if each is None else format(each, ",") for each in sums]
+        return self._rows(shown, [("bytes", last)])
+
+    def heat_map(self) -> str:
+        """The table in five shades, one for every factor of ten in the error.
+
+        The darkest is the largest error of all; a dot is less than a ten-thousandth of
+        it.
+        """
+        numbers = [e for row in self.errors.values() for e in row if e is not None]
+        most = max((e for e in numbers if math.isfinite(e)), default=0.0)
+
+        def shade(path: str, n: int) -> str:
+            error = self.errors[path][n]
+            if error is None:
+                return ""
+            if not math.isfinite(error):
+                return "NaN"
+            if most <= 0 or error <= 0:
+                return "."
+            step = 4 + math.floor(math.log10(error / most) + 1e-9)
+            return (".", "░", "▒", "▓", "█")[max(0, min(4, step))]
+
+        return self._rows(shade, [])
+
+    def to_json(self) -> dict[str, Any]:
+        """The table for other programs: `candidates`, `leaves`, `bytes`, `measure`.
+
+        `leaves` and `bytes` have for each row a number for each candidate, null where
+        it does not suit the row or is no number.
+        """
+        return {
+            "candidates": [name_of(each) for each in self.candidates],
+            "leaves": {
+                path: [e if e is not None and math.isfinite(e) else None for e in row]
+                for path, row in self.errors.items()
+            },
+            "bytes": {path: list(row) for path, row in self.stored.items()},
+            "measure": self.measure,
+        }
+
+    def _bytes(self, n: int) -> int | None:
+        """Of all leaves in one form; those that it does not suit stay as they are."""
+        if isinstance(self.candidates[n], Keep):
+            return None
+        leaves = [
+            row
+            for row in self.stored.values()
+            if not all(
+                stored is None or isinstance(each, Keep)
+                for stored, each in zip(row, self.candidates, strict=True)
+            )
+        ]
+        dense = self.candidates.index(None) if None in self.candidates else None
+        total = 0
+        for row in leaves:
+            stored = row[n]
+            if stored is None and dense is not None:
+                stored = row[dense]
+            if stored is None:
+                return None
+            total += stored
+        return total
+
+    def _rows(
+        self, cell: Callable[[str, int], str], last: list[tuple[str, list[str]]]
+    ) -> str:
         names = [name_of(each) for each in self.candidates]
-        wide = max(len("leaf"), *map(len, self.errors))
-        columns = [max(len(name), 9) for name in names]
-        pairs = list(zip(names, columns, strict=True))
-        lines = ["leaf".ljust(wide) + "".join(f"  {n.rjust(c)}" for n, c in pairs)]
-        for path, errors in self.errors.items():
-            cells = zip(errors, columns, strict=True)
-            told = "".join(f"  {format(e, '.3g').rjust(c)}" for e, c in cells)
-            lines.append(path.ljust(wide) + told)
-        sums = map(sum, zip(*self.stored.values(), strict=True))
-        stored = zip((format(each, ",") for each in sums), columns, strict=True)
-        told = "".join(f"  {each.rjust(column)}" for each, column in stored)
-        lines.append("bytes".ljust(wide) + told)
-        return "\n".join(lines)
-
-
-def name_of(candidate: Quantize | None) -> str:
-    """A candidate in a word or two: "int4 /64"."""
-    if candidate is None:
-        return "as it is"
-    assert candidate.weights is not None
-    size = getattr(candidate.weights.granularity, "size", None)
-    return str(candidate.weights.format) + (f" /{size}" if size else "")
+        cells = [
+            (path, *(cell(path, n) for n in range(len(names)))) for path in self.errors
+        ]
+        rows = [("leaf", *names), *cells, *((name, *told) for name, told in last)]
+        return in_blocks(rows, right=range(1, len(names) + 1))
 
 
 def measure_sensitivity(
@@ -115,24 +211,39 @@ def measure_sensitivity(
     sites: Sites,
     leaves: Predicate = ...,
     moments: Mapping[str, jax.Array] | None = None,
+    groups: Groups | None = None,
+    partial: bool = False,
+    resume: str | os.PathLike[str] | None = None,
+    tell: Tell | None = None,
 ) -> Sensitivity:
-    """Find out what each leaf loses in each of several formats.
+    """Find out what each leaf loses in each of several forms, and each width.
 
     Args:
         params: the parameters, with dense leaves.
-        candidates: the formats; None among them keeps a leaf as it is.
+        candidates: the forms: `Quantize`, `OneShot`, `Svd`, pairs of `Svd` and
+            `Weights`; `Keep` for the groups; None among them keeps a leaf as it is.
         measure: how errors are told: `OutputError` runs the model, `LayerError` and
             `HessianError` estimate.
         sites: the sites of the function.
         leaves: which leaves; every weight unless it says otherwise.
-        moments: as for `quantize`, if a candidate's rounding learns from them.
+        moments: second moments of the inputs of leaves, as for `quantize`, if a
+            candidate learns from them.
+        groups: coupled axes, of `jcompress.shrinking.find_groups`, whose widths `Keep`
+            cuts: the units of the least magnitude, with zeros in their place, so that
+            shapes stay. Groups over which an operation reduces are left out.
+        partial: leave out what does not suit a leaf, in place of raising.
+        resume: a file that each error is written to as it comes. Called again with the
+            same file, what it holds is not measured again.
+        tell: told after each error.
 
     Returns:
         The table.
 
     Raises:
-        ValueError: there is no candidate.
-        MismatchError: as `quantize`; a candidate that has no weights.
+        ValueError: there is no candidate; or `Keep` without groups.
+        MismatchError: as `quantize` and the others, unless `partial`; a candidate that
+            suits no leaf.
+        ResumeError: the file is of another model, of other candidates or data.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -149,61 +260,116 @@ def measure_sensitivity(
         >>> table.errors["a"][0] > table.errors["a"][1], table.stored["a"]
         (True, (64, 96))
     """
-    stored = stored_by_candidate(params, candidates, sites=sites, leaves=leaves)
+    stored = stored_by_candidate(
+        params, candidates, sites=sites, leaves=leaves, partial=partial
+    )
     names = tuple(stored)
     found = find_leaves("measure_sensitivity", params, names, sites=sites)
+    widths = _widths(params, candidates, groups)
+    if widths is not None:
+        stored |= widths.stored(candidates)
+    if partial:
+        _check_used(candidates, stored)
+    results = Results(resume)
+    if resume is not None:
+        results.open(
+            {
+                "candidates": fingerprint([repr(each) for each in candidates]),
+                "model": fingerprint([str(sites), params]),
+                "data": fingerprint(measure),
+                "measure": measure.name,
+            }
+        )
+    wanted = [
+        (path, n)
+        for path, row in stored.items()
+        for n, size in enumerate(row)
+        if size is not None
+    ]
+    open_ones = [cell for cell in wanted if cell not in results]
 
     def trials() -> Iterator[Trial]:
-        for path in names:
-            for each in candidates:
-                leaf = jnp.asarray(found[path])
-                small = given_back(path, leaf, each, sites=sites, moments=moments)
-                yield Trial(path, leaf, small)
+        for path, n in open_ones:
+            each = candidates[n]
+            if isinstance(each, Keep):
+                assert widths is not None
+                yield Trial(path, None, None, widths.zeroed(path, each))
+                continue
+            leaf = jnp.asarray(found[path])
+            small = given_back(path, leaf, each, sites=sites, moments=moments)
+            yield Trial(path, leaf, small, {path: small})
 
-    errors = measure.errors(params, trials(), sites)
+    done = len(wanted) - len(open_ones)
+    pairs = zip(open_ones, measure.each(params, trials(), sites), strict=True)
+    for (path, n), error in pairs if open_ones else ():
+        results.add(path, n, error)
+        done += 1
+        if tell is not None:
+            tell(done, len(wanted), f"{path} {name_of(candidates[n])}")
     return Sensitivity(
-        tuple(candidates), {path: tuple(errors[path]) for path in names}, stored
+        tuple(candidates),
+        {
+            path: tuple(
+                None if size is None else results[path, n] for n, size in enumerate(row)
+            )
+            for path, row in stored.items()
+        },
+        stored,
+        measure.name,
     )
 
 
-def given_back(
-    path: str,
-    leaf: jax.Array,
-    candidate: Quantize | None,
-    *,
-    sites: Sites,
-    moments: Mapping[str, jax.Array] | None,
-) -> jax.Array:
-    """A leaf as a format gives it back."""
-    if candidate is None:
-        return leaf
-    rules = _only(path, candidate)
-    made = quantize({path: leaf}, rules, sites=sites, moments=moments)
-    dense: jax.Array = made[path].dense()
-    return dense
+def _widths(
+    params: Any, candidates: Candidates, groups: Groups | None
+) -> Widths | None:
+    if not any(isinstance(each, Keep) for each in candidates):
+        return None
+    if groups is None:
+        raise ValueError(
+            "measure_sensitivity: Keep cuts groups of coupled axes; give "
+            "groups=find_groups(fn, params, ...)"
+        )
+    return Widths.of(params, groups)
+
+
+def _check_used(
+    candidates: Candidates, stored: Mapping[str, Sequence[int | None]]
+) -> None:
+    for n, each in enumerate(candidates):
+        if all(row[n] is None for row in stored.values()):
+            what = "group of axes" if isinstance(each, Keep) else "leaf"
+            raise MismatchError(
+                f"measure_sensitivity: {name_of(each)!r} suits no {what}; leave it out"
+            )
 
 
 def stored_by_candidate(
-    params: Any, candidates: Candidates, *, sites: Sites, leaves: Predicate = ...
-) -> dict[str, tuple[int, ...]]:
-    """The bytes of each leaf in each format, from shapes; nothing is computed.
+    params: Any,
+    candidates: Candidates,
+    *,
+    sites: Sites,
+    leaves: Predicate = ...,
+    partial: bool = False,
+) -> dict[str, tuple[int | None, ...]]:
+    """The bytes of each leaf in each form, from shapes; nothing is computed.
 
     Args:
         params: the parameters; shapes suffice.
-        candidates: the formats; None keeps a leaf as it is.
+        candidates: the forms; None keeps a leaf as it is. `Keep` suits no leaf.
         sites: the sites of the function.
         leaves: which leaves.
+        partial: None for what does not suit a leaf, in place of raising.
 
     Raises:
-        ValueError: there is no candidate.
+        ValueError: there is no candidate, or one whose bytes depend on the weights.
+        TypeError: one is of another kind.
         MismatchError: a candidate does not suit a leaf.
     """
-    if not candidates:
-        raise ValueError("measure_sensitivity: candidates is empty; give Quantize(...)")
+    check_candidates(candidates)
     rules: Rules[bool] = [(leaves, True)]
     chosen = resolve(rules, sites, transform="measure_sensitivity").leaves
     every = dict(named_leaves(params))
-    stored: dict[str, tuple[int, ...]] = {}
+    stored: dict[str, tuple[int | None, ...]] = {}
     for path in chosen:
         site = sites.of(path)[0]
         if not jnp.issubdtype(site.dtype, jnp.floating):
@@ -214,27 +380,24 @@ def stored_by_candidate(
                 "with this tree"
             )
         shape = jax.ShapeDtypeStruct(site.shape, site.dtype)
-        stored[path] = tuple(_bytes(path, shape, each, sites) for each in candidates)
+        stored[path] = tuple(
+            _size(path, shape, each, sites, partial) for each in candidates
+        )
     return stored
 
 
-def _bytes(
-    path: str, leaf: jax.ShapeDtypeStruct, candidate: Quantize | None, sites: Sites
-) -> int:
-    if candidate is None:
-        return int(leaf.size * leaf.dtype.itemsize)
-    # How numbers are chosen changes nothing of how many bytes they take.
-    plain = dataclasses.replace(candidate, rounding=Nearest())
-    if candidate.weights is not None:
-        plain = dataclasses.replace(plain, activation=None)
-    made = jax.eval_shape(
-        lambda x: quantize({path: x}, _only(path, plain), sites=sites), leaf
-    )
-    return int(made[path].stored_bytes)
-
-
-def _only(path: str, spec: Quantize) -> Rules[Quantize]:
-    def own(site: Site) -> bool:
-        return site.path == path
-
-    return [(own, spec)]
+def _size(
+    path: str,
+    leaf: jax.ShapeDtypeStruct,
+    candidate: Candidate,
+    sites: Sites,
+    partial: bool,
+) -> int | None:
+    if isinstance(candidate, Keep):
+        return None
+    try:
+        return stored_size(path, leaf, candidate, sites)
+    except MismatchError as error:
+        if partial:
+            return None
+        raise MismatchError(f"measure_sensitivity: {error}") from error
