@@ -174,7 +174,8 @@ def test_the_table_for_people_and_programs(table: Sensitivity) -> None:
     assert list(told["leaves"]) == list(told["bytes"]) == list(table.errors)
     assert told["leaves"]["up"][5] is told["bytes"]["up"][5] is None
     lines = str(table).splitlines()
-    assert len(lines) == 2 + len(table.errors)
+    # A head, a rule, the leaves and the bytes.
+    assert len(lines) == 3 + len(table.errors)
     assert lines[0].split()[1:3] == ["int4", "/8"]
     heat = table.heat_map().splitlines()
     assert len(heat) == 1 + len(table.errors)
