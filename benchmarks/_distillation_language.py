@@ -99,9 +99,10 @@ def _step(
 
     def labels(s: Any, t: Any, batch: Any) -> jax.Array:
         del t
-        return optax.softmax_cross_entropy_with_integer_labels(
+        loss: jax.Array = optax.softmax_cross_entropy_with_integer_labels(
             s[0], batch["text"][:, 1:]
         )
+        return loss
 
     losses = {"labels": Loss(fn=labels)}
     if method != ALONE:

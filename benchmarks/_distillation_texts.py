@@ -6,6 +6,7 @@ begin as a part of it: every second layer, or half of the heads and hidden units
 
 import functools
 import pathlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _distillation_subjects import ALONE, SOFT, Subject
-from _minilm_texts import fit_probe, minilm_bert, part, texts
+from _minilm_texts import fit_probe, part, texts
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "examples"))
+import minilm_bert
 
 from jcompress.distillation import Loss, distill_step, init_state
 from jcompress.distillation.features import hidden_cosine
@@ -73,7 +77,7 @@ def reuters(place: pathlib.Path, r8: pathlib.Path, quick: bool) -> Iterator[Subj
 
     data = Texts(*(batched(*each) for each in parts))
     vectors = np.concatenate([batch["embedding"] for batch in data.train])
-    probe = fit_probe(vectors, [int(n) for batch in data.train for n in batch["y"]])
+    probe = fit_probe(vectors, [str(n) for batch in data.train for n in batch["y"]])
     head = {
         "kernel": jnp.asarray(probe.coef_.T, jnp.float32),
         "bias": jnp.asarray(probe.intercept_, jnp.float32),
@@ -110,7 +114,8 @@ def _score(data: Texts, student: Student, params: Any, test: bool) -> float:
     @jax.jit
     def right(params: Any, tokens: Any, mask: Any, y: Any) -> jax.Array:
         shown = _classify(params["head"], student.fn(params["net"], tokens, mask))
-        return jnp.argmax(shown, axis=-1) == y
+        told: jax.Array = jnp.argmax(shown, axis=-1) == y
+        return told
 
     batches = data.test if test else data.validation
     found = [right(params, b["tokens"], b["mask"], b["y"]) for b in batches]
@@ -135,7 +140,10 @@ def _train(
 
     def labels(s: Any, t: Any, batch: Any) -> jax.Array:
         del t
-        return optax.softmax_cross_entropy_with_integer_labels(s[0], batch["y"])
+        loss: jax.Array = optax.softmax_cross_entropy_with_integer_labels(
+            s[0], batch["y"]
+        )
+        return loss
 
     losses = {"labels": Loss(fn=labels)}
     if method != ALONE:

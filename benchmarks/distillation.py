@@ -61,7 +61,6 @@ from _distillation_images import (
 from _distillation_language import language
 from _distillation_subjects import ALONE, SOFT, Row, Subject, rows_of
 from _distillation_texts import reuters
-from _minilm_texts import minilm_bert
 
 from jcompress.distillation import (
     DistillState,
@@ -75,6 +74,7 @@ from jcompress.distillation.relations import init_bank
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "examples"))
 import fashion_mnist
+import minilm_bert
 
 BAR = 1.05
 """How many times the student's step and the teacher's forward a step may take."""
@@ -140,7 +140,11 @@ class Bench:
         for _ in range(epochs):
             rows = order.permutation(len(y))[: len(y) // BATCH * BATCH]
             for index in rows.reshape(-1, BATCH):
-                batch = {"x": x[index], "y": y[index], "index": index.astype(np.int32)}
+                batch: dict[str, Any] = {
+                    "x": x[index],
+                    "y": y[index],
+                    "index": index.astype(np.int32),
+                }
                 if self.shown is not None:
                     batch["teacher"] = View(*(part[index] for part in self.shown))
                 yield batch
@@ -164,7 +168,8 @@ class Bench:
         look = jax.jit(functools.partial(view, TEACHER))
         parts = np.split(self.data.train[0], len(self.data.train[0]) // 1000)
         found = [jax.tree.map(np.asarray, look(self.teacher, x)) for x in parts]
-        return View(*map(np.concatenate, zip(*found, strict=True)))
+        whole: Any = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+        return View(*whole)
 
     def _made(self, name: str, choice: Choice) -> Step:
         """The step of a method, compiled when first used."""

@@ -65,7 +65,8 @@ def block(p: Any, x: jax.Array) -> jax.Array:
     mixed = jax.nn.dot_product_attention(q, k, v)
     x = x + mixed.reshape(x.shape) @ p["out"]
     y = normal(x)
-    return x + (jax.nn.silu(y @ p["gate"]) * (y @ p["up"])) @ p["down"]
+    out: jax.Array = x + (jax.nn.silu(y @ p["gate"]) * (y @ p["up"])) @ p["down"]
+    return out
 
 
 def images(p: Any, x: jax.Array) -> jax.Array:
@@ -83,7 +84,8 @@ def images(p: Any, x: jax.Array) -> jax.Array:
 
     y = jax.nn.relu6(conv(x, "wide"))
     y = jax.nn.relu6(conv(y, "each", 96))
-    return x + conv(y, "thin")
+    out: jax.Array = x + conv(y, "thin")
+    return out
 
 
 def programs() -> dict[str, tuple[Callable[..., Any], Any, list[Array]]]:
@@ -95,7 +97,7 @@ def programs() -> dict[str, tuple[Callable[..., Any], Any, list[Array]]]:
     eight = Activation(format=Int(8), granularity=PerRow())
     four = Weights(format=Int(4), granularity=PerGroup(32))
     rows = [np.asarray(numbers(2, 40, WIDTH, seed=20 + i)) for i in range(INPUTS)]
-    found = {}
+    found: dict[str, Any] = {}
     for name, spec in (
         ("W8A8", Quantize(activation=eight)),
         ("W4A8", Quantize(weights=four, activation=eight)),

@@ -15,7 +15,14 @@ from jcompress.checkpoint.manifest import (
     is_function,
     to_manifest,
 )
-from jcompress.checkpoint.storage import DRAFT, read, require_orbax, versions, write
+from jcompress.checkpoint.storage import (
+    DRAFT,
+    is_number,
+    read,
+    require_orbax,
+    versions,
+    write,
+)
 from jcompress.kv_cache import KVCache
 from jcompress.leaves import path_name
 from jcompress.tensors import is_compressed
@@ -63,7 +70,8 @@ def save(path: Path, tree: Any) -> None:
                 f"save: two leaves of the tree are named {name!r}; keys that contain "
                 "a slash or differ only in type cannot be told apart"
             )
-        leaves[name] = to_manifest(leaf, name, arrays)
+        # A tree that is one leaf has no name, which some versions of Orbax need.
+        leaves[name] = to_manifest(leaf, name or "leaf", arrays)
     # Orbax refuses arrays without elements; the manifest says all there is to them.
     stored = {key: value for key, value in arrays.items() if value.size}
     manifest = {"format": FORMAT, "leaves": leaves, "arrays": list(stored)}
@@ -92,7 +100,8 @@ def load(path: Path, like: Any = None) -> Any:
             `like`; the leaf is named.
     """
     found = load_leaves(path)
-    return _nested(found) if like is None else _placed(found, like)
+    where = f"load: {pathlib.Path(path)}"
+    return _nested(found, where) if like is None else _placed(found, like, where)
 
 
 def load_leaves(path: Path) -> dict[str, Any]:
@@ -146,18 +155,18 @@ def _refuse_foreign(folder: pathlib.Path) -> None:
         raise CheckpointError(f"save: {folder} is a file, not a directory")
     for entry in folder.iterdir():
         number = entry.name.partition(DRAFT)[0]
-        if not (number.isdigit() and entry.is_dir()):
+        if not (is_number(number) and entry.is_dir() and not entry.is_symlink()):
             raise CheckpointError(
                 f"save: {folder} holds {entry.name!r}, which no checkpoint contains; "
                 "give a directory of its own"
             )
 
 
-def _nested(found: dict[str, Any]) -> Any:
+def _nested(found: dict[str, Any], where: str) -> Any:
     for name, leaf in found.items():
         if isinstance(leaf, StoredFunction):
             raise CheckpointError(
-                f"load: {name!r} was {_kind(leaf)}, of which a checkpoint holds the "
+                f"{where}: {name!r} was {_kind(leaf)}, of which a checkpoint holds the "
                 "name only; give load the saved tree's structure with like="
             )
     if set(found) == {""}:
@@ -172,14 +181,14 @@ def _nested(found: dict[str, Any]) -> Any:
                 break
         if not isinstance(place, dict) or last in place:
             raise CheckpointError(
-                f"load: the name {name!r} is also the beginning of another leaf's "
+                f"{where}: the name {name!r} is also the beginning of another leaf's "
                 "name; give load the structure with like="
             )
         place[last] = leaf
     return tree
 
 
-def _placed(found: dict[str, Any], like: Any) -> Any:
+def _placed(found: dict[str, Any], like: Any, where: str) -> Any:
     wanted = _named(like)
     names = [name for name, _ in wanted]
     absent = [name for name in names if name not in found]
@@ -191,17 +200,17 @@ def _placed(found: dict[str, Any], like: Any) -> Any:
             if absent
             else f"the stored leaf {surplus[0]!r} is not in the template"
         )
-        raise CheckpointError(f"load: {which}; stored are {stored}")
-    leaves = [_fitted(name, found[name], leaf) for name, leaf in wanted]
+        raise CheckpointError(f"{where}: {which}; stored are {stored}")
+    leaves = [_fitted(name, found[name], leaf, where) for name, leaf in wanted]
     structure = jax.tree.structure(like, is_leaf=_is_whole)
     return jax.tree.unflatten(structure, leaves)
 
 
-def _fitted(name: str, stored: Any, template: Any) -> Any:
+def _fitted(name: str, stored: Any, template: Any, where: str) -> Any:
     wanted, given = _kind(template), _kind(stored)
     if wanted != given:
         raise CheckpointError(
-            f"load: {name!r} is stored as {given}, the template says {wanted}"
+            f"{where}: {name!r} is stored as {given}, the template says {wanted}"
         )
     if isinstance(stored, StoredFunction):
         return template

@@ -44,7 +44,14 @@ def require_orbax() -> ModuleType:
 
 def versions(folder: pathlib.Path) -> list[int]:
     """The numbers of the finished versions, in increasing order."""
-    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+    return sorted(
+        int(entry.name) for entry in folder.iterdir() if is_number(entry.name)
+    )
+
+
+def is_number(name: str) -> bool:
+    """Whether a name is a number as versions are numbered: no 007, no other digits."""
+    return name.isascii() and name.isdigit() and name == str(int(name))
 
 
 def write(
@@ -148,6 +155,10 @@ def _sums(version: pathlib.Path) -> dict[str, int]:
 def _check_files(version: pathlib.Path) -> None:
     """Find damage before Orbax, which reports part of it from background tasks."""
     damaged = f"load: {version} is incomplete or damaged"
+    for entry in (version, *version.rglob("*")):
+        # Which `save` never writes: what is read would lie somewhere else.
+        if entry.is_symlink():
+            raise CheckpointError(f"load: {entry} is a link, not part of a checkpoint")
     try:
         wanted = dict(json.loads((version / _SUMS).read_text()))
     except (OSError, ValueError, TypeError) as error:

@@ -48,7 +48,8 @@ def run_adapted(
             scaling = read or input_scale(x, contracted(use), activation, None)
             rounds = dataclasses.replace(site, activation=activation)
             inputs = rounds.faked(use, inputs, scaling)
-        return site.dense(use, inputs, bind, entry.why)
+        made: list[jax.Array] = site.dense(use, inputs, bind, entry.why)
+        return made
     if not isinstance(base, CompressedTensor):
         (out,) = bind(given(leaf.viewed(base)))
         site.note(use, inputs, How.ADAPTED)

@@ -36,7 +36,8 @@ def run_ragged(
     faked = site.faked(use, inputs, scaling)
     why = kernel if isinstance(kernel, str) else why_not_by_expert(use.eqn, leaf)
     if why:
-        return site.dense(use, faked, bind, why)
+        made: list[jax.Array] = site.dense(use, faked, bind, why)
+        return made
     assert isinstance(kernel, LeafKernel)
     factored = isinstance(leaf.tensor, LowRank)
     if on_cpu():

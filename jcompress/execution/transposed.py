@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,13 @@ class Phase:
     window: Window
 
 
+class _Axis(NamedTuple):
+    first: int
+    tap: int
+    taps: int
+    padding: tuple[int, int]
+
+
 def phases_of(window: Window, steps: Sequence[int], out: Sequence[int]) -> list[Phase]:
     """The plain convolutions that make up a transposed one.
 
@@ -43,7 +50,7 @@ def phases_of(window: Window, steps: Sequence[int], out: Sequence[int]) -> list[
     Returns:
         Them; an empty list if one of them has no position of the kernel.
     """
-    axes: list[list[tuple[int, int, int, tuple[int, int]]]] = []
+    axes: list[list[_Axis]] = []
     every = zip(window.sizes, window.kernel, window.padding, steps, out, strict=True)
     for size, kernel, (low, _), step, whole in every:
         found = []
@@ -55,13 +62,22 @@ def phases_of(window: Window, steps: Sequence[int], out: Sequence[int]) -> list[
             before = (low - first - tap) // step
             outputs = -(-(whole - first) // step)
             after = outputs - 1 + count - size - before
-            found.append((first, tap, count, (before, after)))
+            found.append(_Axis(first, tap, count, (before, after)))
         axes.append(found)
     made = []
     for parts in itertools.product(*axes):
-        first, tap, count, padding = zip(*parts, strict=True)
-        own = dataclasses.replace(window, kernel=count, padding=padding)
-        made.append(Phase(first=first, taps=tap, window=own))
+        own = dataclasses.replace(
+            window,
+            kernel=tuple(part.taps for part in parts),
+            padding=tuple(part.padding for part in parts),
+        )
+        made.append(
+            Phase(
+                first=tuple(part.first for part in parts),
+                taps=tuple(part.tap for part in parts),
+                window=own,
+            )
+        )
     return made
 
 

@@ -16,6 +16,9 @@ from jcompress.interchange.gguf_types import GgmlType as GgmlType
 from jcompress.interchange.gguf_write import write_gguf as write_gguf
 from jcompress.interchange.gptq import read_gptq as read_gptq
 from jcompress.interchange.gptq import write_gptq as write_gptq
+from jcompress.interchange.onnx_lowering import OnnxError as OnnxError
+from jcompress.interchange.onnx_write import WrittenDense as WrittenDense
+from jcompress.interchange.onnx_write import write_onnx as write_onnx
 from jcompress.interchange.placing import place as place
 from jcompress.interchange.qwix_arrays import from_qwix as from_qwix
 from jcompress.interchange.qwix_arrays import to_qwix as to_qwix

@@ -1,6 +1,7 @@
 """Files that are read without being trusted, and replaced as a whole or not at all."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import secrets
@@ -35,6 +36,18 @@ def mapped(path: Path) -> Host:
     if not place.stat().st_size:
         raise FileFormatError(f"{place}: the file is empty")
     return np.memmap(place, np.uint8, "r").view(np.ndarray)
+
+
+def refuse_place(path: Path) -> None:
+    """Raise OSError if no file can be written at `path`, before work on its content."""
+    place = pathlib.Path(path).absolute()
+    code = 0
+    if place.is_dir():
+        code = errno.EISDIR
+    elif not place.parent.is_dir():
+        code = errno.ENOTDIR if place.parent.exists() else errno.ENOENT
+    if code:
+        raise OSError(code, os.strerror(code), str(path))
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ def write_program(
     _check(names, args, platforms)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), args)
     if any_batch:
-        shapes = _open(shapes)
+        shapes = with_open_batch(shapes)
     make = jax.export.export(
         jax.jit(fn), platforms=platforms, disabled_checks=list(checks)
     )
@@ -158,7 +158,7 @@ def _numbered(name: str, count: int) -> list[str]:
     return [name] if count == 1 else [f"{name}{n}" for n in range(count)]
 
 
-def _open(shapes: Any) -> Any:
+def with_open_batch(shapes: Any) -> Any:
     """With the symbol b for the first axis of all that have the first one's size."""
     sized = [x.shape[0] for x in jax.tree.leaves(shapes) if x.shape]
     if not sized:

@@ -14,10 +14,12 @@ import numpy as np
 
 from jcompress import checkpoint
 from jcompress.conversion import Changes, describe_changes
+from jcompress.errors import MismatchError
 from jcompress.execution import compressed, fused
+from jcompress.interchange import write_onnx
 from jcompress.kernels import Implementation, export_checks
 from jcompress.models.adapting import Function, as_function
-from jcompress.models.programs import input_names, write_program
+from jcompress.models.programs import input_names, with_open_batch, write_program
 from jcompress.models.steps import Arguments, RulesStep, Step, Work, finished
 from jcompress.report import Comparison, Metric, compare, latency
 from jcompress.report.programs import Jitted
@@ -182,6 +184,49 @@ class Compressed:
             platforms=platforms,
         )
 
+    def to_onnx(
+        self,
+        path: str | pathlib.Path,
+        *,
+        any_batch: bool = True,
+        portable: bool = False,
+        shared_range: bool = False,
+    ) -> int:
+        """Write model and weights to an ONNX file, which runs without JAX.
+
+        It is tried on the example before. Compressed leaves stay small in it.
+        `jcompress.interchange.write_onnx` says how each is written.
+
+        Args:
+            path: the file, written as a whole or not at all.
+            any_batch: leave the first axis of the inputs open, if they have one of the
+                same size.
+            portable: use nothing but ONNX's own operators, for other runtimes than
+                onnxruntime.
+            shared_range: round all rows of data by one range, which is faster there.
+
+        Returns:
+            How many bytes were written.
+
+        Raises:
+            ImportError: the extra `onnx` is not installed.
+            OnnxError: an operation of the model has no form in ONNX, its floats are
+                not float32, or onnxruntime computes something else.
+            OSError: the file cannot be written.
+        """
+        args: Arguments = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), self.args
+        )
+        return write_onnx(
+            path,
+            self.plain,
+            self.params,
+            *(with_open_batch(args) if any_batch else args),
+            portable=portable,
+            shared_range=shared_range,
+            example=self.args,
+        )
+
 
 def compress(
     model: Any,
@@ -283,15 +328,13 @@ def load(folder: str | pathlib.Path, model: Any, inputs: Any) -> Compressed:
             f"load: {folder} holds a tree and no model that Compressed.save wrote; "
             "jcompress.checkpoint.load reads it"
         )
-    about = json.loads(found["about"])
-    if about["format"] > FORMAT:
-        raise checkpoint.CheckpointError(
-            f"load: {folder} is of format {about['format']}, and this version of "
-            f"jcompress knows {FORMAT}; update it"
-        )
+    _check_format(found["about"], folder)
     fn, like, plan = dense.fn, dense.params, None
     if "plan" in found:
-        chosen = plan = Plan.from_tree(found["plan"])
+        try:
+            chosen = plan = Plan.from_tree(found["plan"])
+        except MismatchError as error:
+            raise checkpoint.CheckpointError(f"load: {folder}: {error}") from error
         fn = shrunk(fn, plan)
         like = jax.eval_shape(lambda params: shrink(params, chosen), like)
     params = checkpoint.load(pathlib.Path(folder), {**found, "params": like})["params"]
@@ -303,6 +346,23 @@ def load(folder: str | pathlib.Path, model: Any, inputs: Any) -> Compressed:
         args=args,
         plan=plan,
     )
+
+
+def _check_format(about: Any, folder: str | pathlib.Path) -> None:
+    """Refuse what `Compressed.save` of another version wrote, or something else."""
+    try:
+        format = json.loads(about)["format"]
+    except (ValueError, TypeError, KeyError):
+        format = None
+    if not isinstance(format, int):
+        raise checkpoint.CheckpointError(
+            f"load: {folder} names no format; Compressed.save did not write it"
+        )
+    if format > FORMAT:
+        raise checkpoint.CheckpointError(
+            f"load: {folder} is of format {format}, and this version of jcompress "
+            f"knows {FORMAT}; update it"
+        )
 
 
 def _running(fn: Callable[..., Any], params: Any) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ import jax
 
 from jcompress.conversion import resolve_specs
 from jcompress.distillation.students import plan_narrower
+from jcompress.errors import MismatchError
 from jcompress.formats import Int
 from jcompress.leaves import named_leaves
 from jcompress.low_rank import Svd, factorize
@@ -183,6 +184,10 @@ class SparseStep(Step):
         def fits(site: Site) -> bool:
             return bool(sites.products(site.path)) and _inputs(site) % m == 0
 
+        if not any(map(fits, sites)):
+            raise MismatchError(
+                f"compress: {pattern}: {m} divides the number of inputs of no weight"
+            )
         spec = OneShot(method=method, pattern=pattern, sparsity=self.sparsity)
         rules = [(fits, spec)]
         moments = work.moments(rules) if method.learns else None

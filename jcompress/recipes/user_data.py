@@ -117,6 +117,9 @@ def read_data(batches: Callable[[], Any], source: Source) -> Data:
             f"{source}: the example is all zeros, which some processors multiply "
             "faster; give real data"
         )
+    floats = [x for x in arrays if np.issubdtype(x.dtype, np.floating)]
+    if not all(np.isfinite(x).all() for x in floats):
+        raise UserCodeError(f"{source}: the example holds numbers that are not finite")
     if metric is not None and not callable(metric):
         raise UserCodeError(
             f"{source}: the metric is a function, metric(run) -> float, not "

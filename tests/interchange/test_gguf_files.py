@@ -330,6 +330,14 @@ ENDLESS = struct.pack("<IQ", 8, 2**60)
         (gguf_bytes([], [tensor_info("w", [1] * 5, 0, 0)], BLOCK), "5 axes"),
         (gguf_bytes([], [GOOD], bytes(33)), "'w' reaches to byte"),
         (
+            gguf_bytes([], [tensor_info("w", [32], 8, 2**40)], BLOCK),
+            "'w' reaches to byte",
+        ),
+        (
+            gguf_bytes([], [tensor_info("w", [32], 8, 2**64 - 32)], BLOCK),
+            "'w' reaches to byte",
+        ),
+        (
             gguf_bytes([], [tensor_info("w", [2**40, 2**40], 0, 0)], BLOCK),
             "'w' reaches to byte",
         ),
