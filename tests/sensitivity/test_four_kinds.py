@@ -178,7 +178,7 @@ def test_the_table_for_people_and_programs(table: Sensitivity) -> None:
     assert len(lines) == 3 + len(table.errors)
     assert lines[0].split()[1:3] == ["int4", "/8"]
     heat = table.heat_map().splitlines()
-    assert len(heat) == 1 + len(table.errors)
+    assert len(heat) == 2 + len(table.errors)
     assert "█" in table.heat_map()
 
 
