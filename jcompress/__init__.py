@@ -23,7 +23,8 @@ The names to start with are `compress`, `expect`, `load`, and the steps of a rec
     calibration   fixed ranges of data: percentile, least error, entropy
     qat           quantization-aware training: learned scales, noise
     optimizers    states in 8 bits, gradients averaged in int8
-    sensitivity   what each leaf loses in each format; formats within a budget
+    sensitivity   what each leaf loses in each form; formats within a budget
+    budget        bytes, multiplications or seconds shared out over all kinds at once
     correction    biases that make up for rounding
     tensors       the compressed leaves that stand in a tree for arrays
     execution     run a function on a tree with compressed leaves
@@ -38,6 +39,7 @@ The names to start with are `compress`, `expect`, `load`, and the steps of a rec
     checkpoint    save and load trees with compressed leaves
     interchange   quantized weights in the files and trees of other libraries
     report        sizes, latencies and the labels they earn
+    evidence      a page that draws a report; writers of scalars and weights
     recipes       what the commands of `jcompress` do
 """
 
@@ -57,6 +59,7 @@ if _TYPE_CHECKING:
     from jcompress import distillation as distillation
     from jcompress import ensembles as ensembles
     from jcompress import errors as errors
+    from jcompress import evidence as evidence
     from jcompress import execution as execution
     from jcompress import formats as formats
     from jcompress import interchange as interchange
@@ -97,11 +100,11 @@ __version__ = "0.1.0"
 _NAMESPACES = (
     *("allocation", "budget", "calibration", "checkpoint", "conversion"),
     *("correction", "depth"),
-    *("distillation", "ensembles", "errors", "execution", "formats", "interchange"),
-    *("kernels", "kv_cache", "low_rank", "merging", "models", "optimizers"),
-    *("pruning", "qat", "quantization", "recipes", "report", "rescaling", "rounding"),
-    *("rules", "sensitivity", "serving", "sharing", "shrinking", "sites"),
-    *("statistics", "tensors"),
+    *("distillation", "ensembles", "errors", "evidence", "execution", "formats"),
+    *("interchange", "kernels", "kv_cache", "low_rank", "merging", "models"),
+    *("optimizers", "pruning", "qat", "quantization", "recipes", "report"),
+    *("rescaling", "rounding", "rules", "sensitivity", "serving", "sharing"),
+    *("shrinking", "sites", "statistics", "tensors"),
 )
 _STARTERS = (
     *("compress", "expect", "half_width", "load", "nm", "sparse", "svd"),
