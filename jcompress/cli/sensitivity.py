@@ -31,6 +31,8 @@ it comes: after an interruption the same command goes on with them.
 exit codes: 0 done; 1 an error, said in one line; 2 wrong usage, or FILE is of
 another model or of other data
 
+example, with the files of `jcompress compress --help`:
+
   $ jcompress sensitivity --model model.py:build --data model.py:batches
 """
 

@@ -72,7 +72,7 @@ input
 
 example:
 
-  jcompress serve model.jax --port 8000
+  $ jcompress serve model.jax --port 8000
 """
 
 _MIXING = 0.05

@@ -76,7 +76,8 @@ example, with a file model.py:
           return (run(x).argmax(axis=1) == wanted).mean()
       return {"example": x, "metric": accuracy, "higher_is_better": True}
 
-  $ jcompress compress --model model.py:build --data model.py:batches --out small
+  $ jcompress compress --model model.py:build \\
+      --data model.py:batches --out small
 """
 
 

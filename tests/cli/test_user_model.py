@@ -34,7 +34,8 @@ def help_of(command, capsys):
 
 
 def commands_of(text):
-    return [shlex.split(line)[1:] for line in re.findall(r"^  \$ (.*)$", text, re.M)]
+    whole = text.replace("\\\n", "")
+    return [shlex.split(line)[1:] for line in re.findall(r"^  \$ (.*)$", whole, re.M)]
 
 
 @pytest.fixture(scope="module")
