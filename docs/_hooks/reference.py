@@ -113,9 +113,13 @@ def write_index(namespaces: dict[str, pathlib.Path]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def on_startup(**_: Any) -> None:
+    """Lay the sources before mkdocstrings looks for the folder."""
+    lay_sources()
+
+
 def on_config(config: "MkDocsConfig") -> "MkDocsConfig":
     """Add the pages to the navigation."""
-    lay_sources()
     pages: list[Any] = ["reference/index.md"]
     sections: dict[str, list[Any]] = {}
     namespaces = find_namespaces()

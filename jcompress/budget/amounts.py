@@ -10,7 +10,7 @@ import numpy as np
 
 from jcompress.errors import MismatchError
 from jcompress.leaves import named_leaves
-from jcompress.sensitivity.candidates import share_multiplied
+from jcompress.sensitivity.counting import share_multiplied
 from jcompress.sites import find_sites
 from jcompress.tensors import is_compressed
 

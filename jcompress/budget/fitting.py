@@ -10,11 +10,12 @@ import jax
 
 from jcompress.budget.amounts import Budget, told
 from jcompress.budget.front import Front, Point
+from jcompress.budget.mixes import Tried
 from jcompress.budget.mixing import Mix
-from jcompress.budget.search import Search, Tried
+from jcompress.budget.search import Search
 from jcompress.models import as_function
 from jcompress.sensitivity import Candidate, Sensitivity, relative_error
-from jcompress.sensitivity.table import Tell
+from jcompress.sensitivity.trying import Tell
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

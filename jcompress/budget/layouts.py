@@ -13,8 +13,7 @@ from jcompress.leaves import named_leaves
 from jcompress.models import Work
 from jcompress.report.counts import leaf_bytes, stored_bytes
 from jcompress.sensitivity import Candidate, Keep, measure_seconds
-from jcompress.sensitivity.candidates import multiplied
-from jcompress.sensitivity.table import stored_by_candidate
+from jcompress.sensitivity.counting import multiplied, stored_by_candidate
 from jcompress.sensitivity.widths import Widths
 from jcompress.shrinking import Cost, Plan, static_cost
 

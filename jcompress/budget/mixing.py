@@ -17,10 +17,10 @@ from jcompress.sensitivity.candidates import (
     for_leaf,
     has_moments,
     learns,
-    made,
     name_of,
     only,
 )
+from jcompress.sensitivity.making import made
 from jcompress.shrinking import Plan, shrink, shrunk
 from jcompress.sites import Site
 

@@ -1,6 +1,5 @@
 """The search for the mix of widths, ranks, sparsity and bits that loses least."""
 
-import dataclasses
 import functools
 import math
 import os
@@ -8,18 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from jcompress.budget.amounts import Budget, BudgetError, examples, told
+from jcompress.budget.amounts import Budget, BudgetError, told
+from jcompress.budget.held_out import parted
 from jcompress.budget.layouts import Layout, finite, shares
 from jcompress.budget.menus import default_candidates
-from jcompress.budget.mixing import Mix, observed, stored_leaves
-from jcompress.conversion import replace_leaves
+from jcompress.budget.mixes import Mixes, Tried
+from jcompress.budget.mixing import Mix
+from jcompress.budget.pricing import Prices
 from jcompress.errors import MismatchError
-from jcompress.execution import compressed
-from jcompress.leaves import named_leaves
 from jcompress.models import Work
-from jcompress.report import latency
 from jcompress.sensitivity import (
     Candidate,
     Keep,
@@ -33,38 +30,13 @@ from jcompress.sensitivity.candidates import (
     for_leaf,
     name_of,
 )
-from jcompress.sensitivity.table import Tell
-from jcompress.sensitivity.widths import Widths, spread
-from jcompress.shrinking import find_groups
-from jcompress.tensors import is_compressed
+from jcompress.sensitivity.trying import Tell
 
 _TIMED = 4
 """How often a call is timed as a whole for one budget."""
 _TRIED, _NEAR = 2, 1.5
 """How many choices of widths are measured for one budget, and by how much more the
 others may be predicted to err than the best."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Tried:
-    """A mix that was measured.
-
-    Attributes:
-        label: what it is: "mix", "int8", "width 0.5", "dense".
-        layout: its widths.
-        numbers: the candidate of each leaf.
-        cost: what it costs, by the shapes of what is stored; of sparse leaves the most
-            that they may take. Seconds are those of the products.
-        predicted: the errors of its leaves and groups, added up.
-        error: as measured; infinite if it is no number.
-    """
-
-    label: str
-    layout: Layout
-    numbers: Mapping[str, int]
-    cost: float
-    predicted: float
-    error: float
 
 
 class Search:
@@ -104,80 +76,46 @@ class Search:
         learnt, held_out = parted(list(data) or [args])
         self.work = Work(fn=fn, params=params, args=args, data=learnt)
         self.measure = OutputError(fn, held_out, divergence)
-        groups = find_groups(fn, params, *args)
-        self._widths = Widths.of(params, groups)
-        # A leaf that no form suits stays as it is: always the last candidate.
-        every = [*(each for each in given if each is not None), None]
-        self._overhead = 0.0
-        first = Layout.of(self.work, {}, self._widths, every, "bytes")
-        self.candidates: tuple[Candidate, ...] = tuple(
-            each for n, each in enumerate(every) if self._suits(each, n, first)
-        )
-        self._layouts: dict[str, Layout] = {}
-        if kind == "seconds":
-            self._time_the_rest()
-        self.tried: list[Tried] = []
-        self._made: dict[tuple[str, str, int], Any] = {}
+        self._prices = Prices(self.work, given, kind)
+        self._mixes = Mixes(self._prices, self.measure)
+        self.candidates = self._prices.candidates
         self._table: Sensitivity | None = None
-
-    def _suits(self, each: Candidate, n: int, layout: Layout) -> bool:
-        if each is None:
-            return True
-        if isinstance(each, Keep):
-            every = dict.fromkeys(self._widths.rules, each)
-            return self._widths.plan(every) is not None
-        return any(math.isfinite(row[n]) for row in layout.costs.values())
-
-    def _time_the_rest(self) -> None:
-        """The seconds of a call that are not those of its products."""
-        alone = sum(row[-1] for row in self.layout({}).costs.values())
-        whole = self.seconds(self.work.fn, self.work.params)
-        self._overhead = max(0.0, whole - alone)
-        self._layouts.clear()
-
-    def seconds(self, fn: Callable[..., Any], params: Any) -> float:
-        """The median time of a call on the example, here."""
-        args = self.work.args
-        turned = jax.tree.map(
-            lambda x: jnp.roll(x, 1, axis=0) if _is_batch(x) else x, args
-        )
-        found = latency(
-            {"model": (fn, params), "again": (fn, params)}, [args, turned], rounds=11
-        )
-        return found.time("model").median
 
     @property
     def keeps(self) -> dict[int, Keep]:
         """The candidates that are widths, by number."""
-        return {n: k for n, k in enumerate(self.candidates) if isinstance(k, Keep)}
+        return self._prices.keeps
+
+    @property
+    def least(self) -> float:
+        """The least that any mix costs, from shapes (or times): nothing is run."""
+        return self._prices.least
+
+    @property
+    def dense(self) -> float:
+        """The cost of the model as it is."""
+        return self._prices.dense
+
+    @property
+    def tried(self) -> list[Tried]:
+        """The mixes that were measured, in their order."""
+        return self._mixes.tried
 
     def layout(self, keeps: Mapping[str, Keep]) -> Layout:
         """The model with some widths; counted once."""
-        key = repr(sorted(keeps.items(), key=lambda item: item[0]))
-        if key not in self._layouts:
-            self._layouts[key] = Layout.of(
-                self.work,
-                keeps,
-                self._widths,
-                self.candidates,
-                self.kind,
-                self._overhead,
-            )
-        return self._layouts[key]
+        return self._prices.layout(keeps)
 
-    @functools.cached_property
-    def least(self) -> float:
-        """The least that any mix costs, from shapes (or times): nothing is run."""
-        layouts = [self.layout({})]
-        if self.keeps:
-            smallest = min(self.keeps.values(), key=lambda keep: keep.fraction)
-            layouts.append(self.layout(dict.fromkeys(self._widths.rules, smallest)))
-        return min(each.least for each in layouts)
+    def seconds(self, fn: Callable[..., Any], params: Any) -> float:
+        """The median time of a call on the example, here."""
+        return self._prices.seconds(fn, params)
 
-    @functools.cached_property
-    def dense(self) -> float:
-        """The cost of the model as it is."""
-        return self.layout({}).cost({})
+    def realised(self, tried: Tried) -> tuple[Callable[..., Any], Any]:
+        """The function and the tree of what was tried, as they are run."""
+        return self._mixes.realised(tried)
+
+    def within(self, budget: float) -> list[Tried]:
+        """All that was tried and costs no more, the least error first."""
+        return self._mixes.within(budget)
 
     def check(self, budget: Budget) -> None:
         """Refuse a budget that cannot be met, before anything is measured.
@@ -220,8 +158,8 @@ class Search:
                 self.candidates,
                 self.measure,
                 sites=self.work.sites,
-                moments=self._moments(self.layout({})),
-                groups=self._widths.groups if self.keeps else None,
+                moments=self._mixes.moments(self.layout({})),
+                groups=self._prices.widths.groups if self.keeps else None,
                 partial=True,
                 resume=resume,
                 tell=tell,
@@ -245,7 +183,7 @@ class Search:
         for predicted, layout, numbers in best[:_TRIED]:
             if predicted <= _NEAR * best[0][0]:
                 label = "narrow mix" if layout.keeps else "mix"
-                self._try(label, layout, numbers, predicted)
+                self._mixes.measure(label, layout, numbers, predicted)
         fits = [one for one in self.tried if one.cost <= budget * (1 + 1e-9)]
         if not fits:
             raise BudgetError(
@@ -282,23 +220,11 @@ class Search:
             )
         return best
 
-    def realised(self, tried: Tried) -> tuple[Callable[..., Any], Any]:
-        """The function and the tree of what was tried, as they are run."""
-        work = tried.layout.work
-        stored = self._stored(tried.layout, tried.numbers)
-        fn = compressed(work.fn) if stored else work.fn
-        return fn, replace_leaves(work.params, stored)
-
     def predicted(self, budget: float) -> float | None:
         """The least error that the errors of single leaves promise for a budget."""
         self.sensitivity()
         found = [error for error, _, _ in self._predictions(budget)]
         return min(found) if found else None
-
-    def within(self, budget: float) -> list[Tried]:
-        """All that was tried and costs no more, the least error first."""
-        fits = [one for one in self.tried if one.cost <= budget * (1 + 1e-9)]
-        return sorted(fits, key=lambda one: (one.error, one.cost))
 
     def step(self, tried: Tried) -> Mix:
         """The step for `jcompress.models.compress` that makes what was tried."""
@@ -333,7 +259,10 @@ class Search:
     @functools.cached_property
     def _choices(self) -> list[dict[str, Keep]]:
         assert self._table is not None
-        return [{}, *shares(self._widths, self._table.errors, self.keeps, self.kind)]
+        return [
+            {},
+            *shares(self._prices.widths, self._table.errors, self.keeps, self.kind),
+        ]
 
     def _sum(self, layout: Layout, numbers: Mapping[str, int]) -> float:
         """The errors of the leaves and the groups, added up."""
@@ -350,14 +279,14 @@ class Search:
 
     def _measure_uniform(self) -> None:
         """The model as it is, and every form and width for all that it suits."""
-        self._try("dense", self.layout({}), {}, 0.0)
+        self._mixes.measure("dense", self.layout({}), {}, 0.0)
         if not math.isfinite(self.tried[0].error):
             raise ValueError(
                 "Search: the outputs of the model as it is are no finite numbers"
             )
         for n, each in enumerate(self.candidates):
             keeps = (
-                dict.fromkeys(self._widths.rules, each)
+                dict.fromkeys(self._prices.widths.rules, each)
                 if isinstance(each, Keep)
                 else {}
             )
@@ -369,101 +298,5 @@ class Search:
             }
             if each is not None:
                 predicted = self._sum(layout, numbers)
-                self._try(f"{name_of(each)} for all", layout, numbers, predicted)
-
-    def _try(
-        self, label: str, layout: Layout, numbers: Mapping[str, int], predicted: float
-    ) -> None:
-        """Make it and measure it, unless that was done."""
-        kept = {p: n for p, n in numbers.items() if self.candidates[n] is not None}
-        for one in self.tried:
-            if one.layout is layout and one.numbers == kept:
-                return
-        stored = self._stored(layout, kept)
-        error = self.measure.together(self.work.params, self._dense(layout, stored))
-        self.tried.append(
-            Tried(
-                label=label,
-                layout=layout,
-                numbers=kept,
-                cost=layout.cost(kept),
-                predicted=predicted,
-                error=error if math.isfinite(error) else math.inf,
-            )
-        )
-
-    def _stored(self, layout: Layout, numbers: Mapping[str, int]) -> dict[str, Any]:
-        key = repr(layout.keeps)
-        open_ones = {
-            path: self.candidates[n]
-            for path, n in numbers.items()
-            if (key, path, n) not in self._made
-        }
-        made = stored_leaves(layout.work, open_ones, self._moments(layout))
-        for path, leaf in made.items():
-            self._made[key, path, numbers[path]] = leaf
-        return {path: self._made[key, path, n] for path, n in numbers.items()}
-
-    def _moments(self, layout: Layout) -> Mapping[str, jax.Array] | None:
-        key = repr(layout.keeps)
-        if key not in self._seen:
-            every = [each for each in self.candidates if not isinstance(each, Keep)]
-            forms = dict.fromkeys(layout.costs, every)
-            self._seen[key] = observed(layout.work, forms)
-        return self._seen[key]
-
-    @functools.cached_property
-    def _seen(self) -> dict[str, Mapping[str, jax.Array] | None]:
-        return {}
-
-    def _dense(self, layout: Layout, stored: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """The changed leaves in the whole model's shapes: one program runs them all."""
-        plan = layout.plan
-        whole = dict(named_leaves(self.work.params))
-        changed = {
-            path: leaf.dense() if is_compressed(leaf) else leaf
-            for path, leaf in stored.items()
-        }
-        if plan is None:
-            return changed
-        small = dict(named_leaves(layout.work.params))
-        return {
-            path: spread(changed.get(path, small[path]), plan, path, whole[path].shape)
-            for path in {**changed, **plan.masks}
-        }
-
-
-def parted(
-    batches: Sequence[tuple[Any, ...]],
-) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-    """What methods learn from, and what their errors are measured on.
-
-    Every other batch, or the halves of a single one: on what it was fitted to a low
-    rank errs far less than elsewhere.
-    """
-    if len(batches) > 1:
-        return list(batches[::2]), list(batches[1::2])
-    (only,) = batches
-    rows = examples(only)
-    half = rows // 2
-    if not half:
-        return [only], [only]
-
-    def part(start: int) -> tuple[Any, ...]:
-        made: tuple[Any, ...] = jax.tree.map(
-            lambda x: (
-                x[start : start + half] if _is_batch(x) and x.shape[0] == rows else x
-            ),
-            only,
-        )
-        return made
-
-    return [part(0)], [part(half)]
-
-
-def _is_batch(x: Any) -> bool:
-    return bool(
-        hasattr(x, "dtype")
-        and x.ndim
-        and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    )
+                label = f"{name_of(each)} for all"
+                self._mixes.measure(label, layout, numbers, predicted)

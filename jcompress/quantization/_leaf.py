@@ -20,6 +20,7 @@ from jcompress.quantization.spec import Quantize
 from jcompress.rounding import Nearest, Rounding
 from jcompress.rounding.base import Rounded
 from jcompress.sites import PRODUCTS, Site, leaf_axes
+from jcompress.statistics.moments import in_groups, out_of_groups
 from jcompress.tensors import QTensor, WithOutliers
 from jcompress.tensors.axes import Axes, from_matrix, to_matrix
 from jcompress.tensors.outliers import split_outliers
@@ -54,7 +55,8 @@ def convert_leaf(
         spec: the formats; with one for the weight.
         uses: the sites of the leaf.
         ranges: by name, of the inputs of its products.
-        moments: of its inputs, if they decide its numbers.
+        moments: of its inputs, if they decide its numbers; of each group of them for
+            the kernel of a convolution in groups.
         learned: its scales, if they were trained.
     """
     assert spec.weights is not None
@@ -99,7 +101,7 @@ def convert_leaf(
             jnp.asarray(leaf), axes, learned.weights, spec.weights.format
         )
         tensor = QTensor.pack(*numbers, spec.weights, leaf, axes, **remembered)
-    elif isinstance(spec.rounding, Nearest):
+    elif isinstance(spec.rounding, Nearest) and not _apart(moments, axes):
         tensor = QTensor.quantize(
             leaf, axes, spec.weights, importance=moments, **remembered
         )
@@ -130,9 +132,13 @@ def _rounded(
     rounding: Rounding,
     place: NamedSharding | None,
 ) -> Rounded:
-    matrix = keep_rows(to_matrix(leaf, axes), place)
+    matrix = in_groups(keep_rows(to_matrix(leaf, axes), place), moments)
     made = rounding.round(matrix, weights, moments)
-    return Rounded(*jax.tree.map(lambda array: keep_rows(array, place), tuple(made)))
+
+    def whole(array: jax.Array) -> jax.Array:
+        return keep_rows(out_of_groups(array, len(axes.stack)), place)
+
+    return Rounded(*jax.tree.map(whole, tuple(made)))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
@@ -141,6 +147,11 @@ def _split(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     matrix, places, values = split_outliers(to_matrix(leaf, axes), fraction)
     return keep_rows(matrix, place), places, values
+
+
+def _apart(moments: jax.Array | None, axes: Axes) -> bool:
+    """Whether groups of outputs have moments of their own."""
+    return moments is not None and moments.ndim > len(axes.stack) + 2
 
 
 def _known(array: jax.Array) -> bool:

@@ -18,7 +18,11 @@ from jcompress.quantization.spec import Quantize
 from jcompress.rounding import Nearest
 from jcompress.rules import Resolved, Rules
 from jcompress.sites import Site, Sites, leaf_axes
-from jcompress.statistics.moments import moments_of
+from jcompress.statistics.moments import (
+    groups_of,
+    moments_of,
+    shared_by_groups,
+)
 from jcompress.tensors import QTensor, WithOutliers
 from jcompress.tensors.axes import matrix_shape
 from jcompress.tensors.range_specs import LeastError
@@ -56,6 +60,8 @@ def check(
     for path, spec in resolved.leaves.items():
         if spec.weights is not None:
             _check_group(path, sites.of(path), spec.weights, transform)
+            if spec.rounding.learns:
+                _check_apart(path, sites, spec, transform)
             if learns(spec.weights) and not isinstance(spec.rounding, Nearest):
                 raise MismatchError(
                     f"{transform}: the scales of {path} are learned for "
@@ -87,6 +93,19 @@ def _check_group(
             )
 
 
+def _check_apart(path: str, sites: Sites, spec: Quantize, transform: str) -> None:
+    """Raise MismatchError if groups of a convolution that learn would share a scale."""
+    shared = shared_by_groups(sites, path, spec.weights)
+    if shared is not None:
+        raise MismatchError(
+            f"{transform}: {path!r} is the kernel of a convolution in "
+            f"{groups_of(sites, path)} groups, whose numbers follow from the inputs of "
+            f"each group, and with {shared!r} groups would share a scale; use "
+            "PerChannel() and FloatScales(), or rounding=Nearest() with "
+            "range=FullRange()"
+        )
+
+
 def quantize(
     params: Any,
     rules: Rules[Quantize],
@@ -112,8 +131,9 @@ def quantize(
             their product sites in order, by the leaf's name.
         moments: for each leaf whose rounding learns, such as `Gptq()`, the second
             moments of its inputs, float32 [*S, K, K], up to a factor: what
-            `jcompress.statistics.observe(fn, rules, SecondMoments())` gives. They tell
-            `range=LeastError()` what errors count; without, all count alike.
+            `jcompress.statistics.observe(fn, rules, SecondMoments())` gives; of a
+            convolution in G > 1 groups [*S, G, K, K]. They tell `range=LeastError()`
+            what errors count; without, all count alike.
         scales: for each leaf with an `Lsq` or `Pact` range, what was trained with
             `fake_quant(..., scales=...)`.
 
@@ -208,8 +228,9 @@ def _moments(
         if spec.rounding.learns:
             wanted[path] = type(spec.rounding).__name__
         elif needs_moments(spec) and path in (moments or {}):
+            _check_apart(path, sites, spec, "quantize")
             wanted[path] = "LeastError"
-    return moments_of("quantize", moments, wanted, sites)
+    return moments_of("quantize", moments, wanted, sites, grouped=True)
 
 
 def _learned(

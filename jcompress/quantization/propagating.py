@@ -10,6 +10,7 @@ import numpy as np
 from jcompress.rounding.copies import over_copies
 from jcompress.rounding.in_turn import damped
 from jcompress.statistics import Sums
+from jcompress.statistics.moments import in_groups, out_of_groups
 from jcompress.tensors.axes import Axes, from_matrix, to_matrix
 
 _DAMPING = 0.01
@@ -58,8 +59,8 @@ def propagated(
 
     Args:
         leaf: floats of any shape.
-        cross: `X Y^T`, float32 [*S, K, K].
-        moments: `Y Y^T`, float32 [*S, K, K].
+        cross: `X Y^T`, float32 [*S, K, K]; [*S, G, K, K] of a convolution in groups.
+        moments: `Y Y^T`, of the same shape.
         axes: the role of each axis of the leaf.
         strength: from 0 to 1.
 
@@ -78,5 +79,6 @@ def propagated(
         change: jax.Array = jax.scipy.linalg.cho_solve(factor, lost.T).T
         return w + strength.astype(np.float32) * change
 
-    matrix = over_copies(one, to_matrix(leaf, axes), cross, moments)
+    apart = in_groups(to_matrix(leaf, axes), moments)
+    matrix = out_of_groups(over_copies(one, apart, cross, moments), len(axes.stack))
     return from_matrix(matrix, axes, leaf.shape).astype(leaf.dtype)

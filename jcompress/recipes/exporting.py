@@ -8,7 +8,7 @@ from jcompress.models import Compressed, load
 from jcompress.recipes.folder import FolderError
 from jcompress.recipes.user_code import Source, UserCode, named_errors
 from jcompress.recipes.user_data import read_data
-from jcompress.recipes.user_job import MODEL
+from jcompress.recipes.user_folder import MODEL
 from jcompress.serving import ProgramError
 from jcompress.serving.layout import unpacked
 

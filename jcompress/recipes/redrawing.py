@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jcompress.evidence import ReportError, draw_page
-from jcompress.recipes import user_job
+from jcompress.recipes import user_report
 from jcompress.recipes.folder import (
     PAGE,
     REPORT,
@@ -16,8 +16,9 @@ from jcompress.recipes.folder import (
     one_line,
     write_whole,
 )
+from jcompress.recipes.user_folder import REJECTED, REJECTED_PAGE
 
-_PAGES = ((REPORT, PAGE), (user_job.REJECTED, user_job.REJECTED_PAGE))
+_PAGES = ((REPORT, PAGE), (REJECTED, REJECTED_PAGE))
 
 
 def redraw(folder: Path) -> list[pathlib.Path]:
@@ -68,7 +69,7 @@ def _drawn(path: pathlib.Path) -> bytes:
 
 
 def _check_schema(path: pathlib.Path, report: Mapping[str, Any]) -> None:
-    known = user_job.SCHEMA if report.get("command") == "compress" else SCHEMA
+    known = user_report.SCHEMA if report.get("command") == "compress" else SCHEMA
     schema = report.get("schema")
     if schema == known:
         return

@@ -3,19 +3,16 @@
 import contextlib
 import dataclasses
 import datetime
-import json
-import math
 import pathlib
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from jcompress import checkpoint
 from jcompress.budget import Budget
 from jcompress.evidence import draw_page
 from jcompress.models import (
-    Compressed,
     Expectation,
     Function,
     NotFaster,
@@ -29,6 +26,23 @@ from jcompress.recipes.progress import Progress
 from jcompress.recipes.publishing import check_place, published
 from jcompress.recipes.user_code import Source, UserCode, UserCodeError
 from jcompress.recipes.user_data import Data
+from jcompress.recipes.user_folder import (
+    MODEL,
+    OWN,
+    PROGRAM,
+    REJECTED,
+    REJECTED_PAGE,
+    is_own,
+    write_program,
+)
+from jcompress.recipes.user_report import (
+    SCHEMA,
+    as_json,
+    changed_leaves,
+    drops_within,
+    finite,
+    measured,
+)
 from jcompress.recipes.user_search import (
     Searched,
     UserModel,
@@ -36,17 +50,7 @@ from jcompress.recipes.user_search import (
     search_steps,
 )
 from jcompress.recipes.user_steps import Steps, read_steps
-from jcompress.report import Comparison, Metric
 from jcompress.serving.program import require_flatbuffers
-
-SCHEMA = 1
-"""The version of the report; it changes when a key changes its name or meaning."""
-
-MODEL = "model"
-PROGRAM = "model.jax"
-REJECTED = "rejected.json"
-REJECTED_PAGE = "rejected.html"
-_OWN = {REPORT, PAGE, MODEL, PROGRAM, REJECTED, REJECTED_PAGE}
 
 _STAGES = ("load", "expect", "compress", "measure", "save")
 
@@ -141,7 +145,7 @@ def compress_files(
     progress = Progress() if progress is None else progress
     checkpoint.require_orbax()
     require_flatbuffers()
-    check_place(place, known=_OWN, is_own=_is_own)
+    check_place(place, known=OWN, is_own=is_own)
     clock = _Clock(progress)
     progress.begin("compress", total=1 if searching else len(_STAGES))
     with UserCode() as code:
@@ -172,8 +176,8 @@ def compress_files(
                 data=found.data.calibration,
             )
         with clock.stage("measure"):
-            metric, comparison = _measured(small, found)
-        accepted = max_drop is None or metric is None or _within(metric, max_drop)
+            metric, comparison = measured(small, found.data, found.before)
+        accepted = max_drop is None or metric is None or drops_within(metric, max_drop)
         accepted = accepted and (searched is None or searched.within)
         report = {
             "schema": SCHEMA,
@@ -185,11 +189,11 @@ def compress_files(
             "data": str(data),
             "steps": [dict(values) for values in found.steps.values],
             "metric": metric,
-            "leaves": _leaves(small, expected),
+            "leaves": changed_leaves(small, expected),
             "changes": str(small.changes),
             "comparison": comparison.to_json(),
             "table": str(comparison),
-            "output_difference": _finite(small.error),
+            "output_difference": finite(small.error),
             "expected": None if expected is None else str(expected),
             "program": None,
             "seconds": clock.seconds,
@@ -201,14 +205,14 @@ def compress_files(
         }
         if not accepted:
             place.mkdir(parents=True, exist_ok=True)
-            write_whole(place / REJECTED, _text(report))
+            write_whole(place / REJECTED, as_json(report))
             write_whole(place / REJECTED_PAGE, draw_page(report).encode())
             return Outcome(report, accepted)
         with published(place) as draft:
             with clock.stage("save"):
                 small.save(draft / MODEL)
-                report["program"] = _export(small, draft / PROGRAM)
-            write_whole(draft / REPORT, _text(report))
+                report["program"] = write_program(small, draft / PROGRAM)
+            write_whole(draft / REPORT, as_json(report))
             write_whole(draft / PAGE, draw_page(report).encode())
     return Outcome(report, accepted)
 
@@ -259,84 +263,3 @@ def _expected(found: _Loaded) -> Expectation | None:
     if not all(isinstance(step, QuantizeStep) for step in steps):
         return None
     return expect(found.model, found.data.example, *steps)
-
-
-def _measured(
-    small: Compressed, found: _Loaded
-) -> tuple[dict[str, Any] | None, Comparison]:
-    if found.before is None:
-        return None, small.report()
-    data, before = found.data, found.before
-    after = data.measure("compressed", small.fn, small.params)
-    metric = Metric(
-        data.name,
-        {"dense": before, "compressed": after},
-        higher_is_better=data.higher_is_better,
-    )
-    entry = {
-        "name": data.name,
-        "higher_is_better": data.higher_is_better,
-        "dense": before,
-        "compressed": after,
-        "drop": before - after if data.higher_is_better else after - before,
-    }
-    return entry, small.report(metrics=[metric])
-
-
-def _leaves(small: Compressed, expected: Expectation | None) -> list[dict[str, Any]]:
-    assert small.changes is not None
-    times = {} if expected is None else {leaf.name: leaf for leaf in expected.leaves}
-    rows = []
-    for change in small.changes:
-        row: dict[str, Any] = {
-            "name": change.name,
-            "before": change.before,
-            "after": change.after,
-            "bytes_before": change.bytes_before,
-            "bytes_after": change.bytes_after,
-            "error": _finite(change.error),
-        }
-        if change.name in times:
-            row["seconds_before"] = times[change.name].dense
-            row["seconds_after"] = times[change.name].small
-        rows.append(row)
-    return rows
-
-
-def _export(small: Compressed, path: pathlib.Path) -> dict[str, Any]:
-    """For any batch if the model can be traced so, else for that of the example."""
-    write: Callable[..., int] = small.export
-    any_batch = True
-    try:
-        size = write(path)
-    except ValueError:
-        any_batch = False
-        size = write(path, any_batch=False)
-    return {"file": path.name, "bytes": size, "any_batch": any_batch}
-
-
-def _within(metric: dict[str, Any], most: float) -> bool:
-    """Whether it fell by no more; 1 - 0.98, in float32, is no more than 0.02."""
-    rounding = 1e-6 * max(abs(metric["dense"]), abs(metric["compressed"]))
-    return bool(metric["drop"] <= most + rounding)
-
-
-def _is_own(folder: pathlib.Path) -> bool:
-    """Whether a folder has a report of an earlier compression."""
-    for name in (REPORT, REJECTED):
-        try:
-            found = json.loads((folder / name).read_bytes())
-        except (OSError, ValueError):
-            continue
-        if isinstance(found, dict) and found.get("command") == "compress":
-            return True
-    return False
-
-
-def _finite(number: float | None) -> float | None:
-    """JSON has no infinity."""
-    return number if number is not None and math.isfinite(number) else None
-
-
-def _text(report: dict[str, Any]) -> bytes:
-    return (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()

@@ -11,7 +11,7 @@ import numpy as np
 
 from jcompress.execution import compressed
 from jcompress.leaves import named_leaves, path_name
-from jcompress.report.text import aligned
+from jcompress.report.text import in_blocks
 from jcompress.sites import PRODUCTS, WEIGHTS
 from jcompress.tensors import LowRank, is_compressed
 from jcompress.tracing.jaxprs import Body, aval_shape
@@ -115,7 +115,7 @@ class Sizes:
         notes = ["multiplications with stored, not 0: simulated until measured"]
         if self.once:
             notes.append("the body of a while loop counts once")
-        return "\n".join([aligned(table, right=(2, 3, 4, 5, 6)), *notes])
+        return "\n".join([in_blocks(table, right=range(2, 7)), *notes])
 
 
 def _number(count: int | None) -> str:

@@ -50,7 +50,7 @@ class Rounding(abc.ABC):
         `tr((W - W') H (W - W')^T)`.
 
         Args:
-            matrix: floats [*S, N, K].
+            matrix: floats [*S, N, K]. The groups of a convolution are copies, too.
             weights: the format, the groups that share a scale, and how that is chosen.
             moments: float32 [*S, K, K], the sum of x x^T over the inputs x, up to a
                 factor; None only if the class says that it learns nothing from them.

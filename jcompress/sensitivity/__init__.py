@@ -12,6 +12,6 @@ from jcompress.sensitivity.measuring import relative_error as relative_error
 from jcompress.sensitivity.measuring import squared_error as squared_error
 from jcompress.sensitivity.resuming import ResumeError as ResumeError
 from jcompress.sensitivity.seconds import measure_seconds as measure_seconds
-from jcompress.sensitivity.table import Measure as Measure
 from jcompress.sensitivity.table import Sensitivity as Sensitivity
-from jcompress.sensitivity.table import measure_sensitivity as measure_sensitivity
+from jcompress.sensitivity.trials import Measure as Measure
+from jcompress.sensitivity.trying import measure_sensitivity as measure_sensitivity

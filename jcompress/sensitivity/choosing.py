@@ -12,13 +12,12 @@ from jcompress.conversion import find_leaves
 from jcompress.errors import MismatchError
 from jcompress.quantization import Quantize
 from jcompress.rules import Predicate
-from jcompress.sensitivity.candidates import given_back, name_of
-from jcompress.sensitivity.table import (
-    Measure,
-    Sensitivity,
-    measure_sensitivity,
-    stored_by_candidate,
-)
+from jcompress.sensitivity.candidates import name_of
+from jcompress.sensitivity.counting import stored_by_candidate
+from jcompress.sensitivity.making import given_back
+from jcompress.sensitivity.table import Sensitivity
+from jcompress.sensitivity.trials import Measure
+from jcompress.sensitivity.trying import measure_sensitivity
 from jcompress.sites import Site, Sites
 
 _APART = 2.0

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from jcompress.conversion import replace_leaves
 from jcompress.leaves import named_leaves
-from jcompress.sensitivity.table import Measure, Trial
+from jcompress.sensitivity.trials import Measure, Trial
 from jcompress.sites import Axes, Sites, leaf_axes
-from jcompress.statistics.moments import moments_of
+from jcompress.statistics.moments import in_groups, moments_of
 from jcompress.tensors.axes import to_matrix
 
 
@@ -25,7 +25,8 @@ class LayerError(Measure):
 
     Attributes:
         moments: float32 [*S, K, K] for each leaf, as `observe(fn, rules,
-            SecondMoments())` gives them.
+            SecondMoments())` gives them; of a convolution in G > 1 groups
+            [*S, G, K, K].
     """
 
     moments: Mapping[str, jax.Array]
@@ -40,7 +41,11 @@ class LayerError(Measure):
             leaf, small = trial.single("LayerError")
             if path != last:
                 (h,) = moments_of(
-                    "LayerError", self.moments, {path: "LayerError"}, sites
+                    "LayerError",
+                    self.moments,
+                    {path: "LayerError"},
+                    sites,
+                    grouped=True,
                 ).values()
                 last = path
             axes = leaf_axes(sites.of(path))
@@ -54,6 +59,7 @@ def _relative(
     first, second = (to_matrix(x, axes).astype(jnp.float32) for x in (leaf, small))
 
     def size(w: jax.Array) -> jax.Array:
+        w = in_groups(w, moments)
         return jnp.sum(jnp.matmul(w, moments, precision="highest") * w)
 
     whole = size(first)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.conversion import replace_leaves
-from jcompress.sensitivity.table import Measure, Trial
+from jcompress.sensitivity.trials import Measure, Trial
 from jcompress.sites import Sites
 
 

@@ -20,10 +20,10 @@ from jcompress.sensitivity.candidates import (
     Candidate,
     Candidates,
     for_leaf,
-    made,
     name_of,
 )
-from jcompress.sensitivity.table import stored_by_candidate
+from jcompress.sensitivity.counting import stored_by_candidate
+from jcompress.sensitivity.making import made
 from jcompress.sites import WEIGHTS, Operation, Sites, find_sites
 from jcompress.tensors.range_specs import FullRange, Lsq
 from jcompress.tensors.ranges import Range

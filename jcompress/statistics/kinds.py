@@ -93,6 +93,7 @@ class Count(Sums):
 class SecondMoments(Sums):
     """The sum of x x^T over the inputs x [K]: float32 [*S, K, K].
 
+    For a convolution in G > 1 groups, of each group: [*S, G, K, K].
     Twice this is the Hessian of the squared error of a layer's outputs: what weighted
     factorisation, GPTQ and SparseGPT need. `Count` has the number to divide by.
     """

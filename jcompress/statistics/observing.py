@@ -12,6 +12,7 @@ from jcompress.errors import MismatchError
 from jcompress.rules import Rules, resolve
 from jcompress.sites import Site, leaf_axes
 from jcompress.statistics.kinds import Statistic
+from jcompress.statistics.moments import groups_of
 from jcompress.statistics.rows import Observer, observer
 from jcompress.tracing.interpreter import Program
 from jcompress.tracing.trace import Traced, trace
@@ -170,6 +171,11 @@ def _handler(
 ) -> Observer:
     path = site.path
     axes = leaf_axes(traced.sites.of(path))
+    if not outputs:
+        try:
+            groups_of(traced.sites, path)
+        except MismatchError as error:
+            raise MismatchError(f"observe: {error}") from None
     made = observer(site, traced.uses[site.location], axes, statistic, outputs=outputs)
     if isinstance(made, str):
         raise MismatchError(

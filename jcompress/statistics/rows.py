@@ -175,6 +175,9 @@ def _convolution(
     orders = stored_orders(use, operand, shape, roles)
     if isinstance(orders, str):
         return orders
+    runs = orders[1].order == tuple(range(len(orders[1].order)))
+    if groups != 1 and not outputs and not runs:
+        return "its outputs are stored in another order than its groups have"
     columns = orders[1] if outputs else orders[0]
     sizes = aval_shape(use.eqn.invars[1])
     window = tuple(sizes[d] for d in spatial)

@@ -140,7 +140,7 @@ def test_every_kind_composes_and_is_stored_as_it_says(
     search: Search, params: Any, data: list[Any]
 ) -> None:
     mix = Mix(
-        plan=search.layout(dict.fromkeys(search._widths.rules, Keep(0.5))).plan,
+        plan=search.layout(dict.fromkeys(search._prices.widths.rules, Keep(0.5))).plan,
         forms={
             "first": OneShot(pattern=NM(2, 4), weights=EIGHT),
             "second": (Svd(rank=4), EIGHT),
@@ -214,8 +214,8 @@ def test_a_budget_below_the_least_raises_before_anything_is_measured(
             (model, params), data[0], Budget(bytes=amount), candidates=FORMS, points=0
         )
 
-    for work in ("measure_sensitivity", "observed"):
-        monkeypatch.setattr(f"jcompress.budget.search.{work}", pytest.fail)
+    for work in ("search.measure_sensitivity", "mixes.observed"):
+        monkeypatch.setattr(f"jcompress.budget.{work}", pytest.fail)
     with pytest.raises(BudgetError, match=r"least possible is ([\d,]+) bytes") as told:
         fit(100)
     least = int(told.value.args[0].partition("is ")[2].split()[0].replace(",", ""))

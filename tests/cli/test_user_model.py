@@ -16,7 +16,7 @@ import jcompress as jc
 from jcompress.cli import main
 from jcompress.models import Compressed
 from jcompress.recipes.publishing import published
-from jcompress.recipes.user_job import _within
+from jcompress.recipes.user_report import drops_within
 from jcompress.tensors import NMSparse
 
 pytestmark = pytest.mark.once
@@ -181,7 +181,7 @@ def test_a_limit_is_not_missed_by_rounding(most, within):
     for dense, compressed in ((1.0, after), (after, 1.0)):
         drop = abs(dense - compressed)
         metric = {"dense": dense, "compressed": compressed, "drop": drop + 1e-8}
-        assert _within(metric, most) is within
+        assert drops_within(metric, most) is within
 
 
 def test_a_metric_that_drops_too_far_publishes_nothing(home, capsys):

@@ -285,6 +285,29 @@ def test_the_table() -> None:
     assert "?" in str(sizes(LeNet().apply, shapes(LeNet(), X4), X4))
 
 
+@pytest.mark.parametrize("size", [8, 512])
+@pytest.mark.parametrize("depth", [1, 3, 9])
+def test_the_table_fits_a_terminal(depth: int, size: int) -> None:
+    scope = "/".join(["encoder_block_of_a_long_name"] * depth)
+
+    def fn(p: Any, x: jax.Array) -> jax.Array:
+        for layer in p.values():
+            x = x @ layer["w"]
+        return x @ x.T
+
+    params = {f"{scope}/{name}": {"w": zeros(size, size)} for name in ("query", "key")}
+    found = sizes(fn, params, zeros(4096, size))
+    lines = str(found).splitlines()
+    assert max(map(len, lines)) <= 80
+    told = " ".join(lines)
+    for row in found.rows:
+        assert row.name[-4:] in told
+        for number in (row.parameters, row.bytes, row.macs, row.stored_macs):
+            assert number is None or f"{number:,}" in told
+    head = [line.split() for line in lines if line.startswith("layer")]
+    assert sum("multiplications" in words for words in head) == 1
+
+
 X4 = zeros(1, 28, 28, 1)
 
 

@@ -24,7 +24,7 @@ from jcompress.sensitivity import (
     measure_sensitivity,
     relative_error,
 )
-from jcompress.sensitivity.candidates import made
+from jcompress.sensitivity.making import made
 from jcompress.shrinking import find_groups, shrink, shrunk
 from jcompress.sites import find_sites
 

@@ -21,7 +21,7 @@ from jcompress.sensitivity import (
     kl_divergence,
     measure_sensitivity,
     squared_error,
-    table,
+    trying,
 )
 from jcompress.sites import find_sites
 from jcompress.statistics import SecondMoments, observe
@@ -249,7 +249,7 @@ def test_a_budget_that_buys_nothing_is_refused_before_any_work() -> None:
         OutputError(model, [])
 
 
-@pytest.mark.parametrize("module", [choosing, table])
+@pytest.mark.parametrize("module", [choosing, trying])
 def test_the_examples_run(module: Any) -> None:
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         failed, attempted = doctest.testmod(module)

@@ -49,7 +49,8 @@ class Method(abc.ABC):
         `tr((W - W') H (W - W')^T)`.
 
         Args:
-            matrix: float32 [*S, N, K]: copies, outputs, inputs.
+            matrix: float32 [*S, N, K]: copies, outputs, inputs. The groups of a
+                convolution are copies, too.
             pattern: what is removed together.
             sparsity: the fraction removed, in [0, 1).
             moments: float32 [*S, K, K], the sum of x x^T over the inputs x, up to a

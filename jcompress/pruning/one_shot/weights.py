@@ -12,10 +12,17 @@ from jax.sharding import NamedSharding
 from jcompress.conversion import convert_leaves, resolve_specs
 from jcompress.errors import MismatchError
 from jcompress.pruning.one_shot.spec import OneShot
+from jcompress.pruning.patterns import NM, Unstructured
 from jcompress.rounding import Rounded
 from jcompress.rules import Resolved, Rules
 from jcompress.sites import Sites, leaf_axes
-from jcompress.statistics.moments import moments_of
+from jcompress.statistics.moments import (
+    groups_of,
+    in_groups,
+    moments_of,
+    out_of_groups,
+    shared_by_groups,
+)
 from jcompress.tensors import QTensor
 from jcompress.tensors.axes import Axes, from_matrix, matrix_shape, to_matrix
 from jcompress.tensors.placing import keep_rows, rows_of
@@ -47,6 +54,8 @@ def check(
             spec.pattern.check(path, shape, axes)
         except MismatchError as error:
             raise MismatchError(f"{transform}: {error}") from None
+        if spec.method.learns:
+            _check_apart(path, sites, spec, transform)
         if spec.weights is not None:
             stacks, *sizes = matrix_shape(shape, axes)
             try:
@@ -54,6 +63,29 @@ def check(
             except ValueError as error:
                 raise MismatchError(f"{transform}: {path!r}: {error}") from None
     return resolved
+
+
+def _check_apart(path: str, sites: Sites, spec: OneShot, transform: str) -> None:
+    """Raise MismatchError if a pattern or a scale goes across a convolution's groups.
+
+    Each group has inputs of its own, so it is pruned apart from the others.
+    """
+    groups, why = groups_of(sites, path), ""
+    if groups > 1 and not isinstance(spec.pattern, Unstructured | NM):
+        why = (
+            f"{spec.pattern!r} goes across them; use Unstructured() or NM(2, 4), or "
+            "Magnitude()"
+        )
+    elif (shared := shared_by_groups(sites, path, spec.weights)) is not None:
+        why = (
+            f"with {shared!r} they would share a scale; use PerChannel() and "
+            "FloatScales()"
+        )
+    if why:
+        raise MismatchError(
+            f"{transform}: {path!r} is the kernel of a convolution in {groups} groups, "
+            f"which are pruned apart, each by its own inputs, and {why}"
+        )
 
 
 def prune_weights(
@@ -76,7 +108,8 @@ def prune_weights(
         sites: the sites of the function that will use the tree, with the same names.
         moments: the second moments of the inputs of each leaf, float32 [*S, K, K], up
             to a factor: what `jcompress.statistics.observe(fn, rules, SecondMoments())`
-            gives. `Magnitude()` needs none.
+            gives. Of a convolution in G > 1 groups they are [*S, G, K, K], and each
+            group loses its sparsity. `Magnitude()` needs none.
 
     Returns:
         A tree of the same structure but for the quantized leaves.
@@ -106,7 +139,7 @@ def prune_weights(
     """
     specs = dict(check(sites, rules).leaves)
     wanted = {p: type(s.method).__name__ for p, s in specs.items() if s.method.learns}
-    known = moments_of("prune_weights", moments, wanted, sites)
+    known = moments_of("prune_weights", moments, wanted, sites, grouped=True)
     return convert_leaves(
         "prune_weights",
         params,
@@ -146,8 +179,10 @@ def _pruned(
     place: NamedSharding | None,
 ) -> jax.Array:
     matrix = keep_rows(to_matrix(leaf, axes).astype(jnp.float32), place)
-    made = spec.method.prune(matrix, spec.pattern, spec.removes, moments)
-    return from_matrix(keep_rows(made, place), axes, leaf.shape).astype(leaf.dtype)
+    apart = in_groups(matrix, moments)
+    made = spec.method.prune(apart, spec.pattern, spec.removes, moments)
+    made = keep_rows(out_of_groups(made, len(axes.stack)), place)
+    return from_matrix(made, axes, leaf.shape).astype(leaf.dtype)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
@@ -161,6 +196,10 @@ def _rounded(
     assert spec.weights is not None
     matrix = keep_rows(to_matrix(leaf, axes).astype(jnp.float32), place)
     made = spec.method.prune_and_round(
-        matrix, spec.pattern, spec.removes, moments, spec.weights
+        in_groups(matrix, moments), spec.pattern, spec.removes, moments, spec.weights
     )
-    return Rounded(*jax.tree.map(lambda array: keep_rows(array, place), tuple(made)))
+
+    def whole(array: jax.Array) -> jax.Array:
+        return keep_rows(out_of_groups(array, len(axes.stack)), place)
+
+    return Rounded(*jax.tree.map(whole, tuple(made)))

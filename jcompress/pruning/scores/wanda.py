@@ -10,6 +10,7 @@ import numpy as np
 from jcompress.conversion import find_leaves, replace_leaves
 from jcompress.errors import MismatchError
 from jcompress.sites import Sites, leaf_axes
+from jcompress.statistics.moments import groups_of
 from jcompress.tensors import is_compressed
 from jcompress.tensors.axes import Axes, from_matrix, matrix_shape, to_matrix
 
@@ -26,7 +27,8 @@ def score_by_wanda(
         params: a tree of arrays.
         moments: the squares of the inputs, summed, for the leaves to be scored: what
             `observe(fn, rules, DiagonalMoments())` gives, float [*S, K], or
-            `SecondMoments()`, [*S, K, K].
+            `SecondMoments()`, [*S, K, K]; of a convolution in G > 1 groups [*S, G, K]
+            or [*S, G, K, K].
         sites: the sites of the function that uses the tree, with the same names.
 
     Returns:
@@ -53,21 +55,26 @@ def score_by_wanda(
     made: dict[str, Any] = {}
     for path, leaf in found.items():
         axes = leaf_axes(sites.of(path))
-        squares = _squares(path, moments[path], leaf.shape, axes)
+        groups = groups_of(sites, path)
+        squares = _squares(path, moments[path], leaf.shape, axes, groups)
         made[path] = _scored(jnp.asarray(leaf), squares, axes)
     nothing = jax.tree.map(lambda _: None, params, is_leaf=is_compressed)
     return replace_leaves(nothing, made)
 
 
-def _squares(path: str, moments: Any, shape: tuple[int, ...], axes: Axes) -> jax.Array:
-    stacks, _, inputs = matrix_shape(shape, axes)
+def _squares(
+    path: str, moments: Any, shape: tuple[int, ...], axes: Axes, groups: int
+) -> jax.Array:
+    """The squares of the inputs of each output, or of all: [*S, N or 1, K]."""
+    stacks, outputs, inputs = matrix_shape(shape, axes)
+    lead = (*stacks, groups) if groups > 1 else stacks
     given = jnp.asarray(moments)
-    if given.shape == (*stacks, inputs, inputs):
+    if given.shape == (*lead, inputs, inputs):
         given = jnp.diagonal(given, axis1=-2, axis2=-1)
-    if given.shape != (*stacks, inputs):
+    if given.shape != (*lead, inputs):
         raise MismatchError(
             f"score_by_wanda: the moments of {path!r} are {list(given.shape)}, not "
-            f"{[*stacks, inputs]} or {[*stacks, inputs, inputs]}"
+            f"{[*lead, inputs]} or {[*lead, inputs, inputs]}"
         )
     if not isinstance(given, jax.core.Tracer):
         host = np.asarray(given)
@@ -76,10 +83,12 @@ def _squares(path: str, moments: Any, shape: tuple[int, ...], axes: Axes) -> jax
                 f"score_by_wanda: the moments of {path!r} hold numbers that are "
                 "negative or not finite"
             )
-    return given
+    if groups > 1:
+        return jnp.repeat(given, outputs // groups, axis=-2)
+    return given[..., None, :]
 
 
 def _scored(leaf: jax.Array, squares: jax.Array, axes: Axes) -> jax.Array:
-    sizes = jnp.sqrt(squares.astype(jnp.float32))[..., None, :]
+    sizes = jnp.sqrt(squares.astype(jnp.float32))
     matrix = jnp.abs(to_matrix(leaf, axes).astype(jnp.float32)) * sizes
     return from_matrix(matrix, axes, leaf.shape)
