@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Whether something is faster is for the machine to say.
 STRICT = [sys.executable, "-W", "error", "-W", "ignore:compress:UserWarning"]
 INSTALL = re.compile(r"pip install (\.|'\.\[\w+\]')( && |$)")
-OPTIONAL = ("keras",)
+OPTIONAL = ("keras", "onnxruntime")
 """What a block may need that the extra `test` does not install."""
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
