@@ -44,15 +44,19 @@ def w4(*, group: int | None = 32, exclude: tuple[str, ...] = ()) -> Step:
     return QuantizeStep(bits=4, group=group, exclude=exclude)
 
 
-def w8a8(*, exclude: tuple[str, ...] = ()) -> Step:
+def w8a8(*, static: bool = False, exclude: tuple[str, ...] = ()) -> Step:
     """8-bit weights and 8-bit data, each row of it with its own range.
 
     A quarter of the bytes. Faster where multiplying takes the time: batches.
 
     Args:
+        static: choose one range for the data of each product, once, from the batches
+            that `compress` gets, or else from its example. Convolutions that follow
+            each other then keep 8 bits between them, which is faster on CPUs; what the
+            batches do not show is clipped.
         exclude: leaves that stay, as globs of their names.
     """
-    return QuantizeStep(bits=8, activations=True, exclude=exclude)
+    return QuantizeStep(bits=8, activations=True, static=static, exclude=exclude)
 
 
 def nm(n: int, m: int) -> Step:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from jcompress.calibration import Static, choose_ranges
 from jcompress.conversion import resolve_specs
 from jcompress.distillation.students import plan_narrower
 from jcompress.errors import MismatchError
@@ -107,12 +108,15 @@ class QuantizeStep(Step):
         group: inputs that share a scale; None for one scale an output. A weight whose
             inputs it does not divide has one scale an output.
         activations: whether data is rounded to 8 bits, row by row.
+        static: whether a range of the data is chosen for each product once, from the
+            batches that `compress` gets, or else from the example.
         exclude: leaves that stay, as globs of their names.
     """
 
     bits: int
     group: int | None = None
     activations: bool = False
+    static: bool = False
     exclude: tuple[str, ...] = ()
 
     def rules(self, work: Work) -> Rules[Quantize]:
@@ -154,9 +158,12 @@ class QuantizeStep(Step):
             fields["range"] = LeastError()
         return Quantize(
             weights=Weights(**fields),
-            activation=Activation() if self.activations else None,
+            activation=self._data() if self.activations else None,
             rounding=Gptq() if few and work.data else Nearest(),
         )
+
+    def _data(self) -> Activation:
+        return Activation(range=Static()) if self.static else Activation()
 
     def apply(self, work: Work) -> Work:
         """Quantize; by GPTQ if there is data and bits are few."""
@@ -290,8 +297,27 @@ def quantized(work: Work, rules: Rules[Quantize]) -> Work:
     rules = [*done, *rules]
     learns = any(spec is not None and needs_moments(spec) for _, spec in rules)
     moments = work.moments(rules) if learns else None
-    small = quantize(work.params, rules, sites=work.sites, moments=moments)
+    small = quantize(
+        work.params,
+        rules,
+        sites=work.sites,
+        moments=moments,
+        ranges=_ranges(work, rules),
+    )
     return dataclasses.replace(work, params=small)
+
+
+def _ranges(work: Work, rules: Rules[Quantize]) -> Mapping[str, Any] | None:
+    """The ranges that rules want chosen, from the data, or else from the example."""
+    data = [spec.activation for _, spec in rules if spec is not None]
+    if not any(each is not None and isinstance(each.range, Static) for each in data):
+        return None
+    dense = jax.tree.map(
+        lambda leaf: leaf.dense() if is_compressed(leaf) else leaf,
+        work.params,
+        is_leaf=is_compressed,
+    )
+    return choose_ranges(work.fn, rules, dense, work.data or [work.args])
 
 
 def finished(work: Work) -> Work:

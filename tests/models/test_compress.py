@@ -17,7 +17,7 @@ from flax import nnx
 import jcompress as jc
 from jcompress import checkpoint
 from jcompress.errors import MismatchError
-from jcompress.execution import compressed
+from jcompress.execution import How, compressed, inspect
 from jcompress.formats import Int
 from jcompress.low_rank import Svd
 from jcompress.models import Compressed, NotFaster, Step, as_function
@@ -227,6 +227,42 @@ def test_data_makes_the_outputs_err_less():
             )
     assert errors["bits", True] < 0.8 * errors["bits", False]
     assert errors["nm", True] < 0.8 * errors["nm", False]
+
+
+def test_static_ranges_keep_integers_between_convolutions():
+    def model(p, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        for name in ("first", "second"):
+            x = jax.lax.conv_general_dilated(
+                x, p[name], (1, 1), "SAME", dimension_numbers=numbers
+            )
+            x = jax.nn.relu(x)
+        return x
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {
+        "first": jax.random.normal(keys[0], (1, 1, 16, 64)) / 4,
+        "second": jax.random.normal(keys[1], (3, 3, 64, 16)) / 24,
+    }
+    x, *data = (jax.random.normal(key, (4, 12, 12, 16)) for key in keys[2:])
+    small = {
+        given: jc.compress(
+            (model, params), x, jc.w8a8(static=True), data=batches, measure=False
+        )
+        for given, batches in (("example", []), ("batches", data))
+    }
+    for made in small.values():
+        first, _ = inspect(made.plain, made.params, x)
+        assert "its result in 8 bits" in first.why or first.how is How.DENSE
+        dense = model(params, x)
+        assert jnp.abs(made(x) - dense).max() < 0.05 * jnp.abs(dense).max()
+    scales = [made.params["first"].input_scales[0].scale for made in small.values()]
+    assert scales[0] != scales[1]  # each of what it has seen
+    # After a step that stores another leaf, too.
+    rules = [("second", Quantize())]
+    both = jc.compress((model, params), x, rules, jc.w8a8(static=True), measure=False)
+    assert both.params["second"].activation is None
+    assert both.params["first"].input_scales
 
 
 def test_rules_are_steps():
