@@ -23,19 +23,19 @@ class Phase:
 
     Attributes:
         first: the remainders, of each spatial axis.
-        taps: where on each spatial axis of the kernel its positions begin.
+        starts: where on each spatial axis of the kernel its positions begin.
         window: where its patches lie.
     """
 
     first: tuple[int, ...]
-    taps: tuple[int, ...]
+    starts: tuple[int, ...]
     window: Window
 
 
 class _Axis(NamedTuple):
     first: int
-    tap: int
-    taps: int
+    start: int
+    positions: int
     padding: tuple[int, int]
 
 
@@ -55,26 +55,26 @@ def phases_of(window: Window, steps: Sequence[int], out: Sequence[int]) -> list[
     for size, kernel, (low, _), step, whole in every:
         found = []
         for first in range(min(step, whole)):
-            tap = (low - first) % step
-            count = -(-(kernel - tap) // step)
+            start = (low - first) % step
+            count = -(-(kernel - start) // step)
             if count < 1:
                 return []
-            before = (low - first - tap) // step
+            before = (low - first - start) // step
             outputs = -(-(whole - first) // step)
             after = outputs - 1 + count - size - before
-            found.append(_Axis(first, tap, count, (before, after)))
+            found.append(_Axis(first, start, count, (before, after)))
         axes.append(found)
     made = []
     for parts in itertools.product(*axes):
         own = dataclasses.replace(
             window,
-            kernel=tuple(part.taps for part in parts),
+            kernel=tuple(part.positions for part in parts),
             padding=tuple(part.padding for part in parts),
         )
         made.append(
             Phase(
                 first=tuple(part.first for part in parts),
-                taps=tuple(part.tap for part in parts),
+                starts=tuple(part.start for part in parts),
                 window=own,
             )
         )
@@ -104,7 +104,7 @@ def by_phases(
     for phase in phases:
         taken = jax.lax.slice(
             kernel,
-            (0, *phase.taps, 0),
+            (0, *phase.starts, 0),
             kernel.shape,
             (1, *steps, 1),
         )

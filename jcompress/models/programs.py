@@ -1,10 +1,8 @@
 """Programs that are written to files."""
 
 import inspect
-import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from jcompress import __version__
+from jcompress.interchange.files import replacing
 from jcompress.kernels import _native
 from jcompress.serving.layout import ArraySpec, Description, packed
 from jcompress.serving.program import require_flatbuffers
@@ -68,7 +67,8 @@ def write_program(
             f"program of the example's size. {type(error).__name__}: {error}"
         ) from error
     data = packed(program.serialize(), _description(program, names))
-    _write(path, data)
+    with replacing(path) as file:
+        file.write(data)
     return len(data)
 
 
@@ -171,15 +171,3 @@ def with_open_batch(shapes: Any) -> Any:
         return jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype)
 
     return jax.tree.map(one, shapes)
-
-
-def _write(path: pathlib.Path, data: bytes | bytearray) -> None:
-    """Beside its place first, so that a file is whole or absent."""
-    handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(name, path)
-    except BaseException:
-        pathlib.Path(name).unlink(missing_ok=True)
-        raise
