@@ -18,6 +18,7 @@ from jcompress.kernels.block_sparse_matmul import (
 from jcompress.kernels.codebook_matmul import codebook_matmul as codebook_matmul
 from jcompress.kernels.float8_matmul import float8_matmul as float8_matmul
 from jcompress.kernels.int8_matmul import int8_matmul as int8_matmul
+from jcompress.kernels.max_pool import max_pool as max_pool
 from jcompress.kernels.nm_sparse_matmul import nm_sparse_matmul as nm_sparse_matmul
 from jcompress.kernels.normalize import normalize as normalize
 from jcompress.kernels.quantized_conv import quantized_conv as quantized_conv

@@ -36,6 +36,7 @@ HANDLERS = (
     "jcompress_conv_direct",
     "jcompress_dense",
     "jcompress_matmul",
+    "jcompress_max_pool",
     "jcompress_nm_sparse",
     "jcompress_normalize",
     "jcompress_shared_input",

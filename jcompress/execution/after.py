@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.execution.convolutions import Windowed
+from jcompress.formats import Int
 from jcompress.fusion import AfterProduct, Graph
 from jcompress.kernels import Elementwise
+from jcompress.tensors.rounding import quantize_values
 from jcompress.tracing.deferred import Deferred
 from jcompress.tracing.interpreter import bind
 from jcompress.tracing.products import Product
@@ -30,6 +32,34 @@ class Stored(NamedTuple):
     scale: jax.Array
     zero: jax.Array | None
 
+    @property
+    def format(self) -> Int:
+        """Of the integers."""
+        return Int(self.bits, symmetric=self.zero is None)
+
+    def rounded(self, x: jax.Array) -> "Rounded":
+        """Floats as integers."""
+        integers = quantize_values(x, self.scale, self.zero, self.format)
+        return Rounded(integers.astype(jnp.int8), self)
+
+
+class Rounded(NamedTuple):
+    """A value that is there as integers.
+
+    Attributes:
+        integers: int8.
+        stored: what they stand for.
+    """
+
+    integers: jax.Array
+    stored: Stored
+
+    def dense(self) -> jax.Array:
+        """As float32."""
+        wide = self.integers.astype(jnp.float32)
+        zero = self.stored.zero
+        return (wide if zero is None else wide - zero) * self.stored.scale
+
 
 @dataclasses.dataclass
 class Finish:
@@ -38,7 +68,7 @@ class Finish:
     Attributes:
         pattern: what was found.
         bias: of the axes of the product's result, of size 1 or repeated along rows.
-        addend: of the shape of the result; of a convolution.
+        addend: of the shape of the result, perhaps rounded; of a convolution.
         factor: of the shape of the result.
         residual: of the shape of the result.
         stored: how the result is stored; None for floats. Of a convolution.
@@ -47,7 +77,7 @@ class Finish:
 
     pattern: AfterProduct
     bias: jax.Array | None = None
-    addend: jax.Array | None = None
+    addend: jax.Array | Rounded | None = None
     factor: jax.Array | None = None
     residual: jax.Array | None = None
     stored: Stored | None = None
@@ -87,14 +117,19 @@ class Finish:
             given["bias"] = jnp.broadcast_to(one, plan.features).astype(jnp.float32)
         if self.pattern.activation is not None:
             given["activation"] = self.pattern.activation
-        for name in ("addend", "residual"):
-            array = getattr(self, name)
-            if array is not None:
-                given[name] = jnp.transpose(array, plan.placed)
+        if isinstance(self.addend, Rounded):
+            _, scale, zero = self.addend.stored
+            given["addend"] = jnp.transpose(self.addend.integers, plan.placed)
+            given["addend_scale"] = scale.reshape(())
+            given["addend_zero"] = None if zero is None else zero.reshape(())
+        elif self.addend is not None:
+            given["addend"] = jnp.transpose(self.addend, plan.placed)
+        if self.residual is not None:
+            given["residual"] = jnp.transpose(self.residual, plan.placed)
         if self.stored is not None:
-            bits, *numbers = self.stored
-            scale, zero = (None if n is None else n.reshape(()) for n in numbers)
-            given |= {"y_bits": bits, "y_scale": scale, "y_zero": zero}
+            given["y_bits"], scale, zero = self.stored
+            given["y_scale"] = scale.reshape(())
+            given["y_zero"] = None if zero is None else zero.reshape(())
         return given
 
     def arguments(self, plan: Product) -> dict[str, Any]:
@@ -181,4 +216,6 @@ class Finished:
         rest = self.graph.original(
             pattern.equations, (*eqn.outvars, *pattern.given), (pattern.result,)
         )
-        return rest(*outs, *values[len(eqn.invars) :])[0]
+        given = values[len(eqn.invars) :]
+        dense = [v.dense() if isinstance(v, Deferred | Rounded) else v for v in given]
+        return rest(*outs, *dense)[0]

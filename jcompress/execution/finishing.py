@@ -6,7 +6,10 @@ from typing import Any
 import jax
 
 from jcompress.execution.after import Finished
-from jcompress.execution.chaining import chains, in_turn
+from jcompress.execution.integer_images import Together
+from jcompress.execution.members import Member, groups
+from jcompress.execution.pools import Pool
+from jcompress.execution.shared import Shared
 from jcompress.fusion import Graph, follow_product
 from jcompress.fusion.find import programs
 from jcompress.kernels import shared_input_matmul
@@ -18,13 +21,17 @@ from jcompress.tracing.values import Location, Use
 
 
 def finished_products(
-    traced: Traced, handlers: Mapping[Location, Any]
+    traced: Traced,
+    handlers: Mapping[Location, Any],
+    shared: Mapping[Location, Mapping[Any, Shared]],
 ) -> Iterator[tuple[Location, frozenset[int], Replacement]]:
     """The products of handlers with what follows them, those of one input together.
 
     Args:
         traced: the function, with calls written out.
         handlers: by location; each is copied with an `after` of its own.
+        shared: the values that all who read them get rounded, by the location of their
+            program.
 
     Yields:
         The location of the program, the equations behind the products, and what
@@ -64,9 +71,24 @@ def finished_products(
                 convolutions += products
             elif len(together) > 1 or patterns[0].equations:
                 yield at, _behind(products), _replacement(products)
-        for chain in chains(convolutions):
-            if len(chain) > 1 or chain[0].pattern.equations:
-                yield at, _behind(chain), in_turn(chain)
+        if not convolutions:
+            continue
+        members = [*map(Member.convolution, convolutions), *_pools(graph, convolutions)]
+        for group in groups(graph, members):
+            every = frozenset(n for one in group for n in one.equations)
+            if len(group) > 1 or (len(every) > 1 and not isinstance(group[0].of, Pool)):
+                whole = Together(graph, group, shared.get(at, {}))
+                yield at, every, whole.replacement()
+
+
+def _pools(graph: Graph, convolutions: Sequence[Finished]) -> Iterator[Member]:
+    """The max pools of what convolutions make, and of what such pools make."""
+    made = {one.pattern.result for one in convolutions}
+    for number, eqn in enumerate(graph.body.jaxpr.eqns):
+        pool = Pool.of(number, eqn)
+        if pool is not None and eqn.invars[0] in made:
+            made.add(eqn.outvars[0])
+            yield Member.pool(pool)
 
 
 def _behind(products: Sequence[Finished]) -> frozenset[int]:

@@ -11,6 +11,7 @@ from jcompress.execution.finishing import finished_products
 from jcompress.execution.how import Execution as Execution
 from jcompress.execution.how import How as How
 from jcompress.execution.reasons import why_dense
+from jcompress.execution.shared import Shared, rounded_at_once, shared_data
 from jcompress.execution.site import CompressedSite
 from jcompress.execution.together import make_dense
 from jcompress.fusion import Fusion, find_fusions
@@ -172,14 +173,23 @@ def _evaluate(
         why = why_dense(eqn, here in traced.uses)
         record[name, operation, why] = Execution(name, operation, How.DENSE, why)
 
+    shared = shared_data(traced, handlers, reads)
+    # What XLA alone compiles is portable, which no compiled kernel is.
+    replacements: Mapping[Location, Sequence[Replacement]] = {}
+    if not portable:
+        replacements = _replacements(traced, handlers, shared, record, wanted)
     program = Program(
         traced=traced,
         handlers=handlers,
         made_dense=made_dense,
-        # What XLA alone compiles is portable, which no compiled kernel is.
-        replacements={}
-        if portable
-        else _replacements(traced, handlers, record, wanted),
+        replacements=replacements,
+        once_made=rounded_at_once(
+            shared,
+            {
+                at: frozenset(var for one in each for var in one.results)
+                for at, each in replacements.items()
+            },
+        ),
     )
     outs, _ = program(leaves, traced.data, reads)
     return outs
@@ -188,6 +198,7 @@ def _evaluate(
 def _replacements(
     traced: Traced,
     handlers: Mapping[Location, Any],
+    shared: Mapping[Location, Mapping[Any, Shared]],
     record: dict[Any, Execution],
     wanted: frozenset[Fusion],
 ) -> Mapping[Location, Sequence[Replacement]]:
@@ -198,7 +209,7 @@ def _replacements(
     for here in handlers:
         taken.setdefault(here[:-1], []).append(here[-1])
     if Fusion.AFTER_PRODUCTS in wanted:
-        for at, equations, one in finished_products(traced, handlers):
+        for at, equations, one in finished_products(traced, handlers, shared):
             placed.setdefault(at, []).append(one)
             taken.setdefault(at, []).extend(equations)
     for found in find_fusions(traced.body, wanted, taken):

@@ -146,7 +146,7 @@ class OnnxSite:
                     part
                     if part is None or not part.ndim
                     else jnp.transpose(part, order)
-                    for part in self._scaling(use, inputs, read)
+                    for part in self._scaling(inputs[0], use, read)
                 )
                 assert scale is not None
                 wide = jnp.pad(images, ((0, 0), (0, 0), *padding))
@@ -196,26 +196,28 @@ class OnnxSite:
             return False
         return activation.format == Int(8, symmetric=activation.format.symmetric)
 
-    def _scaling(
-        self, use: Use, inputs: list[Any], read: Any
-    ) -> tuple[jax.Array, jax.Array | None]:
-        assert use.data is not None
+    def rounded(self, x: jax.Array, use: Use, read: Any) -> jax.Array:
+        """The data of a use as `fake_quant` rounds it."""
         assert self.activation is not None
-        x, summed = inputs[use.data], contracted(use)
-        return read or input_scale(x, summed, self.activation, None)
+        if self._has_fixed_range(read):
+            return rounded_by(x, read)
+        format = self.activation.format
+        scale, zero = self._scaling(x, use, read)
+        q = quantize_values(x, scale, zero, format)
+        return within_range(dequantize_values(q, scale, zero), x.dtype)
+
+    def _scaling(
+        self, x: jax.Array, use: Use, read: Any
+    ) -> tuple[jax.Array, jax.Array | None]:
+        assert self.activation is not None
+        return read or input_scale(x, contracted(use), self.activation, None)
 
     def _faked(self, use: Use, inputs: list[Any], read: Any) -> list[Any]:
         """The inputs with the data rounded as `fake_quant` rounds it."""
-        activation, data = self.activation, use.data
-        if activation is None or data is None:
+        data = use.data
+        if self.activation is None or data is None:
             return inputs
-        x = inputs[data]
-        if self._has_fixed_range(read):
-            made = rounded_by(x, read)
-        else:
-            scale, zero = self._scaling(use, inputs, read)
-            q = quantize_values(x, scale, zero, activation.format)
-            made = within_range(dequantize_values(q, scale, zero), x.dtype)
+        made = self.rounded(inputs[data], use, read)
         return [*inputs[:data], made, *inputs[data + 1 :]]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from jcompress.execution import compressed
+from jcompress.execution.shared import Shared, shared_data
 from jcompress.formats import Int
 from jcompress.interchange.files import Path, refuse_place, replacing
 from jcompress.interchange.onnx_lowering import (
@@ -34,7 +35,7 @@ from jcompress.tensors import (
     is_compressed,
 )
 from jcompress.tensors.ranges import InputScale
-from jcompress.tracing.interpreter import Program
+from jcompress.tracing.interpreter import OnceMade, Program
 from jcompress.tracing.trace import Traced, trace
 from jcompress.tracing.values import Location
 
@@ -176,6 +177,15 @@ def _names(word: str, each: Sequence[Any]) -> list[str]:
     return [word] if len(each) == 1 else [f"{word}_{i}" for i in range(len(each))]
 
 
+def _rounds(
+    traced: Traced, shared: Shared, handlers: Mapping[Location, OnnxSite]
+) -> OnceMade:
+    """What rounds a value for all who read it."""
+    where = shared.location
+    use, handler = traced.uses[where], handlers[where]
+    return lambda x, reads: (handler.rounded(x, use, reads[where]), {})
+
+
 def _program(
     traced: Traced, held: Sequence[Any], opened: set[str], how: Mapping[str, bool]
 ) -> ClosedJaxpr:
@@ -204,9 +214,14 @@ def _program(
             handlers[site.location] = OnnxSite(activation=leaf.activation, **how)
             if leaf.input_scales:
                 reads[site.location] = leaf.input_scales[number]
+    shared = shared_data(traced, handlers, reads)
     program = Program(
         traced=traced,
         handlers=handlers,
+        once_made={
+            at: {v: _rounds(traced, one, handlers) for v, one in values.items()}
+            for at, values in shared.items()
+        },
         made_dense=lambda name, *_: opened.add(name),
     )
 

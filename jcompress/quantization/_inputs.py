@@ -34,6 +34,12 @@ def moving_average(old: Range, new: Range, decay: float) -> Range:
     return Range(one(old.low, new.low), one(old.high, new.high))
 
 
+def whole_range(x: jax.Array) -> Range:
+    """The range of all numbers, two scalars without a gradient."""
+    low, high = range_of(jax.lax.stop_gradient(x), None)
+    return Range(low.reshape(()), high.reshape(()))
+
+
 class InputRead(NamedTuple):
     """What the handler of an input is given when it runs.
 
@@ -61,16 +67,20 @@ class QuantizeInput:
         assert use.data is not None
         inputs = list(inputs)
         x = inputs[use.data]
+        if self.simulate and self.activation.shared:
+            # It is rounded, and was looked at before that.
+            return bind(inputs), None
         seen = None
         if isinstance(self.activation.range, MovingAverage | Static):
-            seen = range_of(jax.lax.stop_gradient(x), None)
-            seen = Range(seen.low.reshape(()), seen.high.reshape(()))
+            seen = whole_range(x)
         if self.simulate:
-            faked = self._faked(x, contracted(use), read)
-            if read.active is not None:
-                faked = jnp.where(read.active, faked, x)
-            inputs[use.data] = faked
+            inputs[use.data] = self.rounded(x, use, read)
         return bind(inputs), seen
+
+    def rounded(self, x: jax.Array, use: Use, read: InputRead) -> jax.Array:
+        """The data of a use as the product meets it."""
+        faked = self._faked(x, contracted(use), read)
+        return faked if read.active is None else jnp.where(read.active, faked, x)
 
     def _faked(
         self, x: jax.Array, summed: tuple[int, ...], read: InputRead

@@ -13,6 +13,7 @@ from jcompress.quantization._inputs import (
     InputRead,
     QuantizeInput,
     moving_average,
+    whole_range,
 )
 from jcompress.quantization._weights import simulate_weight
 from jcompress.quantization.convert import check
@@ -30,9 +31,9 @@ from jcompress.tensors.ranges import Range
 from jcompress.tensors.specs import Activation, MovingAverage, Static
 from jcompress.tensors.weight_matrix import scale_shape
 from jcompress.tracing.handlers import Handler
-from jcompress.tracing.interpreter import Program
+from jcompress.tracing.interpreter import OnceMade, Program
 from jcompress.tracing.trace import Traced, trace
-from jcompress.tracing.values import Location, Use
+from jcompress.tracing.values import Location, Use, by_data
 
 Ranges = Mapping[str, Sequence[Range]]
 """For each leaf with stored ranges of inputs, one for each of its products.
@@ -155,9 +156,35 @@ class QuantizationPlan:
             for where, activation in self.inputs.items()
         }
         program = Program(
-            traced=self.traced, handlers=handlers, statistic=kinds.Ranges()
+            traced=self.traced,
+            handlers=handlers,
+            statistic=kinds.Ranges(),
+            once_made=self._shared() if simulate else {},
         )
         return program(leaves, self.traced.data, reads)
+
+    def _shared(self) -> Mapping[Location, Mapping[Any, OnceMade]]:
+        """How values are rounded that all who read them get rounded."""
+        uses = [
+            self.traced.uses[where]
+            for where, activation in self.inputs.items()
+            if activation.shared
+        ]
+        return {
+            at: {value: self._round_once(readers) for value, readers in values.items()}
+            for at, values in by_data(uses).items()
+        }
+
+    def _round_once(self, readers: Sequence[Use]) -> OnceMade:
+        """Rounds a value as the first of its readers does."""
+        first = readers[0]
+        handler = QuantizeInput(self.inputs[first.location], True)
+
+        def rounded(x: Any, reads: Mapping[Location, Any]) -> Any:
+            seen = dict.fromkeys((use.location for use in readers), whole_range(x))
+            return handler.rounded(x, first, reads[first.location]), seen
+
+        return rounded
 
     def _faked(
         self,

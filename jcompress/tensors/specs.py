@@ -320,16 +320,22 @@ class Activation:
             in the batch, or `PerTensor()`, one range for all. Left out, it is
             `PerRow()` with a dynamic range and `PerTensor()` with any other.
         range: where the range comes from.
+        shared: whether all else that reads the product's input gets its rounded
+            numbers, too, such as the sum of a residual block; where several products
+            that say so read one value, it is rounded once, by the range of the first.
+            A convolutional network on a CPU then keeps integers throughout.
 
     Raises:
         ValueError: `PerRow()` has a range that is not dynamic: the rows of the next
-            batch are others; the format is full.
+            batch are others; the format is full; the input is shared and its range
+            is neither `MovingAverage()` nor `Static()`.
         TypeError: `format`, `granularity` or `range` is of another kind.
     """
 
     format: NumberFormat = Int(8, symmetric=False)
     granularity: PerTensor | PerRow | None = None
     range: Dynamic | Static | MovingAverage | Lsq | Pact = Dynamic()
+    shared: bool = False
 
     def __post_init__(self) -> None:
         _check_format(self)
@@ -349,6 +355,11 @@ class Activation:
                 f"Lsq() or Pact(), not {self.range!r}"
             )
         _check_learned(self)
+        if self.shared and not isinstance(self.range, Static | MovingAverage):
+            raise ValueError(
+                "Activation: shared=True needs a range that is known before the "
+                f"product runs, MovingAverage() or Static(), not {self.range!r}"
+            )
         if isinstance(self.granularity, PerRow) and not isinstance(self.range, Dynamic):
             raise ValueError(
                 "Activation: PerRow() needs range=Dynamic(), because no two batches "

@@ -22,6 +22,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+OnceMade = Callable[[Any, Mapping[Location, Any]], tuple[Any, Mapping[Location, Any]]]
+"""Gets a value and what handlers read, by location; gives the value to go on with, and
+statistics like those of handlers."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
     """What to evaluate, and how.
@@ -38,6 +43,8 @@ class Program:
         opened: the programs that hold such values.
         replacements: operations that take the place of several equations, by the
             location of the program that these stand in.
+        once_made: what becomes of a value as soon as it is there, for all that reads
+            it, by the location of the program and the value.
     """
 
     traced: Traced
@@ -48,6 +55,9 @@ class Program:
     bypass: Mapping[Any, Any] = dataclasses.field(default_factory=dict)
     opened: frozenset[Location] = frozenset()
     replacements: Mapping[Location, Sequence[Replacement]] = dataclasses.field(
+        default_factory=dict
+    )
+    once_made: Mapping[Location, Mapping[Any, OnceMade]] = dataclasses.field(
         default_factory=dict
     )
 
@@ -121,6 +131,15 @@ class Program:
         env: dict[Any, Any] = dict(zip(body.jaxpr.constvars, body.consts, strict=True))
         env.update(zip(body.jaxpr.invars, inputs, strict=True))
         statistics: dict[Location, Any] = {}
+        once_made = self.once_made.get(at, {})
+
+        def change(values: Sequence[Any]) -> None:
+            for var in values:
+                if var in once_made:
+                    env[var], seen = once_made[var](env[var], reads)
+                    statistics.update(seen)
+
+        change(body.jaxpr.invars)
 
         order = steps(
             body,
@@ -148,6 +167,7 @@ class Program:
                 with eqn.ctx.manager, _scope(eqn):
                     outs = self._equation(eqn, ins, here, reads, statistics)
             env.update(zip(step.results, outs, strict=True))
+            change(step.results)
             for var in step.inputs:
                 # Outside of jit a value that nothing needs any more frees its memory.
                 if last_use.get(var) is step:

@@ -1,8 +1,10 @@
 """What is known of a value and of a place while leaves are followed."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
+from jcompress.tracing.jaxprs import is_literal
 from jcompress.tracing.site import Site
 from jcompress.tracing.views import View
 
@@ -51,6 +53,23 @@ class Use:
     def location(self) -> Location:
         """Where the equation stands."""
         return self.sites[0].location
+
+
+def by_data(uses: Iterable[Use]) -> dict[Location, dict[Any, list[Use]]]:
+    """The uses that read each value as their data, by the program they stand in.
+
+    Args:
+        uses: some, in any order; of each value they come in that of the program.
+    """
+    found: dict[Location, dict[Any, list[Use]]] = {}
+    for use in sorted(uses, key=lambda use: use.location):
+        if use.data is None:
+            continue
+        atom = use.eqn.invars[use.data]
+        if not is_literal(atom):
+            readers = found.setdefault(use.location[:-1], {})
+            readers.setdefault(atom, []).append(use)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

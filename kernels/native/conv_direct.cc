@@ -71,8 +71,11 @@ class Direct {
     images_.runs = static_cast<int64_t>(geometry.offsets.size());
     images_.run_bytes = geometry.run_bytes;
     images_.zero = data.zero;
+    images_.pixel = geometry.channels;
     few_ = data.images * geometry.positions <= ConvKernels::kFewRows;
     by_channel_ = groups > 1 && groups == geometry.channels && groups == weight.outputs;
+    images_.pairs = by_channel_ && geometry.across == 3 && images_.stride == images_.pixel &&
+                    images_.offsets[1] == images_.pixel && images_.offsets[2] == 2 * images_.pixel;
     cut(values, groups);
   }
 
@@ -83,25 +86,44 @@ class Direct {
     const bool alone = threads == 1 || work(products, results) < kLeastProducts;
     find_scales(pool, alone);
     images_.scale = data_.scale;
+    end_.linear = end_.linear && same_range() &&
+                  (by_channel_ ? !end_.addend_integers : !few_);
     const int64_t packs = static_cast<int64_t>(blocks_.size());
-    const auto pack = [&](int64_t i) {
-      if (by_channel_) return kernels_.pack_channels(images_, blocks_[i]);
-      if (!few_) kernels_.pack(images_, blocks_[i]);
+    const bool many = count >= 2 * threads && !few_;
+    // Each thread packs a block and multiplies by it while it is in its cache.
+    const bool by_block = !many && packs % threads == 0 && packs > 1;
+    Buffer<int8_t> packed(by_block ? 0 : packed_bytes_);
+    for (int64_t i = 0; i < packs; ++i) blocks_[i].packed = packed.data() + starts_[i];
+    const auto pack_block = [&](const ConvBlock& block) {
+      if (by_channel_) {
+        kernels_.pack_channels(images_, block);
+      } else if (!few_) {
+        kernels_.pack(images_, block);
+      }
+      if (end_.linear) kernels_.prepare(images_, block, weight_, end_, by_channel_);
     };
-    if (count >= 2 * threads && !few_) {
-      // Each thread takes images, one after the other, through all outputs.
-      parallel_phases(pool, packs, pack, count, [&](int64_t m) {
+    const auto pack = [&](int64_t i) { pack_block(blocks_[i]); };
+    if (many) {
+      // Each thread takes some images at a time through all outputs: one, or as many
+      // small ones as let weights be read but once for many positions.
+      const int64_t together = images_together(count, threads);
+      const int64_t pieces = (count + together - 1) / together;
+      parallel_phases(pool, packs, pack, pieces, [&](int64_t i) {
+        const int64_t first = i * together, here = std::min(together, count - first);
         ConvImages mine = images_;
-        Buffer<int8_t> padded(in_place() ? 0 : geometry_.image_bytes + Patches::kSlack);
-        mine.images = in_place() ? data_.integers + m * geometry_.image : padded.data();
-        if (!in_place()) write(m, 0, geometry_.padded_lines(), padded.data());
+        Buffer<int8_t> padded(in_place() ? 0 : here * geometry_.image_bytes + slack());
+        mine.images = in_place() ? data_.integers + first * geometry_.image : padded.data();
+        for (int64_t m = 0; m < here && !in_place(); ++m) {
+          write(first + m, 0, geometry_.padded_lines(),
+                padded.data() + m * geometry_.image_bytes);
+        }
         for (const ConvBlock& block : blocks_) {
-          multiply(mine, block, m, 0, images_.positions);
+          multiply(mine, block, first, 0, here * images_.positions);
         }
       }, alone);
       return;
     }
-    Buffer<int8_t> padded(in_place() ? 0 : count * geometry_.image_bytes + Patches::kSlack);
+    Buffer<int8_t> padded(in_place() ? 0 : count * geometry_.image_bytes + slack());
     images_.images = in_place() ? data_.integers : padded.data();
     const int64_t lines = geometry_.padded_lines();
     const int64_t few =
@@ -109,6 +131,21 @@ class Direct {
     const int64_t parts = (lines + few - 1) / few;
     const int64_t writes = in_place() ? 0 : count * parts;
     const int64_t rows = count * images_.positions;
+    const auto write_part = [&](int64_t i) {
+      const int64_t m = i / parts, line = i % parts * few;
+      write(m, line, std::min(lines, line + few), padded.data() + m * geometry_.image_bytes);
+    };
+    if (by_block) {
+      parallel_phases(pool, writes, write_part, packs, [&](int64_t i) {
+        const int64_t end = i + 1 < packs ? starts_[i + 1] : packed_bytes_;
+        Buffer<int8_t> mine(end - starts_[i]);
+        ConvBlock block = blocks_[i];
+        block.packed = mine.data();
+        pack_block(block);
+        multiply(images_, block, 0, 0, rows);
+      }, alone);
+      return;
+    }
     const int64_t row_products =
         work(geometry_.inputs * ConvBlock::kOutputs, ConvBlock::kOutputs);
     int64_t step = std::max(kPieceProducts / std::max<int64_t>(1, row_products),
@@ -119,9 +156,7 @@ class Direct {
         pool, writes + packs,
         [&](int64_t i) {
           if (i >= writes) return pack(i - writes);
-          const int64_t m = i / parts, line = i % parts * few;
-          write(m, line, std::min(lines, line + few),
-                padded.data() + m * geometry_.image_bytes);
+          write_part(i);
         },
         packs * pieces,
         [&](int64_t i) {
@@ -139,6 +174,26 @@ class Direct {
     return (by_channel_ ? kChannels : 1) * products + kResult * results;
   }
 
+  int64_t images_together(int64_t count, int64_t threads) const {
+    constexpr int64_t kPositions = 48;
+    const int64_t wanted = (kPositions + images_.positions - 1) / images_.positions;
+    int64_t pieces = (count + wanted - 1) / wanted;
+    pieces = std::min(count, (pieces + threads - 1) / threads * threads);
+    return (count + pieces - 1) / pieces;
+  }
+
+  // Whether all images have one range.
+  bool same_range() const {
+    for (int64_t m = 1; m < data_.images; ++m) {
+      if (!(data_.scale[m] == data_.scale[0])) return false;
+      if (data_.zero && !(data_.zero[m] == data_.zero[0])) return false;
+    }
+    return true;
+  }
+
+  // What is read behind the images: of a pair of positions the second may be missing.
+  int64_t slack() const { return Patches::kSlack + (images_.pairs ? images_.pixel : 0); }
+
   // Whether the images can be read as they are.
   bool in_place() const {
     return data_.integers && geometry_.image == geometry_.image_bytes && !by_channel_ &&
@@ -149,7 +204,9 @@ class Direct {
   void cut(const int8_t* values, int64_t groups) {
     const int64_t inputs = geometry_.inputs;
     const int64_t in_group = by_channel_ ? weight_.outputs : weight_.outputs / groups;
-    const int64_t quads = by_channel_ ? (images_.runs + 3) / 4 * 4 : images_.quads();
+    const int64_t quads = !by_channel_     ? images_.quads()
+                          : images_.pairs ? images_.runs / 3 * 8
+                                          : (images_.runs + 3) / 4 * 4;
     int64_t size = 0;
     for (int64_t first = 0; first < weight_.outputs; first += in_group) {
       for (int64_t n = 0; n < in_group; n += ConvBlock::kOutputs) {
@@ -165,11 +222,12 @@ class Direct {
         size += bytes;
       }
     }
-    packed_ = Buffer<int8_t>(size);
+    packed_bytes_ = size;
     sums_ = Buffer<int32_t>(static_cast<int64_t>(blocks_.size()) * ConvBlock::kOutputs);
+    linear_ = Buffer<ConvLinear>(end_.linear ? static_cast<int64_t>(blocks_.size()) : 0);
     for (size_t i = 0; i < blocks_.size(); ++i) {
-      blocks_[i].packed = packed_.data() + starts_[i];
       blocks_[i].sums = sums_.data() + i * ConvBlock::kOutputs;
+      blocks_[i].linear = end_.linear ? linear_.data() + i : nullptr;
     }
   }
 
@@ -211,7 +269,9 @@ class Direct {
     const int64_t count = std::max<int64_t>(0, last - first) * g.channels;
     const int64_t before = std::min(line, std::max<int64_t>(0, low) * g.channels);
     const float zero_float = data_.zero ? data_.zero[m] : 0.0f;
-    const int8_t zero = static_cast<int8_t>(zero_point(zero_float));
+    // Those of channels get 128 more.
+    const int8_t flip = by_channel_ ? -128 : 0;
+    const int8_t zero = static_cast<int8_t>(static_cast<int8_t>(zero_point(zero_float)) ^ flip);
     const float scale = data_.scale[m];
     const float inverse = std::isfinite(scale) ? 1.0f / scale : 0.0f;
     for (int64_t l = first_line; l < last_line; ++l) {
@@ -230,6 +290,7 @@ class Direct {
         kernels_.quantize(data_.floats + start, count, inverse, zero_float, data_.bits,
                           data_.zero == nullptr, to + before);
       }
+      if (by_channel_) kernels_.flip(to + before, count);
     }
   }
 
@@ -242,14 +303,32 @@ class Direct {
   bool by_channel_, few_;
   std::vector<ConvBlock> blocks_;
   std::vector<int64_t> starts_;
-  Buffer<int8_t> packed_{0};
+  int64_t packed_bytes_ = 0;
   Buffer<int32_t> sums_{0};
+  Buffer<ConvLinear> linear_{0};
   Buffer<float> own_;
 };
 
+// Whether integers of the result are a linear function of the sums, and their limits: a
+// function that clips does so to integers, for rounding keeps the order.
+void set_linear(ConvEnd* end) {
+  const bool clips = end->function == Function::kRelu || end->function == Function::kRelu6;
+  end->linear = !end->residual && !end->addend && (clips || end->function == Function::kNone);
+  const int32_t top = (1 << (end->y_bits - 1)) - 1;
+  const int32_t zero = zero_point(end->y_zero);
+  int32_t low = end->y_symmetric ? -top : -top - 1, high = top;
+  if (clips) low = std::clamp(zero, low, high);
+  if (end->function == Function::kRelu6) {
+    const float six = std::nearbyint(6.0f * end->y_inverse) + static_cast<float>(zero);
+    high = six < static_cast<float>(high) ? std::max(low, static_cast<int32_t>(six)) : high;
+  }
+  end->low = static_cast<int8_t>(low);
+  end->high = static_cast<int8_t>(high);
+}
+
 ffi::Error conv_direct(ffi::ThreadPool pool, Any x, Any x_scale, Any x_zero, Any values,
-                       Any scales, Any bias, Any addend, Any residual, Any y_scale,
-                       Any y_zero, ffi::Result<Any> y, int64_t x_bits, int64_t y_bits,
+                       Any scales, Any bias, Any addend, Any addend_scale,
+                       Any addend_zero, Any residual, Any y_scale, Any y_zero, ffi::Result<Any> y, int64_t x_bits, int64_t y_bits,
                        int64_t activation, Sizes data, Sizes window, Sizes strides,
                        Sizes pad_low, Sizes pad_high, Sizes dilation, int64_t channels,
                        int64_t groups, int64_t layout) {
@@ -281,8 +360,17 @@ ffi::Error conv_direct(ffi::ThreadPool pool, Any x, Any x_scale, Any x_zero, Any
   const auto floats = [&](const Any& a, int64_t size) {
     return absent(a) || is(a, ffi::DataType::F32, {stacks, images, size});
   };
-  if (!floats(addend, whole) || !floats(residual, whole)) return bad("addend or residual");
   const auto one = {stacks, int64_t{1}};
+  const bool whole_addend = !absent(addend) && addend.element_type() == ffi::DataType::S8;
+  if (whole_addend ? !is(addend, ffi::DataType::S8, {stacks, images, whole}) ||
+                         !is(addend_scale, ffi::DataType::F32, one)
+                   : !floats(addend, whole)) {
+    return bad("addend");
+  }
+  if (!absent(addend_zero) && !is(addend_zero, ffi::DataType::F32, one)) {
+    return bad("addend_zero");
+  }
+  if (!floats(residual, whole)) return bad("residual");
   const bool has_scale = !absent(x_scale), has_zero = !absent(x_zero);
   if (!ByRow::fits(x_scale, stacks, images)) return bad("x_scale");
   if (!ByRow::fits(x_zero, stacks, images)) return bad("x_zero");
@@ -292,10 +380,17 @@ ffi::Error conv_direct(ffi::ThreadPool pool, Any x, Any x_scale, Any x_zero, Any
   if (!absent(y_zero) && !is(y_zero, ffi::DataType::F32, one)) return bad("y_zero");
   if (y->element_count() == 0) return ffi::Error::Success();
 
+  expect_large(y->untyped_data(), y->size_bytes());
   for (int64_t s = 0; s < stacks; ++s) {
     ConvEnd end{};
     end.bias = part<float>(bias, s, outputs);
-    end.addend = part<float>(addend, s, images * whole);
+    if (whole_addend) {
+      end.addend_integers = part<int8_t>(addend, s, images * whole);
+      end.addend_scale = *part<float>(addend_scale, s, 1);
+      end.addend_zero = absent(addend_zero) ? 0.0f : *part<float>(addend_zero, s, 1);
+    } else {
+      end.addend = part<float>(addend, s, images * whole);
+    }
     end.residual = part<float>(residual, s, images * whole);
     end.function = static_cast<Function>(activation);
     char* to = static_cast<char*>(y->untyped_data()) + s * images * whole * (rounded ? 1 : 4);
@@ -307,6 +402,7 @@ ffi::Error conv_direct(ffi::ThreadPool pool, Any x, Any x_scale, Any x_zero, Any
       end.y_inverse = std::isfinite(scale) ? 1.0f / scale : 0.0f;
       end.y_zero = zero ? *zero : 0.0f;
       end.y_symmetric = zero == nullptr;
+      set_linear(&end);
     } else {
       end.floats = reinterpret_cast<float*>(to);
     }
@@ -338,6 +434,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     jcompress_conv_direct, jcompress::conv_direct,
     xla::ffi::Ffi::Bind()
         .Ctx<xla::ffi::ThreadPool>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Arg<xla::ffi::AnyBuffer>()
         .Arg<xla::ffi::AnyBuffer>()
         .Arg<xla::ffi::AnyBuffer>()
         .Arg<xla::ffi::AnyBuffer>()

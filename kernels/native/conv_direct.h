@@ -10,10 +10,14 @@ namespace jcompress {
 
 // What follows a convolution, number by number: with s = sums, scaled,
 //   y = function(s + bias + addend) + residual,
-// stored as float32 or as integers, round(y / y_scale) + y_zero.
+// stored as float32 or as integers, round(y / y_scale) + y_zero. The addend is float32, or
+// integers of a scale, (integers - zero) * scale.
 struct ConvEnd {
   const float* bias;      // [outputs] or null
   const float* addend;    // as the result, or null
+  const int8_t* addend_integers;  // in its place, or null
+  float addend_scale;
+  float addend_zero;
   const float* residual;  // as the result, or null
   Function function;
   float* floats;          // the result, or null
@@ -22,6 +26,20 @@ struct ConvEnd {
   float y_zero;
   int y_bits;
   bool y_symmetric;
+
+  // Integers that are a linear function of the sums, then clipped: there is no residual,
+  // the function is none or clips, and all images have one range.
+  bool linear;
+  int8_t low, high;       // what they are clipped to
+};
+
+// With a linear end, for each output of a block, in the order of the kernel's lanes:
+//   integer = round(sum * multiplier + offset) + zero.
+struct ConvLinear {
+  static constexpr int kOutputs = 64;
+  float multiplier[kOutputs];
+  float offset[kOutputs];
+  int32_t start[kOutputs];  // what sums begin with
 };
 
 // Images of int8, padded, and a window that moves over them. A patch consists of runs of
@@ -36,6 +54,8 @@ struct ConvImages {
   const int64_t* offsets; // [runs], from the beginning of a patch
   int64_t runs;
   int64_t run_bytes;
+  bool pairs;             // of channels: windows of three that move by one pixel
+  int64_t pixel;          // bytes of one
   const float* scale;     // [image]
   const float* zero;      // [image] or null
 
@@ -53,6 +73,7 @@ struct ConvBlock {
   int64_t channel;       // where their inputs begin in a pixel
   int8_t* packed;
   int32_t* sums;         // [kBlockOutputs] of the integers of each
+  ConvLinear* linear;
 
   static constexpr int kOutputs = 64;
   static constexpr int kLanes = 16;
@@ -77,15 +98,20 @@ struct ConvKernels {
   // sums.
   void (*multiply_few)(const ConvImages&, const ConvBlock&, const ConvWeight&,
                        const ConvEnd&, int64_t image0, int64_t row0, int64_t row1);
-  // A weight of one input and output a channel: packed as [4 taps][64 bytes of each
-  // quarter of the channels].
+  // A weight of one input and output a channel, with images that have 128 more, unsigned:
+  // packed as [4 taps][64 bytes of each quarter of the channels], with `pairs` as
+  // [line][first of two positions, second][quarter][64 bytes].
   void (*pack_channels)(const ConvImages&, const ConvBlock&);
   void (*multiply_channels)(const ConvImages&, const ConvBlock&, const ConvWeight&,
                             const ConvEnd&, int64_t image0, int64_t row0, int64_t row1);
+  // Fill the block's `linear`, after it was packed.
+  void (*prepare)(const ConvImages&, const ConvBlock&, const ConvWeight&, const ConvEnd&,
+                  bool by_channel);
   // Floats as integers, like `quantize_values`.
   void (*quantize)(const float* x, int64_t count, float inverse, float zero, int bits,
                    bool symmetric, int8_t* out);
   float (*largest)(const float* x, int64_t count);
+  void (*flip)(int8_t* x, int64_t count);  // add 128
 };
 
 const ConvKernels* avx512_vnni_conv();

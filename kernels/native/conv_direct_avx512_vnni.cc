@@ -11,7 +11,9 @@
 #include <cmath>
 #include <cstring>
 
+#include "conv_channels_avx512.h"
 #include "conv_direct.h"
+#include "conv_linear_avx512.h"
 #include "epilogue.h"
 #include "rows.h"
 #include "unrolled.h"
@@ -24,9 +26,8 @@ constexpr int kRows = 6;  // positions together: 24 sums, 4 vectors of weights, 
 constexpr int kFewRows = static_cast<int>(ConvKernels::kFewRows);
 constexpr int kLanes = ConvBlock::kLanes;
 
-inline __m512i dot(__m512i sums, __m512i x, __m512i w) {
-  return Avx512::dot_bytes(sums, x, w);
-}
+template <int kNumber>
+using Number = std::integral_constant<int, kNumber>;
 
 inline __mmask16 some16(int64_t count) {
   return count >= 16 ? 0xffff : static_cast<__mmask16>((1u << std::max<int64_t>(0, count)) - 1);
@@ -35,6 +36,7 @@ inline __mmask16 some16(int64_t count) {
 // ---- Weights ----
 
 void pack(const ConvImages& g, const ConvBlock& b) {
+  constexpr int kAhead = 512;
   const int64_t run_quads = g.run_quads();
   const int vectors = b.vectors();
   for (int v = 0; v < vectors; ++v) {
@@ -48,10 +50,11 @@ void pack(const ConvImages& g, const ConvBlock& b) {
         const int64_t left = g.run_bytes - 4 * q;
         const __mmask64 some = left >= 64 ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
         for (int r = 0; r < kLanes; ++r) {
-          const __m512i row =
-              r < rows ? _mm512_maskz_loadu_epi8(
-                             some, values + r * b.inputs + run * g.run_bytes + 4 * q)
-                       : _mm512_setzero_si512();
+          const int8_t* from = values + r * b.inputs + run * g.run_bytes + 4 * q;
+          // Of sixteen rows at once the processor fetches none by itself.
+          _mm_prefetch(reinterpret_cast<const char*>(from) + kAhead, _MM_HINT_T0);
+          const __m512i row = r < rows ? _mm512_maskz_loadu_epi8(some, from)
+                                       : _mm512_setzero_si512();
           _mm512_store_si512(square[r], row);
         }
         Avx512::transpose(square);
@@ -68,70 +71,18 @@ void pack(const ConvImages& g, const ConvBlock& b) {
   }
 }
 
-// Sums in the order of `deal`, in which quarter i has the channels 4 i to 4 i + 3 of every
-// sixteen, to the order of the channels.
-[[gnu::always_inline]] inline void store_channels(const __m512i (&s)[4], int32_t* out) {
-  const __m512i a = _mm512_shuffle_i32x4(s[0], s[1], 0x44);
-  const __m512i b = _mm512_shuffle_i32x4(s[2], s[3], 0x44);
-  const __m512i c = _mm512_shuffle_i32x4(s[0], s[1], 0xee);
-  const __m512i d = _mm512_shuffle_i32x4(s[2], s[3], 0xee);
-  _mm512_store_si512(out, _mm512_shuffle_i32x4(a, b, 0x88));
-  _mm512_store_si512(out + 16, _mm512_shuffle_i32x4(a, b, 0xdd));
-  _mm512_store_si512(out + 32, _mm512_shuffle_i32x4(c, d, 0x88));
-  _mm512_store_si512(out + 48, _mm512_shuffle_i32x4(c, d, 0xdd));
-}
-
-// The taps t to t + 3 of channels, `taps` bytes apart; of fewer than four the rest is 0.
-[[gnu::always_inline]] inline __m512i gather_taps(const int8_t* values, __m512i channels,
-                                                  __mmask16 some, int64_t t,
-                                                  int64_t taps) {
-  const __m512i places =
-      _mm512_mullo_epi32(channels, _mm512_set1_epi32(static_cast<int32_t>(taps)));
-  const __m512i none = _mm512_setzero_si512();
-  const int64_t missing = std::max<int64_t>(0, t + 4 - taps);
-  const __m512i four =
-      _mm512_mask_i32gather_epi32(none, some, places, values + t - missing, 1);
-  return _mm512_srlv_epi32(four, _mm512_set1_epi32(static_cast<int32_t>(8 * missing)));
-}
-
-void pack_channels(const ConvImages& g, const ConvBlock& b) {
-  const int64_t taps = g.runs;
-  const __m512i ones = _mm512_set1_epi8(1);
-  __m512i sums[4];
-  each<4>([&](auto j) JCOMPRESS_INLINE {
-    sums[j] = _mm512_setzero_si512();
-    const __m512i channels = _mm512_add_epi32(
-        _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 32, 33, 34, 35, 48, 49, 50, 51),
-        _mm512_set1_epi32(4 * j));
-    const __mmask16 some = _mm512_cmplt_epi32_mask(channels, _mm512_set1_epi32(b.count));
-    for (int64_t t = 0; t < taps; t += 4) {
-      __m512i four;
-      if (taps >= 4) {
-        four = gather_taps(b.values, channels, some, t, taps);
-      } else {
-        alignas(64) int8_t bytes[64] = {};
-        for (int i = 0; i < kLanes; ++i) {
-          const int channel = i / 4 * 16 + 4 * j + i % 4;
-          if (channel < b.count) std::memcpy(bytes + 4 * i, b.values + channel * taps, taps);
-        }
-        four = _mm512_load_si512(bytes);
-      }
-      sums[j] = dot(sums[j], ones, four);
-      _mm512_store_si512(b.packed + (t + j) * 64, four);
-    }
-  });
-  store_channels(sums, b.sums);
-}
-
 // ---- Sums ----
 
-// Sums of a few positions with the outputs of a block, [row][64].
-template <int kHere, int kVectors>
+// Sums of a few positions with the outputs of a block, which begin with `start` if that is
+// not null; `then(row, sums of the row)` is called for each.
+template <int kHere, int kVectors, class Then>
 [[gnu::noinline]] void add_rows(const ConvImages& g, const int8_t* const* rows,
-                                const int8_t* w, int32_t* out) {
-  __m512i sums[kHere][kVectors];
+                                const int8_t* w, const int32_t* start, const Then& then) {
+  __m512i sums[kHere][4];
   each<kHere>([&](auto r) JCOMPRESS_INLINE {
-    each<kVectors>([&](auto v) JCOMPRESS_INLINE { sums[r][v] = _mm512_setzero_si512(); });
+    each<kVectors>([&](auto v) JCOMPRESS_INLINE {
+      sums[r][v] = start ? _mm512_loadu_si512(start + v * kLanes) : _mm512_setzero_si512();
+    });
   });
   const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
   const int64_t quads = g.run_quads();
@@ -153,91 +104,89 @@ template <int kHere, int kVectors>
     }
   }
   each<kHere>([&](auto r) JCOMPRESS_INLINE {
-    each<kVectors>([&](auto v) JCOMPRESS_INLINE {
-      _mm512_store_si512(out + r * ConvBlock::kOutputs + v * kLanes, sums[r][v]);
-    });
+    then(Number<kVectors>{}, static_cast<int>(r), sums[r]);
   });
 }
 
-using AddRows = void (*)(const ConvImages&, const int8_t* const*, const int8_t*, int32_t*);
-
-template <int kVectors>
-AddRows rows_of(int here) {
+template <int kVectors, class Then>
+auto rows_of(int here) {
   switch (here) {
     case 1:
-      return add_rows<1, kVectors>;
+      return add_rows<1, kVectors, Then>;
     case 2:
-      return add_rows<2, kVectors>;
+      return add_rows<2, kVectors, Then>;
     case 3:
-      return add_rows<3, kVectors>;
+      return add_rows<3, kVectors, Then>;
     case 4:
-      return add_rows<4, kVectors>;
+      return add_rows<4, kVectors, Then>;
     case 5:
-      return add_rows<5, kVectors>;
+      return add_rows<5, kVectors, Then>;
     default:
-      return add_rows<6, kVectors>;
+      return add_rows<6, kVectors, Then>;
   }
 }
 
-AddRows rows_of(int here, int vectors) {
+template <class Then>
+auto rows_of(int here, int vectors) {
   switch (vectors) {
     case 1:
-      return rows_of<1>(here);
+      return rows_of<1, Then>(here);
     case 2:
-      return rows_of<2>(here);
+      return rows_of<2, Then>(here);
     case 3:
-      return rows_of<3>(here);
+      return rows_of<3, Then>(here);
     default:
-      return rows_of<4>(here);
+      return rows_of<4, Then>(here);
   }
 }
 
-// Four bytes of each of 64 channels together: quarter i gets the channels 4 i to 4 i + 3
-// of every sixteen.
-[[gnu::always_inline]] inline void deal(const __m512i (&taps)[4], __m512i (&out)[4]) {
-  const __m512i low01 = _mm512_unpacklo_epi8(taps[0], taps[1]);
-  const __m512i high01 = _mm512_unpackhi_epi8(taps[0], taps[1]);
-  const __m512i low23 = _mm512_unpacklo_epi8(taps[2], taps[3]);
-  const __m512i high23 = _mm512_unpackhi_epi8(taps[2], taps[3]);
-  out[0] = _mm512_unpacklo_epi16(low01, low23);
-  out[1] = _mm512_unpackhi_epi16(low01, low23);
-  out[2] = _mm512_unpacklo_epi16(high01, high23);
-  out[3] = _mm512_unpackhi_epi16(high01, high23);
-}
+// Sums written down, [row][64].
+struct StoreSums {
+  int32_t* out;
 
-// kTaps: as many, or 0 for any number.
-template <int kTaps>
-[[gnu::noinline]] void add_channels(const ConvImages& g, const int8_t* const* rows,
-                                    int here, const int8_t* w, int32_t* out) {
-  const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
-  const int64_t taps = kTaps ? kTaps : g.runs;
-  const auto fours = [&](auto&& four) JCOMPRESS_INLINE {
-    if constexpr (kTaps > 0) {
-      each<(kTaps + 3) / 4>([&](auto i) JCOMPRESS_INLINE { four(int64_t{i}); });
-    } else {
-      for (int64_t i = 0; 4 * i < taps; ++i) four(i);
-    }
-  };
-  for (int row = 0; row < here; ++row) {
-    const int8_t* x = rows[row];
-    __m512i sums[4];
-    each<4>([&](auto i) JCOMPRESS_INLINE { sums[i] = _mm512_setzero_si512(); });
-    fours([&](int64_t i) JCOMPRESS_INLINE {
-      __m512i in[4], dealt[4];
-      each<4>([&](auto t) JCOMPRESS_INLINE {
-        const int64_t tap = 4 * i + t;
-        in[t] = tap < taps
-                    ? _mm512_xor_si512(_mm512_loadu_si512(x + g.offsets[tap]), flip)
-                    : _mm512_setzero_si512();
-      });
-      deal(in, dealt);
-      each<4>([&](auto j) JCOMPRESS_INLINE {
-        sums[j] = dot(sums[j], dealt[j], _mm512_load_si512(w + (4 * i + j) * 64));
-      });
+  template <int kVectors>
+  [[gnu::always_inline]] void operator()(Number<kVectors>, int row,
+                                         const __m512i (&sums)[4]) const {
+    each<kVectors>([&](auto v) JCOMPRESS_INLINE {
+      _mm512_store_si512(out + row * ConvBlock::kOutputs + v * kLanes, sums[v]);
     });
-    store_channels(sums, out + row * ConvBlock::kOutputs);
   }
-}
+};
+
+// Results written down as integers, `stride` bytes from row to row.
+struct StoreLinear {
+  const LinearEnd& end;
+  const ConvLinear& numbers;
+  int count;
+  int64_t stride;
+  int64_t at;
+  int8_t* out;
+
+  template <int kVectors>
+  [[gnu::always_inline]] void operator()(Number<kVectors>, int row,
+                                         const __m512i (&sums)[4]) const {
+    const int64_t start = at + row * stride;
+    __m512i q[4];
+    each<4>([&](auto v) JCOMPRESS_INLINE {
+      if constexpr (v >= kVectors) {
+        q[v] = _mm512_setzero_si512();
+      } else if (end.addend) {
+        const __m128i more = load_some(end.addend + start + v * kLanes, count - v * kLanes);
+        q[v] = end.rounded(sums[v], numbers, v, more);
+      } else {
+        q[v] = end.rounded(sums[v], numbers, v);
+      }
+    });
+    const __m512i bytes = in_order(end.bytes(q));
+    if constexpr (kVectors == 1) {
+      if (count == kLanes) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + start), _mm512_castsi512_si128(bytes));
+        return;
+      }
+    }
+    store_bytes(out + start, bytes, count);
+  }
+};
 
 // ---- Results ----
 
@@ -296,6 +245,8 @@ template <Function kFunction>
   const ConvBlock& b = rows.block;
   const ConvEnd& end = rows.end;
   const Rounding rounding(end.y_inverse, end.y_zero, end.y_bits, end.y_symmetric);
+  const __m512 addend_scale = _mm512_set1_ps(end.addend_scale);
+  const __m512 addend_zero = _mm512_set1_ps(end.addend_zero);
   for (int64_t n = 0; n < b.count; n += kLanes) {
     const int64_t here = std::min<int64_t>(kLanes, b.count - n);
     const __mmask16 some = some16(here);
@@ -310,7 +261,13 @@ template <Function kFunction>
           _mm512_sub_epi32(_mm512_load_si512(sums + i * ConvBlock::kOutputs + n), less);
       __m512 y = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale), by);
       y = _mm512_add_ps(y, bias);
-      if (end.addend) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(some, end.addend + at));
+      if (end.addend_integers) {
+        const __m512 more = _mm512_cvtepi32_ps(
+            _mm512_cvtepi8_epi32(load_some(end.addend_integers + at, here)));
+        y = _mm512_add_ps(y, _mm512_mul_ps(_mm512_sub_ps(more, addend_zero), addend_scale));
+      } else if (end.addend) {
+        y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(some, end.addend + at));
+      }
       y = (__m512)apply<WideFloats, kFunction>((WideFloats::F)y);
       if (end.residual) {
         y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(some, end.residual + at));
@@ -363,13 +320,10 @@ Finish finish_of(Function function) {
   }
 }
 
-// Calls `add(rows, count, sums)` for a few positions at a time, then finishes them.
+// Calls `add(row, pointers to their images, count)` for a few positions at a time.
 template <int kTogether, class Add>
-void through_rows(const ConvImages& g, const ConvBlock& b, const ConvWeight& w,
-                  const ConvEnd& end, int64_t image0, int64_t row0, int64_t row1, Add&& add) {
-  alignas(64) int32_t sums[kTogether * ConvBlock::kOutputs];
-  const Ends rows{b, w, end, g.scale, g.zero, g.positions};
-  const Finish finish = finish_of(end.function);
+void through_rows(const ConvImages& g, const ConvBlock& b, int64_t row0, int64_t row1,
+                  Add&& add) {
   int64_t image = row0 / g.positions, position = row0 % g.positions;
   int64_t line = position / g.line, column = position % g.line;
   for (int64_t m = row0; m < row1; m += kTogether) {
@@ -384,28 +338,91 @@ void through_rows(const ConvImages& g, const ConvBlock& b, const ConvWeight& w,
       line = 0;
       ++image;
     }
-    add(from, here, sums);
-    finish(rows, sums, image0, m, here);
+    add(m, from, here);
   }
+}
+
+// Where the results of a block at a position begin.
+int64_t place_of(const ConvImages& g, const ConvBlock& b, const ConvWeight& w, int64_t image0,
+                 int64_t row) {
+  return (image0 * g.positions + row) * w.outputs + b.first;
 }
 
 void multiply(const ConvImages& g, const ConvBlock& b, const ConvWeight& w,
               const ConvEnd& end, int64_t image0, int64_t row0, int64_t row1) {
-  const AddRows whole = rows_of(kRows, b.vectors());
-  through_rows<kRows>(g, b, w, end, image0, row0, row1,
-               [&](const int8_t* const* rows, int here, int32_t* sums) {
-                 const AddRows add = here == kRows ? whole : rows_of(here, b.vectors());
-                 add(g, rows, b.packed, sums);
-               });
+  if (end.linear) {
+    const LinearEnd last(end);
+    const auto whole = rows_of<StoreLinear>(kRows, b.vectors());
+    return through_rows<kRows>(
+        g, b, row0, row1, [&](int64_t m, const int8_t* const* rows, int here) {
+          const auto add = here == kRows ? whole : rows_of<StoreLinear>(here, b.vectors());
+          const int64_t at = place_of(g, b, w, image0, m);
+          add(g, rows, b.packed, b.linear->start,
+              {last, *b.linear, b.count, w.outputs, at, end.integers});
+        });
+  }
+  alignas(64) int32_t sums[kRows * ConvBlock::kOutputs];
+  const Ends ends{b, w, end, g.scale, g.zero, g.positions};
+  const Finish finish = finish_of(end.function);
+  const auto whole = rows_of<StoreSums>(kRows, b.vectors());
+  through_rows<kRows>(g, b, row0, row1, [&](int64_t m, const int8_t* const* rows, int here) {
+    const auto add = here == kRows ? whole : rows_of<StoreSums>(here, b.vectors());
+    add(g, rows, b.packed, nullptr, {sums});
+    finish(ends, sums, image0, m, here);
+  });
 }
 
 void multiply_channels(const ConvImages& g, const ConvBlock& b, const ConvWeight& w,
                        const ConvEnd& end, int64_t image0, int64_t row0, int64_t row1) {
-  const auto add = g.runs == 9 ? add_channels<9> : add_channels<0>;
-  through_rows<kRows>(g, b, w, end, image0, row0, row1,
-               [&](const int8_t* const* rows, int here, int32_t* sums) {
-                 add(g, rows, here, b.packed, sums);
-               });
+  __m512i start[4];
+  if (end.linear) {
+    const LinearEnd last(end);
+    each<4>([&](auto j) JCOMPRESS_INLINE {
+      start[j] = _mm512_loadu_si512(b.linear->start + 16 * j);
+    });
+    return through_channels(
+        g, b, start, row0, row1, [&](int64_t m, const __m512i (&sums)[4]) JCOMPRESS_INLINE {
+          __m512i q[4];
+          each<4>([&](auto j) JCOMPRESS_INLINE {
+            q[j] = last.rounded(sums[j], *b.linear, j);
+          });
+          store_bytes(end.integers + place_of(g, b, w, image0, m), last.bytes(q), b.count);
+        });
+  }
+  alignas(64) int32_t sums[ConvBlock::kOutputs];
+  const Ends ends{b, w, end, g.scale, g.zero, g.positions};
+  const Finish finish = finish_of(end.function);
+  each<4>([&](auto j) JCOMPRESS_INLINE { start[j] = _mm512_setzero_si512(); });
+  through_channels(g, b, start, row0, row1,
+                   [&](int64_t m, const __m512i (&found)[4]) JCOMPRESS_INLINE {
+                     store_channels(found, sums);
+                     finish(ends, sums, image0, m, 1);
+                   });
+}
+
+void prepare(const ConvImages& g, const ConvBlock& b, const ConvWeight& w, const ConvEnd& end,
+             bool by_channel) {
+  const int32_t zero = g.zero ? zero_point(g.zero[0]) : 0;
+  const float by = g.scale[0] * end.y_inverse;
+  const float less =
+      end.addend_integers ? end.addend_zero * (end.addend_scale * end.y_inverse) : 0.0f;
+  for (int i = 0; i < ConvBlock::kOutputs; ++i) {
+    const int n = by_channel ? channel_of(i / kLanes, i % kLanes) : i;
+    const bool there = n < b.count;
+    b.linear->multiplier[i] = there ? by * w.scales[b.first + n] : 0.0f;
+    b.linear->offset[i] =
+        there && end.bias ? end.bias[b.first + n] * end.y_inverse - less : -less;
+    b.linear->start[i] = there ? -(128 + zero) * b.sums[n] : 0;
+  }
+}
+
+void flip(int8_t* x, int64_t count) {
+  const __m512i high = _mm512_set1_epi8(static_cast<char>(0x80));
+  int64_t i = 0;
+  for (; i + 64 <= count; i += 64) {
+    _mm512_storeu_si512(x + i, _mm512_xor_si512(_mm512_loadu_si512(x + i), high));
+  }
+  for (; i < count; ++i) x[i] = static_cast<int8_t>(x[i] ^ -128);
 }
 
 // ---- Few positions ----
@@ -451,9 +468,11 @@ void multiply_few(const ConvImages& g, const ConvBlock& b, const ConvWeight& w,
   const int64_t stride = (b.inputs + 63) / 64 * 64;
   Buffer<uint8_t> patches(kFewRows * stride);
   const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
+  alignas(64) int32_t sums[kFewRows * ConvBlock::kOutputs];
+  const Ends ends{b, w, end, g.scale, g.zero, g.positions};
+  const Finish finish = finish_of(end.function);
   through_rows<kFewRows>(
-      g, b, w, end, image0, row0, row1,
-      [&](const int8_t* const* rows, int here, int32_t* sums) {
+      g, b, row0, row1, [&](int64_t m, const int8_t* const* rows, int here) {
         for (int r = 0; r < here; ++r) {
           uint8_t* to = patches.data() + r * stride;
           for (int64_t run = 0; run < g.runs; ++run) {
@@ -470,6 +489,7 @@ void multiply_few(const ConvImages& g, const ConvBlock& b, const ConvWeight& w,
         for (int n = 0; n < b.count; n += 4) {
           add(patches.data(), stride, b, n, sums, b.sums);
         }
+        finish(ends, sums, image0, m, here);
       });
 }
 
@@ -513,8 +533,8 @@ float largest_value(const float* x, int64_t count) {
 
 const ConvKernels* avx512_vnni_conv() {
   static constexpr ConvKernels kKernels{&pack,         &multiply,          &multiply_few,
-                                        &pack_channels, &multiply_channels, &quantize,
-                                        &largest_value};
+                                        &pack_channels, &multiply_channels, &prepare,
+                                        &quantize,     &largest_value,     &flip};
   return &kKernels;
 }
 

@@ -21,6 +21,7 @@ inline int64_t product_of(const std::vector<int64_t>& sizes) {
 struct Geometry {
   std::vector<int64_t> sizes, padded, low, out, lines, offsets;
   int64_t channels, image, image_bytes, positions, inputs, run_bytes, stride;
+  int64_t across;  // positions of the window along the last axis
 
   // Returns what is wrong, or null. Of each position of the window `groups` parts of the
   // channels, whose first byte is the patch's, are multiplied with outputs of their own.
@@ -50,6 +51,7 @@ struct Geometry {
     std::vector<int64_t> steps(rank, channels);  // bytes from one index to the next
     for (size_t d = rank - 1; d > 0; --d) steps[d - 1] = steps[d] * padded[d];
     stride = strides[rank - 1] * channels;
+    across = window[rank - 1];
     // Neighbouring positions of a window form a run of bytes.
     const bool joined = dilation[rank - 1] == 1 && groups == 1;
     run_bytes = joined ? window[rank - 1] * channels : channels / groups;

@@ -9,6 +9,10 @@
 #include "product.h"
 #include "xla/ffi/api/ffi.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace jcompress {
 namespace {
 
@@ -48,6 +52,23 @@ const T* part(const Any& a, int64_t stack, int64_t count, int64_t bytes = sizeof
   if (absent(a)) return nullptr;
   const char* all = static_cast<const char*>(a.untyped_data());
   return reinterpret_cast<const T*>(all + stack * count * bytes);
+}
+
+// Ask for huge pages where a large result will be written: XLA frees its memory after each
+// call, and new memory then costs a fault for each page, more than to fill it. The ends
+// lie in pages that others use as well, to whom it makes no difference.
+inline void expect_large(void* data, size_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
+  if (bytes < kHuge / 2) return;
+  const uintptr_t start = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t first = start / kHuge * kHuge;
+  const uintptr_t last = (start + bytes + kHuge - 1) / kHuge * kHuge;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)data;
+  (void)bytes;
+#endif
 }
 
 // A number for each row of one matrix of a stack: of floats [stacks, rows], or of

@@ -80,6 +80,8 @@ def quantized_conv(
     y_bits: int | None = None,
     y_scale: jax.Array | None = None,
     y_zero: jax.Array | None = None,
+    addend_scale: jax.Array | None = None,
+    addend_zero: jax.Array | None = None,
     implementation: Implementation | None = None,
 ) -> jax.Array:
     """Convolve images with a kernel stored as small integers.
@@ -117,13 +119,15 @@ def quantized_conv(
             range of each image.
         x_zero: integers in float32 of the shape of `x_scale`, or None.
         bias: float32 [N], or None.
-        addend: of the shape and dtype of a float result, added before the activation;
-            or None.
+        addend: of the shape and dtype of a float result, added before the activation,
+            or int8 that stand for `(addend - addend_zero) * addend_scale`; or None.
         activation: of each number; None for none.
         residual: like `addend`, added after it.
         y_bits: bits of an integer of the result, 2 to 8; None for floats.
         y_scale: float32, a scalar; with `y_bits`.
         y_zero: integer in float32, a scalar, or None for a symmetric range.
+        addend_scale: float32, a scalar; with an addend of int8.
+        addend_zero: integer in float32, a scalar, or None for 0.
         implementation: None for the fastest.
 
     Returns:
@@ -165,7 +169,9 @@ def quantized_conv(
         (images, *window.out, outputs),
         _result_dtype(x.dtype, None),
         y_bits,
-        EndingArrays(bias, addend, residual, y_scale, y_zero),
+        EndingArrays(
+            bias, addend, residual, y_scale, y_zero, addend_scale, addend_zero
+        ),
     )
     product = _OPERATION(
         x.reshape(images, math.prod(x.shape[1:])),
@@ -261,13 +267,17 @@ def _before_end(
     product = xla(*stacked, **given)[0]
     arrays = EndingArrays(*saved[6:])
 
+    integers = arrays.addend if arrays.addend_scale is not None else None
+
     def last(product: jax.Array, bias: Any, addend: Any, residual: Any) -> jax.Array:
+        addend = addend if integers is None else integers
         these = arrays._replace(bias=bias, addend=addend, residual=residual)
         return finish(product, ending, these).astype(cotangent.dtype)
 
-    _, pull = jax.vjp(last, product, arrays.bias, arrays.addend, arrays.residual)
+    addend = arrays.addend if integers is None else None
+    _, pull = jax.vjp(last, product, arrays.bias, addend, arrays.residual)
     first, bias, addend, residual = pull(cotangent)
-    return first, (bias, addend, residual, None, None)
+    return first, (bias, addend, residual, *(None,) * 4)
 
 
 _OPERATION = KernelOperation(

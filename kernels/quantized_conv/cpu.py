@@ -102,18 +102,27 @@ def _convolved(
     shape = (*x.shape[:2], window.positions * scales.shape[1])
     call = jax.ffi.ffi_call("jcompress_conv_direct", jax.ShapeDtypeStruct(shape, dtype))
     none = jnp.zeros((0,), jnp.float32)
-    bias, addend, residual, y_scale, y_zero = (none if a is None else a for a in arrays)
+    bias = none if arrays.bias is None else arrays.bias[..., 0]
+    addend, residual = (
+        none if a is None else a for a in (arrays.addend, arrays.residual)
+    )
+
+    def number(a: jax.Array | None) -> jax.Array:
+        return none if a is None else a[..., 0]
+
     product: jax.Array = call(
         x,
-        none if x_scale is None else x_scale[..., 0],
-        none if x_zero is None else x_zero[..., 0],
+        number(x_scale),
+        number(x_zero),
         integers,
         scales,
-        bias if arrays.bias is None else bias[..., 0],
+        bias,
         addend,
+        number(arrays.addend_scale),
+        number(arrays.addend_zero),
         residual,
-        y_scale if arrays.y_scale is None else y_scale[..., 0],
-        y_zero if arrays.y_zero is None else y_zero[..., 0],
+        number(arrays.y_scale),
+        number(arrays.y_zero),
         x_bits=np.int64(x_bits),
         y_bits=np.int64(8 if ending.bits is None else ending.bits),
         activation=_native.number_of(ending.activation),

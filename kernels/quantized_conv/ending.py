@@ -35,10 +35,13 @@ class EndingArrays(NamedTuple):
 
     Attributes:
         bias: float32 [N, 1].
-        addend: [B, Y], before the activation.
+        addend: [B, Y], before the activation: floats, or int8 that `addend_scale` and
+            `addend_zero` make floats of.
         residual: [B, Y], after it.
         y_scale: float32 [1, 1].
         y_zero: integers in float32 [1, 1].
+        addend_scale: float32 [1, 1].
+        addend_zero: integers in float32 [1, 1].
     """
 
     bias: jax.Array | None = None
@@ -46,9 +49,11 @@ class EndingArrays(NamedTuple):
     residual: jax.Array | None = None
     y_scale: jax.Array | None = None
     y_zero: jax.Array | None = None
+    addend_scale: jax.Array | None = None
+    addend_zero: jax.Array | None = None
 
 
-ROLES = ("..", "m.", "m.", "..", "..")
+ROLES = ("..", "m.", "m.", "..", "..", "..", "..")
 """Of the arrays, as those of `KernelOperation`."""
 
 
@@ -61,7 +66,9 @@ def finish(product: jax.Array, ending: Ending, arrays: EndingArrays) -> jax.Arra
         by_output = y.reshape(*y.shape[:-1], y.shape[-1] // outputs, outputs)
         y = (by_output + bias[..., None, None, :, 0]).reshape(y.shape)
     if arrays.addend is not None:
-        y = y + arrays.addend.astype(jnp.float32)
+        scale, zero = arrays.addend_scale, arrays.addend_zero
+        addend = dequantized(arrays.addend, scale, zero)
+        y = y + addend.astype(jnp.float32)
     if ending.activation is not None:
         y = ending.activation(y)
     if arrays.residual is not None:
@@ -90,7 +97,7 @@ def checked(
         dtype: of floats of the result.
         bits: as the operation got it.
         arrays: as the operation got them: bias [N], addend and residual of `shape`,
-            scale and zero scalars.
+            scales and zeros scalars.
 
     Raises:
         TypeError: `activation` is of another kind.
@@ -98,27 +105,37 @@ def checked(
     """
     if activation is not None and not isinstance(activation, Nonlinearity):
         raise TypeError(f"{name}: activation is a Nonlinearity, not {activation!r}")
-    bias, addend, residual, scale, zero = arrays
+    bias, addend, residual, scale, zero, *of_addend = arrays
     if bias is not None and (bias.shape != shape[-1:] or bias.dtype != jnp.float32):
         raise ValueError(f"{name}: bias is float32 [{shape[-1]}], not {said(bias)}")
-    for label, array in (("addend", addend), ("residual", residual)):
-        if array is not None and (array.shape != shape or array.dtype != dtype):
+    integers = of_addend[0] is not None
+    for label, array, wanted in (
+        ("addend", addend, jnp.int8 if integers else dtype),
+        ("residual", residual, dtype),
+    ):
+        if array is not None and (array.shape != shape or array.dtype != wanted):
             raise ValueError(
-                f"{name}: {label} has the dtype and shape of the result, "
-                f"{jnp.dtype(dtype)} {list(shape)}, not {said(array)}"
+                f"{name}: {label} has the shape of the result and is "
+                f"{jnp.dtype(wanted)} {list(shape)}, not {said(array)}"
             )
+    if (integers and addend is None) or (of_addend[1] is not None and not integers):
+        raise ValueError(
+            f"{name}: addend_scale goes with an addend of int8, addend_zero with both"
+        )
     if bits is not None and not 2 <= bits <= 8:
         raise ValueError(f"{name}: y_bits is None or from 2 to 8, not {bits!r}")
     if (bits is None) != (scale is None) or (zero is not None and scale is None):
         raise ValueError(f"{name}: y_bits and y_scale go together, y_zero with both")
-    for label, array in (("y_scale", scale), ("y_zero", zero)):
+    numbers = (scale, zero, *of_addend)
+    labels = ("y_scale", "y_zero", "addend_scale", "addend_zero")
+    for label, array in zip(labels, numbers, strict=True):
         if array is not None and (array.size != 1 or array.dtype != jnp.float32):
             raise ValueError(f"{name}: {label} is a float32 scalar, not {said(array)}")
     given = (*arrays[:3], scale)
     if activation is None and all(array is None for array in given):
         return None, EndingArrays()
     flat = (shape[0], math.prod(shape[1:]))
-    shapes = ((shape[-1], 1), flat, flat, (1, 1), (1, 1))
+    shapes = ((shape[-1], 1), flat, flat, *((1, 1),) * 4)
     made = (
         None if array is None else array.reshape(wanted)
         for array, wanted in zip(arrays, shapes, strict=True)
