@@ -52,11 +52,30 @@ class Row(NamedTuple):
 
 
 class Log:
-    """Rows, each kept in a file of JSON lines as soon as it is known."""
+    """Rows, each kept in a file of JSON lines as soon as it is known.
 
-    def __init__(self, path: pathlib.Path) -> None:
+    The first line has the settings that rows must share to be compared.
+
+    Raises:
+        SystemExit: the file has rows of other settings, or none of its own.
+    """
+
+    def __init__(self, path: pathlib.Path, settings: Mapping[str, Any]) -> None:
         self._path = path
-        lines = path.read_text().splitlines() if path.is_file() else []
+        text = path.read_text() if path.is_file() else ""
+        # A run that was stopped while it wrote leaves a part of a line.
+        whole = text[: text.rfind("\n") + 1]
+        first, *lines = whole.splitlines() or [""]
+        own = json.dumps({"settings": dict(settings)})
+        if not first:
+            path.write_text(own + "\n")
+        elif first != own:
+            raise SystemExit(
+                f"{path} has rows of other settings:\n{first[:500]}\nnot\n{own}\n"
+                "give another file as --log"
+            )
+        elif whole != text:
+            path.write_text(whole)
         self.rows = [Row(**json.loads(line)) for line in lines]
 
     def has(self, *key: Any) -> bool:

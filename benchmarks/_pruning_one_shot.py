@@ -35,11 +35,15 @@ from jcompress.rounding import Gptq
 from jcompress.rules import Rules
 from jcompress.sites import Operation
 
-GLOBAL = "magnitude, global"
+DENSE, GLOBAL = "dense", "magnitude, global"
 LEVELS: Mapping[str, tuple[Pattern, float | None]] = {
     **{f"{share} %": (Unstructured(), share / 100) for share in (50, 70, 80, 90, 95)},
     "2:4": (NM(2, 4), None),
 }
+
+
+COMPARED = ("50 %", "2:4")
+"""Levels at which methods must beat each other, with and without 4 bits."""
 
 
 class Way(NamedTuple):
@@ -62,19 +66,28 @@ METHODS: Mapping[str, Way] = {
 }
 
 
-def one_shot(bench: Bench, levels: list[str], *, slow: bool) -> None:
-    """Every method at every level on each draw of calibration data so far."""
-    for draw in range(bench.draws):
-        for level in levels:
-            pattern, sparsity = LEVELS[level]
-            if sparsity is not None:
-                bench.judge("one shot", level, GLOBAL, draw, globally(bench, sparsity))
-            for name, way in METHODS.items():
-                if not way.method.takes(pattern) or (way.slow and not slow):
-                    continue
-                spec = OneShot(method=way.method, pattern=pattern, sparsity=sparsity)
-                make = by_method(bench, spec, draw, way.by_layers)
-                bench.judge("one shot", level, name, draw, make)
+def one_shot(bench: Bench, draw: int, *, large: bool) -> None:
+    """Every method at every level on one draw of calibration data.
+
+    Of a large model no OBS, and only `COMPARED` layer by layer: each takes minutes.
+    """
+    params = bench.subject.params
+    if draw == 0:
+        made = Made(params, params, None)
+        bench.judge("one shot", DENSE, DENSE, draw, lambda: made)
+    for level, (pattern, sparsity) in LEVELS.items():
+        if sparsity is not None and draw == 0:
+            bench.judge("one shot", level, GLOBAL, draw, globally(bench, sparsity))
+        for name, way in METHODS.items():
+            method = way.method
+            if not method.takes(pattern) or (draw and not method.learns):
+                continue
+            slow = way.slow or (way.by_layers and level not in COMPARED)
+            if large and slow:
+                continue
+            spec = OneShot(method=method, pattern=pattern, sparsity=sparsity)
+            make = by_method(bench, spec, draw, way.by_layers)
+            bench.judge("one shot", level, name, draw, make)
 
 
 def products(spec: OneShot) -> Rules[OneShot]:
@@ -127,7 +140,7 @@ PRUNERS: Mapping[str, Method] = {
 """Methods that prune and round in one pass."""
 
 
-def joint(bench: Bench, group: int = 64) -> None:
+def joint(bench: Bench, draw: int, group: int = 64) -> None:
     """Sparse and in 4 bits: both in one pass, or one after the other."""
     weights = Weights(format=Int(4), granularity=PerGroup(group), range=LeastError())
     nearest: Rules[Quantize] = [
@@ -169,22 +182,15 @@ def joint(bench: Bench, group: int = 64) -> None:
         small = quantize(apply_masks(floats, masks), nearest, sites=subject.sites)
         return Made(small, subject.params, bench.judges)
 
-    for draw in range(bench.draws):
-        for level in ("50 %", "2:4"):
-            pattern, sparsity = LEVELS[level]
-            for name, method in PRUNERS.items():
-                spec = OneShot(method=method, pattern=pattern, sparsity=sparsity)
-                for how, make in (
-                    (f"{name}, together", together),
-                    (f"{name}, then rounded", pruned_first),
-                ):
-                    bench.judge(
-                        "4 bits", level, how, draw, functools.partial(make, spec, draw)
-                    )
-            bench.judge(
-                "4 bits",
-                level,
-                "rounded, then pruned",
-                draw,
-                functools.partial(rounded_first, spec, draw),
-            )
+    for level in COMPARED:
+        pattern, sparsity = LEVELS[level]
+        for name, method in PRUNERS.items():
+            spec = OneShot(method=method, pattern=pattern, sparsity=sparsity)
+            for how, make in (
+                (f"{name}, together", together),
+                (f"{name}, then rounded", pruned_first),
+            ):
+                own = functools.partial(make, spec, draw)
+                bench.judge("4 bits", level, how, draw, own)
+        own = functools.partial(rounded_first, spec, draw)
+        bench.judge("4 bits", level, "rounded, then pruned", draw, own)

@@ -1,13 +1,10 @@
-"""What the rows of the pruning benchmark must show, their tables and their curves."""
+"""What the rows of the pruning benchmark must show, and their tables."""
 
-import importlib
-import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-import numpy as np
 from _bench import Row
 from _method_orderings import Mean, means
+from _pruning_one_shot import COMPARED, DENSE
 
 METRICS = {
     "g2p-en": ("words", True),
@@ -19,7 +16,7 @@ METRICS = {
 
 ONE_SHOT = tuple(
     (better, worse, level)
-    for level in ("50 %", "2:4")
+    for level in COMPARED
     for better, worse in (
         ("wanda", "magnitude"),
         ("sparsegpt", "magnitude"),
@@ -28,7 +25,7 @@ ONE_SHOT = tuple(
 )
 JOINT = tuple(
     (f"{pruner}, together", worse, level)
-    for level in ("50 %", "2:4")
+    for level in COMPARED
     for pruner in ("sparsegpt", "least squares")
     for worse in (f"{pruner}, then rounded", "rounded, then pruned")
 )
@@ -69,8 +66,10 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
         found = means(rows, model)
         for group in dict.fromkeys(key[0] for key in found):
             own = {key[1:]: mean for key, mean in found.items() if key[0] == group}
+            dense = own.pop((DENSE, DENSE), None)
+            whole = "" if dense is None else f"; dense {_cell(dense)}"
+            yield f"\n{model}, {group}: {metric}{whole}\n"
             levels = list(dict.fromkeys(level for level, _ in own))
-            yield f"\n{model}, {group}: {metric}\n"
             yield f"| method | {' | '.join(levels)} |"
             yield f"|---|{'---|' * len(levels)}"
             for method in dict.fromkeys(method for _, method in own):
@@ -83,34 +82,3 @@ def _cell(mean: Mean | None) -> str:
         return ""
     spread = f" ± {mean.spread:.4f}" if len(mean.rows) > 1 else ""
     return f"{mean.score:.4f}{spread}"
-
-
-def picture(rows: Sequence[Row], path: pathlib.Path) -> None:
-    """Draw the scores over the sparsity, a curve a method."""
-    plots: Any = importlib.import_module("matplotlib.pyplot")
-    shown = [
-        (model, group)
-        for model in METRICS
-        for group in ("one shot", "training")
-        if any(key[0] == group for key in means(rows, model))
-    ]
-    figure, axes = plots.subplots(
-        1, len(shown), figsize=(5.5 * len(shown), 4.5), squeeze=False
-    )
-    for axis, (model, group) in zip(axes[0], shown, strict=True):
-        found = means(rows, model)
-        for method in dict.fromkeys(key[2] for key in found if key[0] == group):
-            points = sorted(
-                (int(level.split()[0]), mean.score, mean.spread)
-                for (own, level, name), mean in found.items()
-                if own == group and name == method and level.endswith("%")
-            )
-            if points:
-                x, y, spread = np.array(points).T
-                axis.errorbar(x, y, spread, marker="o", markersize=3, label=method)
-        axis.set_title(f"{model}, {group}")
-        axis.set_xlabel("weights removed, %")
-        axis.set_ylabel(METRICS[model][0])
-        axis.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path)

@@ -3,7 +3,7 @@
     python benchmarks/pruning_cost.py
     python benchmarks/pruning_cost.py --quick --json cost.json
 
-The models and the way of timing are those of `training_cost.py`; one step is the
+The models and the way of timing are those of `_training_steps.py`; one step is the
 gradient and an update by momentum, in one jitted program. 80 % of every product's
 weights are removed. The contenders:
 
@@ -12,19 +12,15 @@ weights are removed. The contenders:
     rigl          masks that regrow, every 1,000,000 steps
     by hand       the shortest masked step: gradients and results times the masks
 
-A ratio is that of a contender's median step to the dense one's of the same round.
 Exit code 1 if fixed or scheduled takes more than 1.05 times the dense step.
 """
 
-import argparse
-import json
-import pathlib
 import sys
 from typing import Any
 
 import jax
 import optax
-from training_cost import BAR, Problem, Steps, measure, problems, rows, training
+from _training_steps import BAR, Problem, Steps, Table, report, training
 
 from jcompress.pruning import Prune, Unstructured, make_masks, prune
 from jcompress.pruning.regrowth import rigl
@@ -101,37 +97,15 @@ def by_hand(
     return optax.GradientTransformation(init, update)
 
 
-def main() -> int:
-    """Measure, print, and tell whether a bar was missed."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--quick", action="store_true", help="fewer and smaller steps")
-    parser.add_argument("--models", nargs="+", default=["resnet", "transformer"])
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE")
-    options = parser.parse_args()
-    rounds, block = (7, 3) if options.quick else (31, 5)
-    table: list[dict[str, Any]] = []
-    print(f"{'model':12} {'contender':10} {'ms':>8}  ratio to dense (quartiles)")
-    for model, problem in problems(options.quick).items():
-        if model not in options.models:
-            continue
-        for row in rows(model, measure(contenders(problem), rounds, block)):
-            table.append(row)
-            low, high = row["quartiles"]
-            print(
-                f"{model:12} {row['contender']:10} {row['milliseconds']:8.2f}  "
-                f"{row['ratio']:.3f} ({low:.3f} to {high:.3f})",
-                flush=True,
-            )
-    faults = [
+def missed(table: Table) -> list[str]:
+    """The bars that fail, in words."""
+    return [
         f"{row['model']}: {row['contender']} takes {row['ratio']:.2f}x, bar {BAR}x"
         for row in table
         if row["contender"] in ("fixed", "scheduled") and row["ratio"] > BAR
     ]
-    if options.json is not None:
-        options.json.write_text(json.dumps({"rows": table, "missed": faults}, indent=1))
-    print("\n".join(f"missed: {fault}" for fault in faults) or "every bar is met")
-    return 1 if faults else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    about = __doc__.split("\n", 1)[0]
+    sys.exit(report(about, contenders, missed, rounds=(31, 7)))

@@ -63,12 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--log", type=pathlib.Path, help="a row a line")
     parser.add_argument("--json", type=pathlib.Path, help="write rows and falls there")
     args = parser.parse_args(arguments)
-    log = Log(
-        args.log
-        or args.data / f"quantization_methods{'_quick' if args.quick else ''}.jsonl"
-    )
     args.draws = args.draws or (1 if args.quick else 3)
     args.steps = args.steps or (20 if args.quick else 200)
+    log = Log(
+        args.log
+        or args.data / f"quantization_methods{'_quick' if args.quick else ''}.jsonl",
+        {"quick": args.quick, "steps": args.steps},
+    )
     fallen: list[str] = []
     for name in args.models:
         for subject, outliers in _run(name, args, log):

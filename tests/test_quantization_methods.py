@@ -53,10 +53,10 @@ def made(bench: Bench, method: str) -> None:
 
 
 def test_rows_are_kept_and_not_made_again(tmp_path: pathlib.Path) -> None:
-    bench = Bench(SUBJECT, Log(tmp_path / "rows"))
+    bench = Bench(SUBJECT, Log(tmp_path / "rows", {}))
     made(bench, "nearest")
     made(bench, "gptq")
-    again = Log(tmp_path / "rows")
+    again = Log(tmp_path / "rows", {})
     assert again.rows == bench.log.rows
     nearest, gptq = (row.error or 0.0 for row in again.rows)
     assert 0 < gptq < nearest
@@ -71,7 +71,7 @@ def test_rows_are_kept_and_not_made_again(tmp_path: pathlib.Path) -> None:
 def test_what_does_not_apply_has_no_row(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bench = Bench(SUBJECT, Log(tmp_path / "rows"))
+    bench = Bench(SUBJECT, Log(tmp_path / "rows", {}))
     made(bench, "nearest, biases corrected")
     assert not bench.log.rows
     assert "not here. correct_biases" in capsys.readouterr().out

@@ -40,7 +40,7 @@ BAD: list[Callable[[], Any]] = [
     functools.partial(Threshold, -0.1),
     functools.partial(Threshold, 1.5, relative_to=Relative.MAXIMUM),
     functools.partial(NM, 4, 4),
-    functools.partial(TransposableNM, 4, 8),
+    functools.partial(TransposableNM, 8, 16),
     functools.partial(Heads, 1),
     functools.partial(Rows, axis=-1),
     functools.partial(Block, (4, 0)),

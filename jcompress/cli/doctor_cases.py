@@ -170,6 +170,8 @@ def _sparse_cases(
     stored = (1, OUTPUTS, INPUTS // 2)
     halves = np.argsort(draw.random((OUTPUTS, INPUTS // 4, 4)), axis=-1) < 2
     mask = np.packbits(halves.reshape(OUTPUTS, INPUTS), axis=1, bitorder="little")
+    count = OUTPUTS * INPUTS // 2
+    starts = jnp.arange(0, count + 1, INPUTS // 2, dtype=jnp.int32)[None]
     return [
         *found,
         SampleProduct(
@@ -181,14 +183,18 @@ def _sparse_cases(
         SampleProduct(
             name="unstructured_sparse_matmul",
             forms=UNSTRUCTURED_SPARSE,
+            args=(x, floats(1, count), jnp.asarray(mask[None]), starts, None),
+            static={},
+        ),
+        SampleProduct(
+            name="unstructured_sparse_matmul of 4 bits",
+            forms=UNSTRUCTURED_SPARSE,
             args=(
                 x,
-                floats(1, OUTPUTS * INPUTS // 2),
+                jnp.asarray(draw.integers(0, 256, (1, count // 2)), jnp.uint8),
                 jnp.asarray(mask[None]),
-                jnp.arange(0, OUTPUTS * INPUTS // 2 + 1, INPUTS // 2, dtype=jnp.int32)[
-                    None
-                ],
-                None,
+                starts,
+                jnp.abs(floats(1, OUTPUTS, INPUTS // 32)),
             ),
             static={},
         ),

@@ -24,7 +24,7 @@ from jcompress.tensors import (
 from jcompress.tensors.axes import Axes, to_matrix
 from jcompress.tensors.block_sparse import take_blocks
 from jcompress.tensors.nm_sparse import take_kept
-from jcompress.tensors.unstructured_sparse import take_values
+from jcompress.tensors.unstructured_sparse import pack_values, take_values
 
 Host = np.ndarray[Any, Any]
 
@@ -45,8 +45,10 @@ def to_sparse(
 
     For integers, quantize first: `to_sparse(quantize(tree, ...), ...)` takes the
     `QTensor`s of symmetric `Weights` of 5 to 8 bits, with a scale a channel or one for
-    all and without a quantized activation. Symmetric quantization leaves zeros zero.
-    The other order is refused by `quantize`.
+    all and without a quantized activation; `Unstructured` those of 2 to 8 bits, up to 4
+    of them in 4 bits a weight, with scales of any group or block. So it does what
+    `prune_weights` made with `OneShot(weights=...)`, whatever its pattern. Symmetric
+    quantization leaves zeros zero. The other order is refused by `quantize`.
 
     Args:
         params: the parameters, with dense or quantized leaves; not traced, since the
@@ -105,7 +107,7 @@ def _convert(
 ) -> BlockSparse | NMSparse | UnstructuredSparse:
     uses = sites.of(path)
     axes = leaf_axes(uses)
-    matrix, scales = _matrix(path, leaf, axes)
+    matrix, scales = _matrix(path, leaf, axes, spec)
     fields = {
         "scales": scales,
         "shape": uses[0].shape,
@@ -127,7 +129,10 @@ def _convert(
         )
         what = _block_count(matrix, spec)
     elif isinstance(spec, Unstructured):
-        values, mask, starts = map(jax.device_put, take_values(matrix))
+        taken, *places = take_values(matrix)
+        if isinstance(leaf, QTensor) and _is_narrow(leaf):
+            taken = pack_values(taken)
+        values, mask, starts = map(jax.device_put, (taken, *places))
         sparse = UnstructuredSparse(values=values, mask=mask, starts=starts, **fields)
         kept = np.count_nonzero(matrix)
         what = f"{kept} of {matrix.size} weights are not 0 and with a bit for each"
@@ -147,13 +152,15 @@ def _convert(
     return sparse
 
 
-def _matrix(path: str, leaf: Any, axes: Axes) -> tuple[Host, jax.Array | None]:
+def _matrix(
+    path: str, leaf: Any, axes: Axes, spec: Pattern
+) -> tuple[Host, jax.Array | None]:
     """The canonical matrix as it is to be stored, and the scales of integers."""
     if not isinstance(leaf, QTensor):
         if leaf.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
             raise MismatchError(
                 f"to_sparse: {path!r} is {leaf.dtype}; sparse leaves hold float32, "
-                "bfloat16 and float16 weights, and int8 after quantize"
+                "bfloat16 and float16 weights, and integers after quantize"
             )
         host = np.asarray(leaf)
         if host.dtype == np.float16:
@@ -162,24 +169,31 @@ def _matrix(path: str, leaf: Any, axes: Axes) -> tuple[Host, jax.Array | None]:
     if not isinstance(leaf.format, Int):
         raise MismatchError(
             f"to_sparse: {path!r} is stored as {leaf.format}; sparse leaves take "
-            "symmetric integers of 5 to 8 bits: "
+            "symmetric integers of up to 8 bits: "
             "Quantize(weights=Weights(format=Int(8)))"
         )
-    plain = 4 < leaf.format.bits <= 8 and leaf.zeros is None
-    plain = plain and leaf.scales.shape[-1] == 1
-    plain = plain and leaf.scales.shape[-2] in (1, leaf.matrix_shape[-2])
-    if not plain or leaf.activation is not None or leaf.axes != axes:
+    outputs = leaf.matrix_shape[-2]
+    rows, groups = leaf.scales.shape[-2:]
+    plain = leaf.format.bits > 4 and groups == 1 and rows in (1, outputs)
+    suits = leaf.format.bits <= 8 and leaf.zeros is None
+    suits = suits and (plain or isinstance(spec, Unstructured))
+    if not suits or leaf.activation is not None or leaf.axes != axes:
         raise MismatchError(
             f"to_sparse: {path!r} is quantized with {leaf.format.bits} bits, "
-            f"{'no ' if leaf.zeros is None else ''}zero points, "
-            f"{leaf.scales.shape[-1]} scales a channel and "
-            f"{'no' if leaf.activation is None else 'a'} quantized activation; sparse "
-            "leaves take symmetric integers of 5 to 8 bits with one scale a channel "
-            "and float activations: Quantize(weights=Weights(format=Int(8)))"
+            f"{'no ' if leaf.zeros is None else ''}zero points, {groups} scales a "
+            f"channel and {'no' if leaf.activation is None else 'a'} quantized "
+            "activation; sparse leaves take float activations and symmetric integers "
+            "of 5 to 8 bits with one scale a channel, Quantize(weights=Weights("
+            "format=Int(8))), or with Unstructured() of 2 to 8 bits with any scales"
         )
     values = np.asarray(leaf.numbers)
-    scales = np.broadcast_to(np.asarray(leaf.float_scales), (*values.shape[:-1], 1))
+    scales = np.repeat(np.asarray(leaf.float_scales), outputs // rows, axis=-2)
     return values, jax.device_put(scales)
+
+
+def _is_narrow(leaf: QTensor) -> bool:
+    """Whether 4 bits hold its integers."""
+    return isinstance(leaf.format, Int) and leaf.format.bits <= 4
 
 
 def _block_count(matrix: Host, spec: Block) -> str:

@@ -211,6 +211,8 @@ def share_multiplied(path: str, leaf: Any, sites: Sites) -> float:
         return 1.0
     if isinstance(leaf, LowRank):
         return sum(math.prod(x.shape) for x in leaf.factors) / math.prod(leaf.shape)
-    if isinstance(leaf, NMSparse | UnstructuredSparse):
+    if isinstance(leaf, UnstructuredSparse):
+        return leaf.stored_values / math.prod(leaf.shape)
+    if isinstance(leaf, NMSparse):
         return math.prod(leaf.values.shape) / math.prod(leaf.shape)
     return 1.0

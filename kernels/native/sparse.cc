@@ -178,14 +178,20 @@ ffi::Error unstructured_sparse(ffi::ThreadPool pool, Any x, Any values, Any mask
       starts.dimensions().size() != 2) {
     return bad(name, "x has three axes, values and starts two");
   }
-  const int64_t outputs = starts.dimensions()[1] - 1, count = values.dimensions()[1];
+  const bool nibbles = values.element_type() == ffi::DataType::U8;
+  const int64_t outputs = starts.dimensions()[1] - 1, size = values.dimensions()[1];
+  const int64_t count = nibbles ? 2 * size : size;
   const Call call = call_of(x, y, outputs);
   Float dtype;
   if (!float_of(x.element_type(), &dtype)) return bad(name, "dtype of x");
-  if (!stored_of(values.element_type(), &dtype)) return bad(name, "dtype of values");
+  if (nibbles) {
+    dtype = Float::kS8;
+  } else if (!stored_of(values.element_type(), &dtype)) {
+    return bad(name, "dtype of values");
+  }
   const std::string problem = call.check(layout);
   if (!problem.empty()) return bad(name, problem);
-  if (!is(values, values.element_type(), {call.stacks, count})) {
+  if (!is(values, values.element_type(), {call.stacks, size})) {
     return bad(name, "shape of values");
   }
   if (!is(starts, ffi::DataType::S32, {call.stacks, outputs + 1})) {
@@ -200,19 +206,28 @@ ffi::Error unstructured_sparse(ffi::ThreadPool pool, Any x, Any values, Any mask
   if (!is(mask, ffi::DataType::U8, {call.stacks, outputs, w.mask_bytes()})) {
     return bad(name, "mask");
   }
-  if (scales.element_count() != 0 &&
-      !is(scales, ffi::DataType::F32, {call.stacks, outputs, 1})) {
-    return bad(name, "scales");
+  w.groups = 1;
+  if (scales.element_count() != 0) {
+    const auto dims = scales.dimensions();
+    w.groups = dims.size() == 3 ? dims[2] : 0;
+    if (w.groups < 1 || call.inputs % w.groups || dtype != Float::kS8 ||
+        !is(scales, ffi::DataType::F32, {call.stacks, outputs, w.groups})) {
+      return bad(name, "scales");
+    }
+  } else if (nibbles && outputs) {
+    return bad(name, "integers of 4 bits have scales");
   }
+  w.bits_kept = nibbles ? 4 : 8;
+  if (nibbles || w.groups > 1) w.coding = Coding::kMaskScaled;
   if (y->element_count() == 0) return ffi::Error::Success();
   if (call.inputs < 1 || count < 1) return bad(name, "there are no inputs");
   w.stored = (count + outputs - 1) / outputs;
   const auto weight = [&](int64_t s) {
     CodedWeight one = w;
-    one.values = part<char>(values, s, count, size_of(dtype));
+    one.values = part<char>(values, s, size, size_of(dtype));
     one.mask = part<uint8_t>(mask, s, outputs * w.mask_bytes());
     one.starts = part<int32_t>(starts, s, outputs + 1);
-    one.scales = part<float>(scales, s, outputs);
+    one.scales = part<float>(scales, s, outputs * w.groups);
     return one;
   };
   for (int64_t s = 0; s < call.stacks; ++s) {

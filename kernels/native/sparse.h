@@ -26,6 +26,7 @@ enum class Coding : int32_t {
   kNibbles = 3,  // two indices a byte
   kBytes = 4,    // one
   kVectors = 5,  // codes of vectors
+  kMaskScaled = 6,  // integers of 4 or 8 bits, with a scale for a group of inputs
 };
 
 struct CodedWeight {
@@ -42,6 +43,10 @@ struct CodedWeight {
   // otherwise.
   const int32_t* starts;
   int64_t count;
+  // For kMaskScaled only: `scales` are then [outputs, groups], and `inputs` a multiple of
+  // `groups`. Integers of 4 bits lie two a byte, the even one low; `count` is theirs.
+  int64_t groups;
+  int32_t bits_kept;  // 4 or 8
   int64_t outputs_per_table;
   // For vectors only, whose values are [outputs, codes, stored / codes] bytes and whose
   // inputs are those that are laid out: eight vectors a step, of `length` floats each.

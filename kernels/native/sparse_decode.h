@@ -64,6 +64,66 @@ inline uint64_t last_mask_word(const uint8_t* mask, int64_t inputs) {
   return load_word(&word) & ((uint64_t{1} << rest) - 1);
 }
 
+inline int64_t count_kept(const uint8_t* mask, int64_t inputs) {
+  int64_t kept = 0;
+  for (int64_t i = 0; i < inputs / 64; ++i) {
+    kept += __builtin_popcountll(load_word(mask + 8 * i));
+  }
+  if (inputs % 64) kept += __builtin_popcountll(last_mask_word(mask, inputs));
+  return kept;
+}
+
+// The kept inputs of [first, last).
+inline int64_t count_kept(const uint8_t* mask, int64_t first, int64_t last) {
+  int64_t kept = 0;
+  for (; first < last && first % 8; ++first) kept += mask[first / 8] >> first % 8 & 1;
+  for (; first + 64 <= last; first += 64) {
+    kept += __builtin_popcountll(load_word(mask + first / 8));
+  }
+  for (; first < last; ++first) kept += mask[first / 8] >> first % 8 & 1;
+  return kept;
+}
+
+// Integers `first` and those after it, of a row of 4 bits each.
+inline void widen_nibbles(const uint8_t* bytes, int64_t first, int64_t count,
+                          int8_t* out) {
+  const auto low = [](uint8_t byte) {
+    return static_cast<int8_t>(static_cast<int8_t>(byte << 4) >> 4);
+  };
+  const auto high = [](uint8_t byte) {
+    return static_cast<int8_t>(static_cast<int8_t>(byte) >> 4);
+  };
+  bytes += first / 2;
+  if (first % 2 && count) {
+    *out++ = high(*bytes++);
+    --count;
+  }
+  for (int64_t i = 0; i < count / 2; ++i) {
+    out[2 * i] = low(bytes[i]);
+    out[2 * i + 1] = high(bytes[i]);
+  }
+  if (count % 2) out[count - 1] = low(bytes[count / 2]);
+}
+
+// The `count` kept weights of an output of kMaskScaled as floats.
+inline void scale_kept(const CodedWeight& w, int64_t output, int64_t count,
+                       int8_t* room, float* out) {
+  const int64_t first = w.first(output), size = w.inputs / w.groups;
+  const int8_t* whole = static_cast<const int8_t*>(w.values) + first;
+  if (w.bits_kept == 4) {
+    widen_nibbles(static_cast<const uint8_t*>(w.values), first, count, room);
+    whole = room;
+  }
+  const uint8_t* mask = w.mask + output * w.mask_bytes();
+  const float* scales = w.scales + output * w.groups;
+  for (int64_t g = 0, at = 0; g < w.groups; ++g) {
+    const int64_t end =
+        w.groups == 1 ? count : at + count_kept(mask, g * size, (g + 1) * size);
+    for (int64_t t = at; t < end; ++t) out[t] = whole[t] * scales[g];
+    at = end;
+  }
+}
+
 // The kept values of a row, under a mask of bits.
 template <class V, class T>
 struct Masked {
@@ -93,13 +153,7 @@ struct Masked {
     c.mask = w.mask + output * w.mask_bytes();
     const int64_t first = w.first(output), stored = w.kept(output);
     c.values = static_cast<const T*>(w.values) + first;
-    const int64_t whole = w.inputs / kStep;
-    int64_t kept = 0;
-    for (int64_t i = 0; i < whole; ++i) {
-      kept += __builtin_popcountll(load_word(c.mask + 8 * i));
-    }
-    if (w.inputs % kStep) kept += __builtin_popcountll(last_mask_word(c.mask, w.inputs));
-    if (kept > stored) return false;
+    if (count_kept(c.mask, w.inputs) > stored) return false;
     if (w.count - first < stored + kSlack) {
       // Behind the last rows there is nothing that may be read.
       spare.emplace(stored);
@@ -157,6 +211,29 @@ struct Masked {
       c.values += __builtin_popcount(mask);
       return all;
     }
+  }
+};
+
+// The same of integers whose scales differ from group to group: they become floats once
+// for all rows of activations.
+template <class V>
+struct MaskedScaled : Masked<V, float> {
+  using Base = Masked<V, float>;
+  using Cursor = typename Base::Cursor;
+  using Spare = typename Base::Spare;
+
+  static bool start(const CodedWeight& w, int64_t output, Cursor& c,
+                    std::optional<Spare>& spare) {
+    c.mask = w.mask + output * w.mask_bytes();
+    const int64_t count = count_kept(c.mask, w.inputs);
+    if (count > w.kept(output)) return false;
+    spare.emplace(count);
+    float* out = spare->values.data();
+    Buffer<int8_t> room(w.bits_kept == 4 ? count : 0);
+    scale_kept(w, output, count, room.data(), out);
+    std::memset(out + count, 0, Base::kSlack * sizeof(float));
+    c.values = out;
+    return true;
   }
 };
 

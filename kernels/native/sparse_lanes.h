@@ -17,7 +17,8 @@ inline void write_quad(const CodedWeight& w, const Result& result, int64_t rows,
                        int64_t stride) {
   const int count = static_cast<int>(std::min<int64_t>(kQuad, last - output));
   Quad scale = {1.0f, 1.0f, 1.0f, 1.0f};
-  if (w.scales) scale = quad_of<Quad>(w.scales + output, count);
+  const bool after = w.scales && w.coding != Coding::kMaskScaled;
+  if (after) scale = quad_of<Quad>(w.scales + output, count);
   for (int64_t m = 0; m < rows; ++m) {
     narrow(load_quad<Quad>(sums + m * stride) * scale, result.y, result.dtype,
            m * w.outputs + output, count);
@@ -155,12 +156,22 @@ template <class V, int kVectors>
   });
 }
 
-// The kept weights of a row as floats; `room` holds those that are stored otherwise.
-inline const float* floats_of(const float* stored, int64_t, float*) { return stored; }
+// Integers with the scales of their groups, in place of a type of stored weights.
+struct Scaled {};
+
+// The kept weights of an output as floats; `room` holds those that are stored otherwise.
 template <class T>
-const float* floats_of(const T* stored, int64_t count, float* room) {
-  for (int64_t t = 0; t < count; ++t) room[t] = float_of_stored(stored[t]);
-  return room;
+const float* floats_of(const CodedWeight& w, int64_t output, int64_t count, int8_t* few,
+                       float* room) {
+  if constexpr (std::is_same_v<T, Scaled>) {
+    scale_kept(w, output, count, few, room);
+    return room;
+  } else {
+    const T* stored = static_cast<const T*>(w.values) + w.first(output);
+    if constexpr (std::is_same_v<T, float>) return stored;
+    for (int64_t t = 0; t < count; ++t) room[t] = float_of_stored(stored[t]);
+    return room;
+  }
 }
 
 template <class V, class T>
@@ -170,6 +181,7 @@ bool multiply_lanes(const CodedWeight& w, const float* packed, int64_t rows,
   const int64_t stride = cut.stride(), filled = cut.tiles * stride;
   Buffer<int32_t> places(w.inputs + kListSlack);
   Buffer<float> room(w.inputs);
+  Buffer<int8_t> few(w.inputs);
   Buffer<float> found(stride);
   Buffer<float> sums(filled * kQuad);
   for (int64_t n = first; n < last; n += kQuad) {
@@ -179,8 +191,8 @@ bool multiply_lanes(const CodedWeight& w, const float* packed, int64_t rows,
           list_kept(w.mask + (n + i) * w.mask_bytes(), w.inputs,
                     static_cast<int32_t>(stride), places.data());
       if (count > w.kept(n + i)) return false;
-      const T* stored = static_cast<const T*>(w.values) + w.first(n + i);
-      const float* weights = floats_of(stored, count, room.data());
+      const float* weights =
+          floats_of<T>(w, n + i, count, few.data(), room.data());
       for (int64_t t = 0; t < cut.tiles; ++t) {
         const float* x = packed + t * w.inputs * stride;
         if (cut.vectors == 1) {

@@ -268,6 +268,8 @@ auto with_decoder(const CodedWeight& w, F&& f) {
       return f(static_cast<Masked<V, uint16_t>*>(nullptr));
     case Coding::kMaskS8:
       return f(static_cast<Masked<V, int8_t>*>(nullptr));
+    case Coding::kMaskScaled:
+      return f(static_cast<MaskedScaled<V>*>(nullptr));
     case Coding::kNibbles:
       return f(static_cast<Nibbles<V>*>(nullptr));
     case Coding::kVectors:
@@ -344,6 +346,8 @@ bool multiply_by_lanes(const CodedWeight& w, const float* packed, int64_t rows,
       return multiply_lanes<V, float>(w, packed, rows, result, first, last);
     case Coding::kMaskBF16:
       return multiply_lanes<V, uint16_t>(w, packed, rows, result, first, last);
+    case Coding::kMaskScaled:
+      return multiply_lanes<V, Scaled>(w, packed, rows, result, first, last);
     default:
       return multiply_lanes<V, int8_t>(w, packed, rows, result, first, last);
   }

@@ -34,10 +34,10 @@ def unstructured_sparse_matmul(
 ) -> jax.Array:
     """Multiply float activations by a weight whose zeros are not stored.
 
-    `y[..., o] = scales[o] sum_t x[..., k(o, t)] values[starts[o] + t]`, where `k(o, t)`
-    is the t-th input that `mask` keeps for output o, accumulated in float32 and cast to
-    the dtype of `x`. The arguments are the arrays of an `UnstructuredSparse` of one
-    matrix; use `jax.vmap` for stacks. Differentiable in reverse with respect to `x`
+    `y[..., o] = sum_t x[..., k] values[starts[o] + t] scales[o, k // (K / G)]` with k =
+    `k(o, t)` the t-th input that `mask` keeps for output o, accumulated in float32 and
+    cast to the dtype of `x`. The arguments are the arrays of an `UnstructuredSparse` of
+    one matrix; use `jax.vmap` for stacks. Differentiable in reverse with respect to `x`
     only: the stored arrays count as constants.
 
     On a mesh every device that has rows of `x` multiplies them by the whole weight; a
@@ -45,12 +45,13 @@ def unstructured_sparse_matmul(
 
     Args:
         x: floats [..., K].
-        values: float32, bfloat16 or int8 [V] with V >= 1.
+        values: float32, bfloat16 or int8 [V] with V >= 1; or integers of 4 bits,
+            uint8 [V / 2], the even ones in the low halves.
         mask: uint8 [N, ceil(K / 8)]: bit k % 8 of byte k // 8 says that input k is
             kept.
         starts: int32 [N + 1]: where the values of each output begin, and where the
             last end.
-        scales: float32 [N, 1]; None for values that are floats.
+        scales: float32 [N, G], where G divides K; None for values that are floats.
         implementation: None for the fastest.
 
     Returns:
@@ -105,10 +106,10 @@ def _check(
 ) -> None:
     if x.ndim < 1 or x.shape[-1] < 1 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{_NAME}: x is floats [..., K], not {_said(x)}")
-    kinds = (jnp.float32, jnp.bfloat16, jnp.int8)
+    kinds = (jnp.float32, jnp.bfloat16, jnp.int8, jnp.uint8)
     if values.ndim != 1 or not values.size or values.dtype not in kinds:
         raise ValueError(
-            f"{_NAME}: values is float32, bfloat16 or int8 [V] with V >= 1, not "
+            f"{_NAME}: values is float32, bfloat16, int8 or uint8 [V] with V >= 1, not "
             f"{_said(values)}"
         )
     size = -(-x.shape[-1] // 8)
@@ -122,16 +123,19 @@ def _check(
         raise ValueError(
             f"{_NAME}: starts is int32 [{outputs + 1}], not {_said(starts)}"
         )
-    if (scales is None) == (values.dtype == jnp.int8):
+    if (scales is None) == (values.dtype in (jnp.int8, jnp.uint8)):
         raise ValueError(
-            f"{_NAME}: int8 values need scales, float32 [{outputs}, 1], and floats "
-            f"have none; values is {_said(values)}"
+            f"{_NAME}: int8 and uint8 values need scales, float32 [{outputs}, G], and "
+            f"floats have none; values is {_said(values)}"
         )
-    if scales is not None and (
-        scales.shape != (outputs, 1) or scales.dtype != jnp.float32
-    ):
+    if scales is None:
+        return
+    groups = scales.shape[-1] if scales.ndim == 2 else 0
+    divides = groups > 0 and x.shape[-1] % groups == 0
+    if not divides or scales.shape[0] != outputs or scales.dtype != jnp.float32:
         raise ValueError(
-            f"{_NAME}: scales is float32 [{outputs}, 1], not {_said(scales)}"
+            f"{_NAME}: scales is float32 [{outputs}, G], where G divides "
+            f"{x.shape[-1]}, not {_said(scales)}"
         )
 
 

@@ -4,6 +4,8 @@ A few rows of activations meet the weights as these are put in their places in
 registers, under the bits of the mask. For more, the activations are transposed, so that
 a vector has one input of many rows, and each kept weight meets such a vector once.
 Either way what is read from memory are the kept weights and a bit for each place.
+Integers of 4 bits, and those with scales of groups, become floats row by row first:
+they save memory, and take longer than 8 bits with one scale an output.
 """
 
 from typing import Any

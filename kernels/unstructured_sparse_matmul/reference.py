@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jcompress.tensors.unstructured_sparse import place_values
+from jcompress.tensors.unstructured_sparse import place_values, scaled
 
 
 def dense_weight(
@@ -16,7 +16,7 @@ def dense_weight(
 ) -> jax.Array:
     """The float32 [N, K] matrix that the stored arrays describe."""
     dense = place_values(values, mask, starts, inputs=inputs).astype(jnp.float32)
-    return dense if scales is None else dense * scales
+    return dense if scales is None else scaled(dense, scales)
 
 
 def reference(

@@ -7,7 +7,7 @@ small at rest and gains no time: XLA has no product that skips single zeros.
 import jax
 import jax.numpy as jnp
 
-from jcompress.tensors.unstructured_sparse import place_values
+from jcompress.tensors.unstructured_sparse import place_values, scaled
 
 
 def xla(
@@ -19,7 +19,9 @@ def xla(
 ) -> jax.Array:
     """[M, K] -> [M, N] in the dtype of `x`."""
     matrix = place_values(values, mask, starts, inputs=x.shape[1])
-    narrow = x.dtype == values.dtype or values.dtype == jnp.int8
+    if scales is not None and scales.shape[-1] > 1:
+        matrix, scales = scaled(matrix, scales), None
+    narrow = x.dtype == matrix.dtype or matrix.dtype == jnp.int8
     dtype = x.dtype if narrow else jnp.dtype(jnp.float32)
     product = jax.lax.dot_general(
         x.astype(dtype),

@@ -6,7 +6,7 @@ Backends subclass these as those of `conformance`:
         implementation = Implementation.XLA
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from jcompress.tensors import Codebook
 from jcompress.tensors.axes import Axes
 from jcompress.tensors.block_sparse import take_blocks
 from jcompress.tensors.nm_sparse import take_kept
-from jcompress.tensors.unstructured_sparse import take_values
+from jcompress.tensors.unstructured_sparse import pack_values, take_values
 from jcompress.tensors.vector_codebook import pack_codes
 
 Host = np.ndarray[Any, Any]
@@ -51,6 +51,24 @@ def stored(matrix: Host, kind: Any) -> tuple[Any, Host | None, Host]:
     scales = (np.where(top == 0, 1, top) / 127).astype(np.float32)
     values = np.rint(matrix / scales).astype(np.int8)
     return values, scales, values.astype(np.float64) * scales
+
+
+class Scaled(NamedTuple):
+    """Integers with a scale for each of so many groups of inputs, if these divide."""
+
+    bits: int
+    groups: int
+
+    def stored(self, matrix: Host) -> tuple[Any, Host, Host]:
+        """As `stored`."""
+        outputs, inputs = matrix.shape
+        groups = max(g for g in range(1, self.groups + 1) if inputs % g == 0)
+        parts = matrix.reshape(outputs, groups, -1)
+        top = np.abs(parts).max(2, keepdims=True)
+        scales = (np.where(top == 0, 1, top) / (2 ** (self.bits - 1) - 1)).astype("f4")
+        values = np.rint(parts / scales).astype(np.int8)
+        dense = (values.astype(np.float64) * scales).reshape(matrix.shape)
+        return values.reshape(matrix.shape), scales[..., 0], dense
 
 
 def arrays(*parts: Any) -> tuple[Any, ...]:
@@ -299,6 +317,10 @@ class UnstructuredSparseForm(SparseForm):
     """What a form of `unstructured_sparse_matmul` computes."""
 
     operation = staticmethod(unstructured_sparse_matmul)
+    kinds: ClassVar[tuple[Any, ...]] = (
+        *SparseForm.kinds,
+        *(Scaled(4, 1), Scaled(4, 4), Scaled(8, 4)),
+    )
 
     def weight(
         self,
@@ -313,24 +335,31 @@ class UnstructuredSparseForm(SparseForm):
         # Some outputs keep nothing, some all.
         share = rng.permutation(np.linspace(0, 2 * density, shape[0]))[:, None]
         keep = rng.random(shape) < share
-        kept, scales, dense = stored(rng.normal(size=shape) * keep, kind)
+        matrix = rng.normal(size=shape) * keep
+        if isinstance(kind, Scaled):
+            kept, scales, dense = kind.stored(matrix)
+        else:
+            kept, scales, dense = stored(matrix, kind)
         packed, mask, starts = take_values(kept)
+        if isinstance(kind, Scaled) and kind.bits == 4:
+            packed = pack_values(packed)
         if values is not None:
             packed = np.pad(packed, (0, values - len(packed)))
         return arrays(packed, mask, starts, scales), dense, {}
 
     def test_dtypes_and_densities(self) -> None:
-        for kind, density in zip(self.kinds, (0.1, 0.5, 0.9), strict=True):
+        for kind, density in zip(self.kinds, 2 * (0.1, 0.5, 0.9), strict=True):
             weight, dense, _ = self.weight(kind=kind, density=density, values=None)
             for dtype in self.dtypes:
                 x = normal((3, 24), dtype)
                 self.check(x, dense, self.run(x, weight))
 
     def test_a_weight_of_zeros(self) -> None:
-        weight, dense, _ = self.weight(density=0.0)
-        x = normal((3, 24))
-        np.testing.assert_array_equal(self.run(x, weight), np.zeros((3, 16)))
-        assert not dense.any()
+        for kind in self.kinds:
+            weight, dense, _ = self.weight(density=0.0, kind=kind, values=None)
+            x = normal((3, 24))
+            np.testing.assert_array_equal(self.run(x, weight), np.zeros((3, 16)))
+            assert not dense.any()
 
 
 class UnstructuredSparseMatmul(UnstructuredSparseForm, Composed):

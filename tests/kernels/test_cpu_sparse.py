@@ -122,7 +122,7 @@ class TestNMSparse(Compiled, NMSparseMatmul):
 class TestUnstructuredSparse(Compiled, UnstructuredSparseMatmul):
     @pytest.mark.parametrize("inputs", [1, 63, 64, 1100])
     def test_rows_and_inputs(self, inputs: int) -> None:
-        for kind, density in zip(self.kinds, (0.05, 0.3, 1.0), strict=True):
+        for kind, density in zip(self.kinds, 2 * (0.05, 0.3, 1.0), strict=True):
             weight, dense, _ = self.weight(
                 shape=(19, inputs), kind=kind, density=density, values=None
             )
@@ -152,6 +152,31 @@ class TestUnstructuredSparse(Compiled, UnstructuredSparseMatmul):
         for rows in (1, 9):
             with pytest.raises(jax.errors.JaxRuntimeError, match=message):
                 self.run(jnp.ones((rows, 64)), weight).block_until_ready()
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"scales": jnp.zeros((0,))}, "integers of 4 bits have scales"),
+            ({"scales": jnp.ones((1, 5, 3))}, "scales"),
+            ({"starts": jnp.asarray([[0, 64, 128, 192, 256, 321]])}, "does not rise"),
+            ({"starts": jnp.asarray([[0, 64, 127, 192, 256, 320]])}, "keeps more"),
+        ],
+    )
+    def test_what_is_wrong_with_integers_of_four_bits_is_an_error(
+        self, change: dict[str, jax.Array], message: str
+    ) -> None:
+        arrays = {
+            "values": jnp.full((1, 160), 0x11, jnp.uint8),
+            "mask": jnp.full((1, 5, 8), 255, jnp.uint8),
+            "starts": jnp.arange(6)[None] * 64,
+            "scales": jnp.ones((1, 5, 4)),
+        } | change
+        arrays["starts"] = arrays["starts"].astype(jnp.int32)
+        for rows in (1, 9):
+            x, out = jnp.ones((1, rows, 64)), jax.ShapeDtypeStruct((1, rows, 5), "f4")
+            call = jax.ffi.ffi_call("jcompress_unstructured_sparse", out)
+            with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+                call(x, *arrays.values(), layout=np.int64(1)).block_until_ready()
 
 
 class TestCodebook(Compiled, CodebookMatmul):

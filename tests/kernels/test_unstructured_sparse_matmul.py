@@ -32,8 +32,11 @@ S = jnp.arange(6, dtype=jnp.int32)
         ((X, V, M.astype(jnp.int8), S), "not int8"),
         ((X, V, M, S[:5]), r"starts is int32 \[6\], not int32 \[5\]"),
         ((X, V, M, S, jnp.ones((5, 1))), "floats have none"),
-        ((X, V.astype(jnp.int8), M, S), r"int8 values need scales"),
-        ((X, V.astype(jnp.int8), M, S, jnp.ones(5)), r"scales is float32 \[5, 1\]"),
+        ((X, V.astype(jnp.int8), M, S), r"int8 and uint8 values need scales"),
+        ((X, V.astype(jnp.uint8), M, S), r"int8 and uint8 values need scales"),
+        ((X, V.astype(jnp.int8), M, S, jnp.ones(5)), r"scales is float32 \[5, G\]"),
+        ((X, V.astype(jnp.uint8), M, S, jnp.ones((5, 5))), r"where G divides 12, not"),
+        ((X, V.astype(jnp.uint8), M, S, jnp.ones((4, 3))), r"scales is float32 \[5, G"),
     ],
 )
 def test_errors(args: Any, message: str) -> None:

@@ -5,6 +5,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jcompress.pruning import (
     NM,
@@ -180,6 +181,20 @@ def oracle(weights, pattern, leaf, sparsity):
             for i in row[group]:
                 mask[i] = False
     return mask
+
+
+def assert_same_mask(mask, wanted, weights, pattern, leaf, note=""):
+    """What an oracle keeps; of transposable N:M any mask that keeps as much."""
+    mask = np.asarray(mask)
+    if isinstance(pattern, TransposableNM) and not np.asarray(wanted).all():
+        for tile in rows_of(pattern, leaf):
+            kept = np.array([[mask[i] for i in line] for line in tile])
+            assert (kept.sum(0) == pattern.n).all(), note
+            assert (kept.sum(1) == pattern.n).all(), note
+        sizes = np.abs(np.asarray(weights, np.float64))
+        assert sizes[mask].sum() == pytest.approx(sizes[wanted].sum(), rel=1e-6), note
+    else:
+        np.testing.assert_array_equal(mask, wanted, err_msg=note)
 
 
 def oracle_global(weights, pattern, leaves, sparsity):

@@ -27,7 +27,7 @@ from jcompress.pruning.one_shot import (
     wanda,
 )
 from jcompress.pruning.one_shot import weights as weights_module
-from jcompress.quantization import MeanAbsolute, PerGroup, Weights
+from jcompress.quantization import MeanAbsolute, PerChannel, PerGroup, Weights
 from jcompress.sites import find_sites
 from jcompress.statistics import SecondMoments, observe
 from jcompress.tensors import NMSparse, QTensor, UnstructuredSparse
@@ -355,6 +355,42 @@ def test_pruned_and_rounded_it_is_stored_without_zeros(
     found = jax.jit(compressed(model))(sparse, X)
     dense = {name: getattr(x, "dense", lambda x=x: x)() for name, x in small.items()}
     np.testing.assert_allclose(found, model(dense, X), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [SparseGpt(), LeastSquares(start=Wanda())])
+@pytest.mark.parametrize("granularity", [PerChannel(), PerGroup(32)])
+def test_pruned_and_rounded_to_four_bits_it_is_stored_without_zeros(
+    method: Any, granularity: Any
+) -> None:
+    rng = np.random.default_rng(7)
+    params = {
+        "up": jnp.asarray(rng.normal(size=(64, 128)), jnp.float32),
+        "layers": jnp.asarray(rng.normal(size=(2, 128, 128)) / 8, jnp.float32),
+    }
+    x = jnp.asarray(rng.normal(size=(96, 64)), jnp.float32)
+
+    def run(params: Any, x: jax.Array) -> jax.Array:
+        layer = lambda h, w: (jnp.tanh(h @ w), None)  # noqa: E731
+        return jax.lax.scan(layer, x @ params["up"], params["layers"])[0]
+
+    four = Weights(format=Int(4), granularity=granularity)
+    half, most = NM(2, 4), Unstructured()
+    rules = [
+        ("up", OneShot(method=method, pattern=half, weights=four)),
+        ("layers", OneShot(method=method, pattern=most, sparsity=0.7, weights=four)),
+    ]
+    sites = find_sites(run, params, x)
+    _, seen = jax.jit(observe(run, rules, SecondMoments()))(params, x)
+    small = prune_weights(params, rules, sites=sites, moments=seen)
+    sparse = to_sparse(small, [(..., Unstructured())], sites=sites)
+    for name, leaf in sparse.items():
+        assert isinstance(leaf, UnstructuredSparse)
+        assert leaf.values.dtype == jnp.uint8
+        assert leaf.stored_bytes < small[name].stored_bytes
+        np.testing.assert_array_equal(leaf.dense(), small[name].dense())
+    found = jax.jit(compressed(run))(sparse, x)
+    dense = {name: leaf.dense() for name, leaf in small.items()}
+    np.testing.assert_allclose(found, run(dense, x), rtol=1e-4, atol=1e-4)
 
 
 def test_outputs_stay_on_their_devices(seen: dict[str, jax.Array]) -> None:

@@ -1,6 +1,5 @@
 """`to_sparse`: exact storage of pruned trees, quantized ones too, and its errors."""
 
-import re
 from typing import Any
 
 import jax
@@ -23,7 +22,16 @@ from jcompress.pruning import (
 )
 from jcompress.pruning.convert import to_sparse
 from jcompress.pruning.scores import score_by_magnitude
-from jcompress.quantization import Activation, Quantize, Weights, quantize
+from jcompress.quantization import (
+    Activation,
+    PerBlock,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    Quantize,
+    Weights,
+    quantize,
+)
 from jcompress.sites import Sites, find_sites
 from jcompress.tensors import BlockSparse, NMSparse, UnstructuredSparse
 
@@ -131,6 +139,74 @@ def test_single_weights_are_stored_and_run(tmp_path: Any) -> None:
         converted(PARAMS, a=Unstructured())
 
 
+@pytest.mark.parametrize(
+    ("bits", "granularity"),
+    [
+        (4, PerChannel()),
+        (4, PerGroup(32)),
+        (3, PerTensor()),
+        (3, PerGroup(16)),
+        (4, PerBlock(outputs=4, inputs=64)),
+        (8, PerGroup(32)),
+    ],
+)
+def test_single_weights_of_few_bits_are_stored_and_run(
+    tmp_path: Any, bits: int, granularity: Any
+) -> None:
+    shapes = {"a": (64, 128), "b": (128, 4, 32), "c": (3, 128, 128)}
+    params = {
+        name: jnp.asarray(rng.normal(size=shape) / 8, jnp.float32)
+        for name, shape in shapes.items()
+    }
+    x = jnp.asarray(rng.normal(size=(2, 64)), jnp.float32)
+
+    def wide(params: Any, x: jax.Array) -> jax.Array:
+        h = jnp.einsum("bi,ihd->bhd", x @ params["a"], params["b"]).reshape(-1, 128)
+        return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), h, params["c"])[0]
+
+    sites = find_sites(wide, params, x)
+    prune = Prune(pattern=Unstructured(), sparsity=0.8)
+    masks = make_masks(score_by_magnitude(params), [(..., prune)], sites=sites)
+    spec = Quantize(weights=Weights(format=Int(bits), granularity=granularity))
+    small = quantize(apply_masks(params, masks), [(..., spec)], sites=sites)
+    dense = {name: leaf.dense() for name, leaf in small.items()}
+    sparse = to_sparse(small, [(..., Unstructured())], sites=sites)
+    check_same(sparse, dense)
+    for name, leaf in sparse.items():
+        assert leaf.values.dtype == (jnp.int8 if bits == 8 else jnp.uint8)
+        assert leaf.stored_bytes == sum(x.nbytes for x in jax.tree.leaves(leaf))
+        assert leaf.stored_values >= int((small[name].numbers != 0).sum())
+    assert [entry.how for entry in inspect(wide, sparse, x)] == [How.SPARSE] * 3
+    found = jax.jit(compressed(wide))(sparse, x)
+    np.testing.assert_allclose(found, wide(dense, x), rtol=1e-4, atol=1e-5)
+    checkpoint.save(tmp_path, sparse)
+    again = checkpoint.load(tmp_path, like=params)
+    assert jax.tree.structure(again) == jax.tree.structure(sparse)
+    check_same(again, dense)
+    for rows in (1, 20):
+        x = jnp.asarray(rng.normal(size=(rows, 64)), jnp.float32)
+        run = compressed(lambda p, x: x @ p["a"])
+        np.testing.assert_allclose(
+            run({"a": sparse["a"]}, x), x @ dense["a"], rtol=1e-5, atol=1e-5
+        )
+
+
+def test_four_bits_and_a_bit_a_place_are_counted() -> None:
+    params = {"w": jnp.asarray(rng.normal(size=(128, 64)), jnp.float32)}
+    sites = find_sites(lambda p, x: x @ p["w"], params, jnp.ones((1, 128)))
+    rules = [(..., Prune(pattern=Unstructured(), sparsity=0.75))]
+    masks = make_masks(score_by_magnitude(params), rules, sites=sites)
+    weights = Weights(format=Int(4, full=True), granularity=PerGroup(64))
+    rule = [(..., Quantize(weights=weights))]
+    small = quantize(apply_masks(params, masks), rule, sites=sites)
+    sparse = to_sparse(small, [(..., Unstructured())], sites=sites)["w"]
+    kept = int((small["w"].numbers != 0).sum())
+    assert kept <= 128 * 64 // 4
+    starts, scales = 4 * 65, 4 * 64 * 2
+    assert sparse.stored_bytes == -(-kept // 2) + 128 * 64 // 8 + starts + scales
+    assert sparse.stored_bytes < small["w"].stored_bytes * 0.65
+
+
 def test_the_other_order_is_refused() -> None:
     sparse = converted(pruned())
     with pytest.raises(MismatchError, match=r"a'? is already a NMSparse"):
@@ -180,7 +256,8 @@ def test_what_is_converted_already() -> None:
 def test_formats_that_sparse_leaves_do_not_have(spec: Quantize) -> None:
     small = quantize(pruned(), [("a", spec)], sites=SITES)
     with pytest.raises(
-        MismatchError, match=re.escape("take symmetric integers of 5 to 8")
+        MismatchError,
+        match="symmetric integers of 5 to 8 bits with one scale a channel",
     ):
         converted(small, a=NM(2, 4))
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jcompress.tensors import UnstructuredSparse
-from jcompress.tensors.unstructured_sparse import take_values
+from jcompress.tensors.unstructured_sparse import pack_values, take_values
 
 
 def pruned(shape: tuple[int, ...], density: float = 0.3, seed: int = 0) -> Any:
@@ -87,6 +87,31 @@ def test_axes_dtypes_and_bytes() -> None:
     np.testing.assert_array_equal(narrow, half)
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+def test_integers_of_four_bits(groups: int, density: float) -> None:
+    rng = np.random.default_rng(3)
+    numbers = rng.integers(-8, 8, (2, 7, 16)).astype(np.int8)
+    numbers[rng.random(numbers.shape) >= density] = 0
+    values, _, _ = take_values(numbers)
+    packed = pack_values(values)
+    count = values.shape[-1]
+    assert packed.shape == (2, -(-count // 2))
+    scales = rng.random((2, 7, groups)).astype(np.float32)
+    tensor = make(numbers, values=jnp.asarray(packed), scales=jnp.asarray(scales))
+    wide = numbers.astype(np.float32) * np.repeat(scales, 16 // groups, axis=2)
+    np.testing.assert_array_equal(tensor.dense(), wide)
+    assert tensor.stored_bytes == 2 * (-(-count // 2) + 7 * 2 + 8 * 4 + 7 * groups * 4)
+    assert tensor.stored_values == 2 * (count + count % 2)
+    groups_of = " group 4" if groups == 4 else ""
+    assert tensor.form == f"UnstructuredSparse int4{groups_of}"
+    opened = tensor.unstack()
+    assert opened is not None
+    slices, rebuild = opened
+    second = rebuild([each[1] for each in slices]).dense()
+    np.testing.assert_array_equal(second, wide[1])
+
+
 def test_scan_over_a_stack() -> None:
     matrix = pruned((3, 6, 16))
     opened = make(matrix).unstack()
@@ -108,7 +133,16 @@ def test_scan_over_a_stack() -> None:
         ({"values": jnp.ones(8, jnp.float16)}, "values is float16"),
         ({"mask": jnp.ones((6, 3), jnp.uint8)}, r"mask is uint8 \[6, 3\], not uint8"),
         ({"starts": jnp.zeros(6, jnp.int32)}, r"starts is int32 \[6\], not int32 \[7"),
-        ({"scales": jnp.ones((6, 1))}, "int8 values need scales, floats have none"),
+        ({"scales": jnp.ones((6, 1))}, "int8 and uint8 values need scales, floats"),
+        ({"values": jnp.ones(8, jnp.uint8)}, "int8 and uint8 values need scales"),
+        (
+            {"values": jnp.ones(8, jnp.int8), "scales": jnp.ones((6, 3))},
+            "3 groups of scales do not divide 16 inputs",
+        ),
+        (
+            {"values": jnp.ones(8, jnp.uint8), "scales": jnp.ones((5, 4))},
+            r"scales is float32 \[5, 4\], not float32 \[6, 4\]",
+        ),
         ({"output_axes": ()}, "do not partition the 2 axes"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import abc
 import functools
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 
 from jcompress.pruning.patterns import Pattern
 from jcompress.rounding import Rounded
-from jcompress.rounding.copies import over_copies
+from jcompress.rounding.copies import counted, over_copies
 from jcompress.rounding.in_turn import left_over
 from jcompress.tensors.axes import Axes
 from jcompress.tensors.range_specs import LeastError
@@ -87,18 +88,39 @@ class Method(abc.ABC):
         return self.patterns is None or type(pattern) in self.patterns
 
 
-def scales_of(
-    staying: jax.Array, weights: Weights, moments: jax.Array, damping: float
-) -> tuple[jax.Array, jax.Array | None]:
-    """The scales and zero points of what stays, as `weight_scales` gives them.
+def rounded_by(
+    run: Callable[..., jax.Array],
+    matrix: jax.Array,
+    moments: jax.Array,
+    weights: Weights,
+    *,
+    staying: jax.Array,
+    damping: float,
+) -> Rounded:
+    """The numbers that a method chooses, with scales for the weights that stay.
 
-    With `LeastError` an error counts what later inputs leave of it, as in GPTQ.
+    Scales for the weights as they were given would also reach for those that go. With
+    `LeastError` an error counts what later inputs leave of it, as in GPTQ.
+
+    Args:
+        run: gives the numbers [N, K] of one matrix, in units of the scales, from the
+            matrix, its scales and zero points [R, G] and its moments.
+        matrix: what is rounded, float32 [*S, N, K].
+        moments: float32 [*S, K, K].
+        weights: the format, and the range and groups of the scales.
+        staying: the weights that stay, as far as they are known without rounding.
+        damping: of the moments.
     """
     importance = None
     if isinstance(weights.range, LeastError):
         left = functools.partial(left_over, damping=damping)
         importance = over_copies(left, moments.astype(jnp.float32))
-    return weight_scales(staying, weights, importance)
+    scales, zeros = weight_scales(staying, weights, importance)
+    stored = None if zeros is None else zeros.astype(weights.format.dtype)
+    if 0 in matrix.shape:
+        return Rounded(matrix.astype(weights.format.dtype), scales, stored)
+    numbers = over_copies(run, matrix, scales, zeros, moments)
+    return Rounded(counted(numbers, weights.format), scales, stored)
 
 
 def matrix_axes(matrix: jax.Array) -> Axes:

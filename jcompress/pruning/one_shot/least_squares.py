@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress.formats import NumberFormat
-from jcompress.pruning.one_shot.base import Method, scales_of
+from jcompress.pruning.one_shot.base import Method, rounded_by
 from jcompress.pruning.one_shot.scored import Wanda
 from jcompress.pruning.one_shot.sparse_gpt import check_damping
 from jcompress.pruning.patterns import Pattern
 from jcompress.rounding import Rounded
-from jcompress.rounding.copies import counted, over_copies, spread
+from jcompress.rounding.copies import over_copies, spread
 from jcompress.rounding.in_turn import (
     BLOCK,
     Grid,
@@ -105,13 +105,10 @@ class LeastSquares(Method):
         """Numbers of the fitted weights, each making up for the errors before it."""
         assert moments is not None
         fitted = self.prune(matrix, pattern, sparsity, moments)
-        scales, zeros = scales_of(fitted, weights, moments, self.damping)
-        stored = None if zeros is None else zeros.astype(weights.format.dtype)
-        if 0 in matrix.shape:
-            return Rounded(matrix.astype(weights.format.dtype), scales, stored)
         run = functools.partial(_rounded, format=weights.format, damping=self.damping)
-        numbers = over_copies(run, fitted, scales, zeros, moments)
-        return Rounded(counted(numbers, weights.format), scales, stored)
+        return rounded_by(
+            run, fitted, moments, weights, staying=fitted, damping=self.damping
+        )
 
 
 @functools.partial(jax.jit, static_argnames=("format", "damping"))

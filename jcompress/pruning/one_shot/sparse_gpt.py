@@ -12,10 +12,10 @@ import numpy as np
 from jcompress.formats import NumberFormat
 from jcompress.pruning._selection import keep_highest_compiled
 from jcompress.pruning.one_shot._current import block_inverses, current
-from jcompress.pruning.one_shot.base import Method, scales_of
+from jcompress.pruning.one_shot.base import Method, rounded_by
 from jcompress.pruning.patterns import NM, Pattern, Unstructured
 from jcompress.rounding import Rounded
-from jcompress.rounding.copies import counted, over_copies, spread
+from jcompress.rounding.copies import over_copies, spread
 from jcompress.rounding.in_turn import (
     BLOCK,
     Block,
@@ -91,22 +91,15 @@ class SparseGpt(Method):
         moments: jax.Array | None,
         weights: Weights,
     ) -> Rounded:
-        """Numbers, with scales for the weights that stay without rounding.
-
-        A first pass in floats tells which these are and how they move: scales for the
-        weights as they were given would also reach for those that go.
-        """
+        """Numbers, with scales for the weights that stay without rounding."""
         assert moments is not None
-        staying = self.prune(matrix, pattern, sparsity, moments)
-        scales, zeros = scales_of(staying, weights, moments, self.damping)
-        stored = None if zeros is None else zeros.astype(weights.format.dtype)
-        if 0 in matrix.shape:
-            return Rounded(matrix.astype(weights.format.dtype), scales, stored)
         run = functools.partial(
             _one, spec=self, pattern=pattern, sparsity=sparsity, format=weights.format
         )
-        numbers = over_copies(run, matrix, scales, zeros, moments)
-        return Rounded(counted(numbers, weights.format), scales, stored)
+        staying = self.prune(matrix, pattern, sparsity, moments)
+        return rounded_by(
+            run, matrix, moments, weights, staying=staying, damping=self.damping
+        )
 
 
 _FEW = 16
