@@ -3,8 +3,8 @@
     small = jcompress.compress(model, x, jcompress.w8())
 
 The names to start with are `compress`, `expect`, `load`, and the steps of a recipe:
-`w8`, `w4`, `w8a8`, `nm`, `sparse`, `half_width`, `svd`; their home is
-`jcompress.models`. The other namespaces, each the one home of its names:
+`w8`, `w4`, `w8a8`, `nm`, `sparse`, `half_width`, `svd`, `train`, `distil`; their home
+is `jcompress.models`. The other namespaces, each the one home of its names:
 
     sites         where parameters meet data in a function
     rules         which leaves a transform acts on
@@ -85,12 +85,14 @@ if _TYPE_CHECKING:
     from jcompress import statistics as statistics
     from jcompress import tensors as tensors
     from jcompress.models import compress as compress
+    from jcompress.models import distil as distil
     from jcompress.models import expect as expect
     from jcompress.models import half_width as half_width
     from jcompress.models import load as load
     from jcompress.models import nm as nm
     from jcompress.models import sparse as sparse
     from jcompress.models import svd as svd
+    from jcompress.models import train as train
     from jcompress.models import w4 as w4
     from jcompress.models import w8 as w8
     from jcompress.models import w8a8 as w8a8
@@ -107,8 +109,8 @@ _NAMESPACES = (
     *("shrinking", "sites", "statistics", "tensors"),
 )
 _STARTERS = (
-    *("compress", "expect", "half_width", "load", "nm", "sparse", "svd"),
-    *("w4", "w8", "w8a8"),
+    *("compress", "distil", "expect", "half_width", "load", "nm", "sparse", "svd"),
+    *("train", "w4", "w8", "w8a8"),
 )
 
 _here = _pathlib.Path(__file__).parent

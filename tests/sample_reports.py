@@ -131,7 +131,9 @@ for number, point in enumerate(FRONT["points"]):
 def whole():
     """One with every section."""
     losses = of_run()["losses"]
+    steps = {"teacher": [40, 80, 120]}  # the other has a point an epoch
     more = {"sensitivity": SENSITIVITY, "front": FRONT, "losses": losses}
+    more["loss_steps"] = steps
     return copy.deepcopy(of_compress(**more))
 
 

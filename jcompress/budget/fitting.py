@@ -165,7 +165,7 @@ def front_of(
         predicted: further budgets, of which only a prediction is given.
     """
     points = []
-    for one in search.tried:
+    for one in search.mixes.tried:
         value = one.error if values is None else values.get(one)
         points.append(
             Point(

@@ -54,6 +54,12 @@ class Search:
             `default_candidates(kind)`. What suits no leaf is left out.
         divergence: how outputs are compared, as of `OutputError`.
 
+    Attributes:
+        kind: as given.
+        prices: what the model and its leaves cost in each form: `dense`, as it is, and
+            `least`, the least that any mix costs.
+        mixes: those that were made and measured: `tried`, in their order.
+
     Raises:
         ValueError: a candidate cannot be searched with, or the kind is unknown.
         MismatchError: no weight is left to choose for.
@@ -76,46 +82,9 @@ class Search:
         learnt, held_out = parted(list(data) or [args])
         self.work = Work(fn=fn, params=params, args=args, data=learnt)
         self.measure = OutputError(fn, held_out, divergence)
-        self._prices = Prices(self.work, given, kind)
-        self._mixes = Mixes(self._prices, self.measure)
-        self.candidates = self._prices.candidates
+        self.prices = Prices(self.work, given, kind)
+        self.mixes = Mixes(self.prices, self.measure)
         self._table: Sensitivity | None = None
-
-    @property
-    def keeps(self) -> dict[int, Keep]:
-        """The candidates that are widths, by number."""
-        return self._prices.keeps
-
-    @property
-    def least(self) -> float:
-        """The least that any mix costs, from shapes (or times): nothing is run."""
-        return self._prices.least
-
-    @property
-    def dense(self) -> float:
-        """The cost of the model as it is."""
-        return self._prices.dense
-
-    @property
-    def tried(self) -> list[Tried]:
-        """The mixes that were measured, in their order."""
-        return self._mixes.tried
-
-    def layout(self, keeps: Mapping[str, Keep]) -> Layout:
-        """The model with some widths; counted once."""
-        return self._prices.layout(keeps)
-
-    def seconds(self, fn: Callable[..., Any], params: Any) -> float:
-        """The median time of a call on the example, here."""
-        return self._prices.seconds(fn, params)
-
-    def realised(self, tried: Tried) -> tuple[Callable[..., Any], Any]:
-        """The function and the tree of what was tried, as they are run."""
-        return self._mixes.realised(tried)
-
-    def within(self, budget: float) -> list[Tried]:
-        """All that was tried and costs no more, the least error first."""
-        return self._mixes.within(budget)
 
     def check(self, budget: Budget) -> None:
         """Refuse a budget that cannot be met, before anything is measured.
@@ -128,12 +97,16 @@ class Search:
             raise ValueError(
                 f"Search: this one counts {self.kind}, the budget {budget.kind}"
             )
-        if budget.amount < self.least:
-            least = self.least if self.kind == "seconds" else math.ceil(self.least)
+        if budget.amount < self.prices.least:
+            least = (
+                self.prices.least
+                if self.kind == "seconds"
+                else math.ceil(self.prices.least)
+            )
             raise BudgetError(
                 f"the budget of {budget} cannot be met: the least possible is "
                 f"{told(self.kind, least)}, and the model takes "
-                f"{told(self.kind, self.dense)} as it is"
+                f"{told(self.kind, self.prices.dense)} as it is"
             )
 
     def sensitivity(
@@ -155,11 +128,11 @@ class Search:
         if self._table is None:
             self._table = measure_sensitivity(
                 self.work.params,
-                self.candidates,
+                self.prices.candidates,
                 self.measure,
                 sites=self.work.sites,
-                moments=self._mixes.moments(self.layout({})),
-                groups=self._prices.widths.groups if self.keeps else None,
+                moments=self.mixes.moments(self.prices.layout({})),
+                groups=self.prices.widths.groups if self.prices.keeps else None,
                 partial=True,
                 resume=resume,
                 tell=tell,
@@ -183,14 +156,15 @@ class Search:
         for predicted, layout, numbers in best[:_TRIED]:
             if predicted <= _NEAR * best[0][0]:
                 label = "narrow mix" if layout.keeps else "mix"
-                self._mixes.measure(label, layout, numbers, predicted)
-        fits = [one for one in self.tried if one.cost <= budget * (1 + 1e-9)]
+                self.mixes.measure(label, layout, numbers, predicted)
+        fits = self.mixes.within(budget)
         if not fits:
+            smallest = min(one.cost for one in self.mixes.tried)
             raise BudgetError(
                 f"no mix that was tried takes {told(self.kind, budget)} or less; the "
-                f"smallest takes {told(self.kind, min(t.cost for t in self.tried))}"
+                f"smallest takes {told(self.kind, smallest)}"
             )
-        return min(fits, key=lambda one: (one.error, one.cost))
+        return fits[0]
 
     def choose_timed(self, budget: float) -> tuple[Tried, float]:
         """As `choose`, of calls that were timed as a whole.
@@ -207,7 +181,7 @@ class Search:
                 one = self.choose(allowed)
             except BudgetError:
                 break
-            seconds = self.seconds(*self.realised(one))
+            seconds = self.prices.seconds(*self.mixes.realised(one))
             if best is None or seconds < best[1]:
                 best = one, seconds
             if seconds <= budget:
@@ -230,9 +204,9 @@ class Search:
         """The step for `jcompress.models.compress` that makes what was tried."""
         sites = tried.layout.work.sites
         forms = {
-            path: for_leaf(path, self.candidates[n], sites)
+            path: for_leaf(path, self.prices.candidates[n], sites)
             for path, n in tried.numbers.items()
-            if self.candidates[n] is not None
+            if self.prices.candidates[n] is not None
         }
         return Mix(forms=forms, plan=tried.layout.plan)
 
@@ -241,7 +215,7 @@ class Search:
 
         Evenly on a logarithmic scale; neither end is among them.
         """
-        low, high = max(self.least, 1e-12), max(self.dense, 1e-12)
+        low, high = max(self.prices.least, 1e-12), max(self.prices.dense, 1e-12)
         steps = [n / (count + 1) for n in range(1, count + 1)]
         return [low ** (1 - step) * high**step for step in steps]
 
@@ -250,7 +224,7 @@ class Search:
         assert table is not None
         found = []
         for keeps in self._choices:
-            layout = self.layout(keeps)
+            layout = self.prices.layout(keeps)
             numbers = layout.allocated(table.errors, budget)
             if numbers is not None:
                 found.append((self._sum(layout, numbers), layout, numbers))
@@ -261,7 +235,9 @@ class Search:
         assert self._table is not None
         return [
             {},
-            *shares(self._prices.widths, self._table.errors, self.keeps, self.kind),
+            *shares(
+                self.prices.widths, self._table.errors, self.prices.keeps, self.kind
+            ),
         ]
 
     def _sum(self, layout: Layout, numbers: Mapping[str, int]) -> float:
@@ -269,7 +245,7 @@ class Search:
         table = self._table
         assert table is not None
         errors = [table.errors[path][n] for path, n in numbers.items()]
-        places = {keep: n for n, keep in self.keeps.items()}
+        places = {keep: n for n, keep in self.prices.keeps.items()}
         errors += [
             table.errors[name][places[keep]]
             for name, keep in layout.keeps.items()
@@ -279,18 +255,18 @@ class Search:
 
     def _measure_uniform(self) -> None:
         """The model as it is, and every form and width for all that it suits."""
-        self._mixes.measure("dense", self.layout({}), {}, 0.0)
-        if not math.isfinite(self.tried[0].error):
+        self.mixes.measure("dense", self.prices.layout({}), {}, 0.0)
+        if not math.isfinite(self.mixes.tried[0].error):
             raise ValueError(
                 "Search: the outputs of the model as it is are no finite numbers"
             )
-        for n, each in enumerate(self.candidates):
+        for n, each in enumerate(self.prices.candidates):
             keeps = (
-                dict.fromkeys(self._prices.widths.rules, each)
+                dict.fromkeys(self.prices.widths.rules, each)
                 if isinstance(each, Keep)
                 else {}
             )
-            layout = self.layout(keeps)
+            layout = self.prices.layout(keeps)
             numbers = {
                 path: n
                 for path, row in layout.costs.items()
@@ -299,4 +275,4 @@ class Search:
             if each is not None:
                 predicted = self._sum(layout, numbers)
                 label = f"{name_of(each)} for all"
-                self._mixes.measure(label, layout, numbers, predicted)
+                self.mixes.measure(label, layout, numbers, predicted)

@@ -12,7 +12,16 @@ from types import FrameType
 from typing import Any
 
 from jcompress import __version__
-from jcompress.cli.messages import FAILED, INTERRUPTED, OK, bad, failed
+from jcompress.cli.messages import (
+    FAILED,
+    INTERRUPTED,
+    MISTAKES,
+    OK,
+    bad,
+    failed,
+    refused,
+)
+from jcompress.cli.parsing import add_command, add_path
 from jcompress.cli.report import add_report
 from jcompress.cli.sensitivity import add_sensitivity
 from jcompress.cli.serving import add_serving
@@ -24,10 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `jcompress` with the given arguments, by default those of the process.
 
     Returns:
-        The exit code: 0; 1 if a model or an installation is not what it should be, or
-        something could not be written; 2 for wrong usage, and for bad input of `run`,
-        `verify` and `report`; 3 if `compress` made a metric worse than allowed; 130 if
-        interrupted.
+        The exit code: 0; 1 if a check failed (`verify`, `doctor`, a model that fails),
+        or something could not be written; 2 for wrong usage and wrong input; 3 if
+        `compress` made a metric worse than allowed; 130 if interrupted.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -53,65 +61,62 @@ def _parser() -> argparse.ArgumentParser:
     add_diff(commands)
     add_report(commands)
     add_serving(commands)
-    run = commands.add_parser(
+    run = add_command(
+        commands,
         "run",
-        **_told(_RUN),
+        _run,
         help="train, compress, save and verify a small network on the digits that come "
         "with jcompress, and compare it with the dense one",
+        description=_RUN,
     )
-    run.add_argument(
+    add_path(
+        run,
         "--out",
         metavar="DIR",
-        type=pathlib.Path,
         help="keep report.json, report.html, the checkpoints and the recipe here",
     )
     run.add_argument(
         "--seed", metavar="N", type=int, help="random seed (default: the recipe's)"
     )
-    run.add_argument(
+    add_path(
+        run,
         "--recipe",
         metavar="FILE",
-        type=pathlib.Path,
         help="hyperparameters in TOML; what it leaves out is as in the default recipe",
     )
     run.add_argument(
         "--resume", action="store_true", help="continue the interrupted run in DIR"
     )
-    run.set_defaults(run=_run)
-    verify = commands.add_parser(
+    verify = add_command(
+        commands,
         "verify",
-        **_told(_VERIFY),
+        _verify,
         help="check that the model saved by a run predicts what it did before saving",
+        description=_VERIFY,
     )
-    verify.add_argument(
-        "dir", metavar="DIR", type=pathlib.Path, help="the --out directory of that run"
-    )
-    verify.set_defaults(run=_verify)
-    doctor = commands.add_parser(
+    add_path(verify, "dir", metavar="DIR", help="the --out directory of that run")
+    add_command(
+        commands,
         "doctor",
-        **_told(_DOCTOR),
+        _doctor,
         help="list what is installed and check every kernel on this machine",
+        description=_DOCTOR,
     )
-    doctor.set_defaults(run=_doctor)
-    tune = commands.add_parser(
+    tune = add_command(
+        commands,
         "tune",
-        **_told(_TUNE),
+        _tune,
         help="measure which kernels are fastest on this machine, and store the result",
+        description=_TUNE,
     )
-    tune.add_argument(
+    add_path(
+        tune,
         "--output",
         metavar="DIR",
-        type=pathlib.Path,
         help="folder for the table; the library reads it if the environment variable "
         "JCOMPRESS_TILES names it (default: the user's own folder)",
     )
-    tune.set_defaults(run=_tune)
     return parser
-
-
-def _told(text: str) -> dict[str, Any]:
-    raw = argparse.RawDescriptionHelpFormatter
-    return {"description": text, "formatter_class": raw}
 
 
 _RUN = """\
@@ -151,7 +156,7 @@ _TUNE = """\
 Measure up to how many rows each kernel beats what XLA compiles, here, and write
 a table that the library reads from then on.
 
-exit codes: 0 done; 2 the table cannot be written
+exit codes: 0 done; 1 the table cannot be written; 2 wrong usage or input
 
 example:
 
@@ -164,11 +169,7 @@ def _run(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
         return bad("run: --resume needs --out DIR, the directory of the run")
     # Importing JAX takes a second, which --help and mistakes need not wait for.
     from jcompress import recipes
-    from jcompress.checkpoint import CheckpointError
-    from jcompress.errors import MismatchError
     from jcompress.recipes.progress import Watched, for_stream
-
-    wrong = (recipes.RecipeError, recipes.FolderError, CheckpointError, MismatchError)
 
     with contextlib.ExitStack() as stack:
         try:
@@ -179,7 +180,7 @@ def _run(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
                 seed=arguments.seed,
                 resume=arguments.resume,
             )
-        except (*wrong, OSError, ImportError) as error:
+        except MISTAKES as error:
             return bad(error)
         try:
             with for_stream() as shown:
@@ -187,10 +188,10 @@ def _run(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
                 result = recipes.run_main_job(recipe, folder, progress=progress)
         except recipes.VerificationError as error:
             return failed(str(error))
-        except wrong as error:
-            return bad(error)
-        except (OSError, ImportError) as error:
+        except OSError as error:
             return failed(f"{error}; {_what_is_kept(arguments)}")
+        except (ValueError, ImportError) as error:
+            return bad(error)
     print(result["table"])
     print(result["verification"])
     if arguments.out is not None:
@@ -206,7 +207,7 @@ def _verify(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
         found = recipes.verify(arguments.dir)
     except CheckpointError as error:
         return failed(f"NOT verified: {error}")
-    except (recipes.FolderError, OSError, ImportError) as error:
+    except MISTAKES as error:
         return bad(error)
     print(found)
     return OK if found.passed else FAILED
@@ -227,10 +228,13 @@ def _tune(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
     from jcompress.cli import tune
     from jcompress.kernels import _tiles
 
+    folder = arguments.output or _tiles.user_folder()
+    if folder.exists() and not folder.is_dir():
+        return bad(f"tune: {folder} is a file, not a directory")
     try:
-        tune.tune(arguments.output or _tiles.user_folder())
+        tune.tune(folder)
     except (OSError, ValueError) as error:
-        return bad(error)
+        return refused(error)
     return OK
 
 

@@ -1,11 +1,11 @@
 """The command `report`: the page of a report, drawn again."""
 
 import argparse
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from jcompress.cli.messages import OK, bad, failed
+from jcompress.cli.messages import OK, refused
+from jcompress.cli.parsing import add_command, add_path
 
 _HELP = """\
 Draw report.html from report.json, as `jcompress compress` and `jcompress run`
@@ -25,27 +25,24 @@ example:
 
 def add_report(commands: Any) -> None:
     """Add the command to the parser's."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "report",
+        report,
         help="draw the page of a folder of results again",
         description=_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("dir", metavar="DIR", type=pathlib.Path)
-    parser.set_defaults(run=report)
+    add_path(parser, "dir", metavar="DIR")
 
 
 def report(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
     """Run the command."""
-    from jcompress.recipes import FolderError
     from jcompress.recipes.redrawing import redraw
 
     try:
         pages = redraw(arguments.dir)
-    except FolderError as error:
-        return bad(error)
-    except OSError as error:
-        return failed(error)
+    except (ValueError, OSError) as error:
+        return refused(error)
     for page in pages:
         print(page)
     return OK

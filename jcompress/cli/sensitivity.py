@@ -1,15 +1,12 @@
 """The command `sensitivity`: which layers of a model hurt."""
 
 import argparse
-import contextlib
 import json
-import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
-from jcompress.cli.messages import OK, bad, failed
-from jcompress.cli.user_model import add_sources
+from jcompress.cli.messages import MISTAKES, OK, bad, refused
+from jcompress.cli.parsing import add_command, add_path, add_sources, shown
 
 _HELP = """\
 Which layer hurts: change one weight at a time, and see how far the outputs go.
@@ -28,8 +25,8 @@ square. --model and --data are as of "jcompress compress".
 with null where a form does not suit a leaf. --resume FILE keeps each error as
 it comes: after an interruption the same command goes on with them.
 
-exit codes: 0 done; 1 an error, said in one line; 2 wrong usage, or FILE is of
-another model or of other data
+exit codes: 0 done; 1 a file cannot be written; 2 wrong usage or input, or FILE
+is of another model or of other data
 
 example, with the files of `jcompress compress --help`:
 
@@ -39,24 +36,22 @@ example, with the files of `jcompress compress --help`:
 
 def add_sensitivity(commands: Any) -> None:
     """Add the command to the parser's."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "sensitivity",
+        sensitivity,
         help="which layer of your own model hurts: errors of each weight and width",
         description=_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_sources(parser)
-    parser.add_argument(
-        "--json", metavar="FILE", type=pathlib.Path, help="write the table as JSON"
-    )
-    parser.add_argument(
+    add_path(parser, "--json", metavar="FILE", help="write the table as JSON")
+    add_path(
+        parser,
         "--resume",
         metavar="FILE",
-        type=pathlib.Path,
         help="keep the errors as they come, and go on with those",
     )
     parser.add_argument("--quiet", action="store_true", help="print the table only")
-    parser.set_defaults(run=sensitivity)
 
 
 def sensitivity(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
@@ -64,29 +59,23 @@ def sensitivity(arguments: argparse.Namespace, check: Callable[[], None]) -> int
     # Importing JAX takes a second, which --help and wrong usage need not wait for.
     from jcompress.recipes import Source, measure_files
     from jcompress.recipes.folder import write_whole
-    from jcompress.recipes.progress import Progress, Watched, for_stream
-    from jcompress.sensitivity import ResumeError
 
     for path in (arguments.json, arguments.resume):
         if path is not None and not path.absolute().parent.is_dir():
             return bad(f"sensitivity: there is no folder {path.absolute().parent}")
     (model, build), (data, batches) = arguments.model, arguments.data
     try:
-        shown = Progress() if arguments.quiet else for_stream()
-        # What the user's files print would mix with the table.
-        with shown, contextlib.redirect_stdout(sys.stderr):
+        with shown(arguments, check) as progress:
             table = measure_files(
                 Source(path=model, name=build),
                 Source(path=data, name=batches),
                 resume=arguments.resume,
-                progress=Watched(shown, check),
+                progress=progress,
             )
         if arguments.json is not None:
             text = json.dumps(table.to_json(), indent=2, allow_nan=False)
             write_whole(arguments.json, f"{text}\n".encode())
-    except ResumeError as error:
-        return bad(error)
-    except (ValueError, OSError, ImportError) as error:
-        return failed(error)
+    except MISTAKES as error:
+        return refused(error)
     print(f"{table}\n\n{table.heat_map()}")
     return OK

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from jcompress.cli.messages import OK, bad, failed, say
-from jcompress.cli.user_model import source
+from jcompress.cli.messages import MISTAKES, OK, bad, failed, refused, say
+from jcompress.cli.parsing import add_command, add_json, add_path, add_sources, number
 
 _EXPORT = """\
 Write a compressed model to one file, with its weights, that runs without the
@@ -87,18 +87,16 @@ def add_serving(commands: Any) -> None:
 
 
 def _add_export(commands: Any) -> None:
-    parser = _parser(
-        commands, "export", "write a compressed model to one file that runs", _EXPORT
+    parser = add_command(
+        commands,
+        "export",
+        export,
+        help="write a compressed model to one file that runs",
+        description=_EXPORT,
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=pathlib.Path)
-    for name, what in (
-        ("--model", "function that returns the model"),
-        ("--data", "function that returns the example"),
-    ):
-        parser.add_argument(
-            name, metavar="FILE.py:NAME", type=source, required=True, help=what
-        )
-    parser.add_argument("--out", metavar="FILE", type=pathlib.Path, required=True)
+    add_path(parser, "checkpoint", metavar="CHECKPOINT")
+    add_sources(parser, data="the example")
+    add_path(parser, "--out", metavar="FILE", required=True)
     parser.add_argument(
         "--portable", action="store_true", help="use no compiled kernels of jcompress"
     )
@@ -111,14 +109,17 @@ def _add_export(commands: Any) -> None:
     parser.add_argument(
         "--inputs", metavar="A,B", type=_names, help="what the inputs are called"
     )
-    parser.set_defaults(run=export)
 
 
 def _add_bench(commands: Any) -> None:
-    parser = _parser(
-        commands, "bench", "time an exported model, or two side by side", _BENCH
+    parser = add_command(
+        commands,
+        "bench",
+        bench,
+        help="time an exported model, or two side by side",
+        description=_BENCH,
     )
-    parser.add_argument("file", metavar="FILE", type=pathlib.Path)
+    add_path(parser, "file", metavar="FILE")
     parser.add_argument("other", metavar="FILE", type=pathlib.Path, nargs="?")
     parser.add_argument(
         "--batches",
@@ -129,19 +130,22 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument(
         "--rounds",
         metavar="N",
-        type=_number(int, 5),
+        type=number(int, 5),
         default=31,
         help="rounds of timing (default: %(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON, and no table")
-    parser.set_defaults(run=bench)
+    add_json(parser)
 
 
 def _add_serve(commands: Any) -> None:
-    parser = _parser(
-        commands, "serve", "answer requests with an exported model", _SERVE
+    parser = add_command(
+        commands,
+        "serve",
+        serve,
+        help="answer requests with an exported model",
+        description=_SERVE,
     )
-    parser.add_argument("file", metavar="FILE", type=pathlib.Path)
+    add_path(parser, "file", metavar="FILE")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address (default: %(default)s)"
     )
@@ -155,11 +159,10 @@ def _add_serve(commands: Any) -> None:
         parser.add_argument(
             name,
             metavar="N",
-            type=_number(kind, least),
+            type=number(kind, least),
             default=default,
             help=f"{what} (default: %(default)s)",
         )
-    parser.set_defaults(run=serve)
 
 
 def export(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
@@ -189,10 +192,8 @@ def export(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
             platforms=arguments.platforms,
             names=arguments.inputs,
         )
-    except OSError as error:
-        return failed(error)
-    except (ValueError, TypeError, ImportError) as error:
-        return bad(error)
+    except (*MISTAKES, TypeError) as error:
+        return refused(error)
     if not open_batch:
         say("the model computes with its batch size: the program is for that alone")
     with contextlib.suppress(ValueError):  # it may be for another platform
@@ -215,8 +216,8 @@ def bench(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
         fixed = {p.batch for p in programs.values() if isinstance(p.batch, int)}
         batches = arguments.batches or sorted(fixed) or [1, 8, 32]
         found = time_programs(programs, batches, rounds=arguments.rounds, timed=check)
-    except (ValueError, OSError, ImportError) as error:
-        return bad(_said(error))
+    except MISTAKES as error:
+        return bad(error)
     print(json.dumps(found.to_json(), indent=2) if arguments.json else found)
     return OK
 
@@ -244,8 +245,8 @@ def serve(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
         )
         batching = check_servable(model, batching)
         listening = bind(arguments.host, arguments.port)
-    except (ValueError, OSError, ImportError) as error:
-        return bad(_said(error))
+    except MISTAKES as error:
+        return bad(error)
     with listening:
         try:
             mixed = warm_up(model, batching.sizes)
@@ -271,41 +272,9 @@ def serve(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
     return OK
 
 
-def _parser(commands: Any, name: str, help: str, description: str) -> Any:
-    return commands.add_parser(
-        name,
-        help=help,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
-def _said(error: Exception) -> str:
-    """The message, without the number that the system gives an error."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
-
-
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
 
 def _sizes(text: str) -> list[int]:
-    return [_number(int, 1)(part) for part in text.split(",")]
-
-
-def _number(kind: type[Any], least: float) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = least - 1
-        if not least <= value < float("inf"):
-            what = "whole number" if kind is int else "number"
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is no {what} of at least {least}"
-            )
-        return value
-
-    return read
+    return [number(int, 1)(part) for part in text.split(",")]

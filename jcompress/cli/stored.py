@@ -3,11 +3,11 @@
 import argparse
 import json
 import math
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from jcompress.cli.messages import OK, failed
+from jcompress.cli.messages import MISTAKES, OK, bad
+from jcompress.cli.parsing import add_command, add_json, add_path
 
 _KINDS = """\
 a folder that `jcompress compress`, jcompress.checkpoint.save or the method
@@ -22,7 +22,7 @@ tensors of a GGUF file are not decoded, and have no histogram.
 PATH is
 {_KINDS}.
 
-exit codes: 0 done; 1 it is no such file, or damaged; 2 wrong usage
+exit codes: 0 done; 2 wrong usage, or it is no such file, or damaged
 
 example:
 
@@ -36,7 +36,7 @@ the error |A - B| / |A| of the values.
 A and B are each
 {_KINDS}.
 
-exit codes: 0 done; 1 one is no such file, or damaged; 2 wrong usage
+exit codes: 0 done; 2 wrong usage, or one is no such file, or damaged
 
 example:
 
@@ -46,29 +46,29 @@ example:
 
 def add_inspect(commands: Any) -> None:
     """Add the command to the parser's."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "inspect",
+        inspect,
         help="list what a checkpoint, a safetensors or a GGUF file holds",
         description=_INSPECT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("path", metavar="PATH", type=pathlib.Path)
-    parser.add_argument("--json", action="store_true", help="print JSON, and no table")
-    parser.set_defaults(run=inspect)
+    add_path(parser, "path", metavar="PATH")
+    add_json(parser)
 
 
 def add_diff(commands: Any) -> None:
     """Add the command to the parser's."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "diff",
+        diff,
         help="list the leaves in which two checkpoints or files differ",
         description=_DIFF,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("before", metavar="A", type=pathlib.Path)
-    parser.add_argument("after", metavar="B", type=pathlib.Path)
-    parser.add_argument("--json", action="store_true", help="print JSON, and no table")
-    parser.set_defaults(run=diff)
+    add_path(parser, "before", metavar="A")
+    add_path(parser, "after", metavar="B")
+    add_json(parser)
 
 
 def inspect(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
@@ -77,8 +77,8 @@ def inspect(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
 
     try:
         found = describe_stored(arguments.path)
-    except (ValueError, OSError, ImportError) as error:
-        return failed(error)
+    except MISTAKES as error:
+        return bad(error)
     print(json.dumps(found.to_json(), indent=2) if arguments.json else found)
     return OK
 
@@ -89,8 +89,8 @@ def diff(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
 
     try:
         found = describe_difference(arguments.before, arguments.after)
-    except (ValueError, OSError, ImportError) as error:
-        return failed(error)
+    except MISTAKES as error:
+        return bad(error)
     if not arguments.json:
         print(found if len(found) else "no leaf differs")
         return OK

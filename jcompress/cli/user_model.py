@@ -1,16 +1,20 @@
 """The command `compress`: a model of the user's own."""
 
 import argparse
-import contextlib
 import json
-import math
-import pathlib
 import re
-import sys
 from collections.abc import Callable
 from typing import Any
 
-from jcompress.cli.messages import OK, WORSE, bad, failed, say
+from jcompress.cli.messages import MISTAKES, OK, WORSE, bad, refused, say
+from jcompress.cli.parsing import (
+    add_command,
+    add_json,
+    add_path,
+    add_sources,
+    number,
+    shown,
+)
 
 _HELP = """\
 Compress a model of your own, measure it, and write the result to a folder.
@@ -29,14 +33,25 @@ pair of a function and its parameters. It comes with its trained weights.
   higher_is_better  True for an accuracy, False for a loss; with a metric
   validation        the metric on other data: a search looks at this one, so
                     that the metric stays unseen (may be left out)
+  training          a list of pairs (inputs, targets), batches that the steps
+                    train and distil learn from; without it distil learns from
+                    the calibration data
+  loss              loss(outputs, targets) of such a batch: a number, or one or
+                    more for each example; for train, and distil with a weight
 
 --recipe is a TOML file with a table [[step]] for each step, in their order:
   [[step]]
-  kind = "nm"       # w8, w4, w8a8, nm, sparse, half_width or svd
-  n = 2             # and the arguments of jcompress.nm(n, m), and so on
-  m = 4
-"recover" of half_width is given as "FILE.py:NAME", beside the recipe. Without
-a recipe there is one step, w8a8; or what a search finds.
+  kind = "sparse"   # w8, w4, w8a8, nm, sparse, half_width, svd, train, distil
+  sparsity = 0.8    # and the arguments of jcompress.sparse(...), and so on
+
+  [[step]]
+  kind = "distil"   # learns from the model as it was
+  steps = 500
+  learning_rate = 2e-3
+  optimizer = { name = "adamw", weight_decay = 1e-4 }
+Zeros stay zeros in train and distil, and what a step before them quantizes is
+rounded in them. "recover" of half_width is given as "FILE.py:NAME", beside the
+recipe. Without a recipe there is one step, w8a8; or what a search finds.
 
 --budget searches: each leaf and width is tried in several forms, as
 "jcompress sensitivity" shows, and the mix is taken whose outputs on the
@@ -46,7 +61,8 @@ calibration data differ least within
                     1.5M-mults, 2G-mults
   3ms, 200us, 1s    a call on the example, measured here
 --max-drop without a recipe searches, too: alone for the fewest bytes, with a
-budget within both. --resume FILE keeps what was measured and goes on with it.
+budget within both. --resume FILE keeps what was measured and goes on with it;
+with a recipe that trains --resume DIR keeps what was trained.
 
 DIR gets report.json; report.html, which draws it; model, which
 jcompress.load(DIR + "/model", model, x) reads; and model.jax, a program that
@@ -54,9 +70,9 @@ runs without the model's code in a process that has imported jcompress.kernels.
 It appears when it is complete. What an earlier run wrote there is replaced,
 anything else stays untouched.
 
-exit codes: 0 done; 1 an error, said in one line; 2 wrong usage, or a budget
-that cannot be met; 3 the metric became worse by more than --max-drop, or no
-mix met the budget, and the report of the best is DIR/rejected.json
+exit codes: 0 done; 1 the results cannot be written; 2 wrong usage or input, or
+a budget that cannot be met; 3 the metric became worse by more than --max-drop,
+or no mix met the budget, and the report of the best is DIR/rejected.json
 
 example, with a file model.py:
 
@@ -83,58 +99,52 @@ example, with a file model.py:
 
 def add_compress(commands: Any) -> None:
     """Add the command to the parser's."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "compress",
+        compress,
         help="compress a model of your own: two functions in a Python file say which",
         description=_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_sources(parser)
     steps = parser.add_mutually_exclusive_group()
-    steps.add_argument(
-        "--recipe", metavar="FILE", type=pathlib.Path, help="steps in TOML"
-    )
+    add_path(steps, "--recipe", metavar="FILE", help="steps in TOML")
     steps.add_argument(
         "--budget",
         metavar="N",
         type=parse_budget,
         help="search for what fits into 2MB, 1.5M-mults or 3ms",
     )
-    parser.add_argument(
-        "--out", metavar="DIR", type=pathlib.Path, required=True, help="the results"
-    )
+    add_path(parser, "--out", metavar="DIR", required=True, help="the results")
     parser.add_argument(
         "--max-drop",
         metavar="X",
-        type=_drop,
+        type=number(float, 0),
         help="publish no model if the metric becomes worse by more than this; without "
         "--recipe, search for one that does not",
     )
-    parser.add_argument(
+    add_path(
+        parser,
         "--resume",
-        metavar="FILE",
-        type=pathlib.Path,
-        help="keep the errors that a search measures, and go on with those",
+        metavar="PATH",
+        help="keep what is measured in this file, or trained in this folder, and go on "
+        "with it",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print the report as JSON, and no table"
-    )
+    add_json(parser, "the report as JSON")
     parser.add_argument("--quiet", action="store_true", help="print errors only")
-    parser.set_defaults(run=compress)
 
 
 def compress(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
     """Run the command; `check` raises if it was interrupted."""
-    if arguments.resume is not None and (
-        arguments.recipe is not None
-        or (arguments.budget is None and arguments.max_drop is None)
-    ):
-        return bad("compress: --resume goes on with a search; give --budget N")
+    searches = arguments.budget is not None or arguments.max_drop is not None
+    if arguments.resume is not None and arguments.recipe is None and not searches:
+        return bad(
+            "compress: --resume goes on with a search or a training; give --budget N, "
+            "or a --recipe that trains"
+        )
     # Importing JAX takes a second, which --help and wrong usage need not wait for.
-    from jcompress.budget import Budget, BudgetError
+    from jcompress.budget import Budget
     from jcompress.recipes import Source, compress_files
-    from jcompress.recipes.progress import Progress, Watched, for_stream
-    from jcompress.sensitivity import ResumeError
 
     budget = None
     if arguments.budget is not None:
@@ -142,9 +152,7 @@ def compress(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
         budget = Budget(**{kind: amount})
     (model, build), (data, batches) = arguments.model, arguments.data
     try:
-        shown = Progress() if arguments.quiet else for_stream()
-        # What the user's files print would mix with the report.
-        with shown, contextlib.redirect_stdout(sys.stderr):
+        with shown(arguments, check) as progress:
             outcome = compress_files(
                 Source(path=model, name=build),
                 Source(path=data, name=batches),
@@ -153,12 +161,10 @@ def compress(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
                 max_drop=arguments.max_drop,
                 budget=budget,
                 resume=arguments.resume,
-                progress=Watched(shown, check),
+                progress=progress,
             )
-    except (BudgetError, ResumeError) as error:
-        return bad(error)
-    except (ValueError, OSError, ImportError) as error:
-        return failed(error)
+    except MISTAKES as error:
+        return refused(error)
     report = outcome.report
     if arguments.json:
         print(json.dumps(report, indent=2))
@@ -226,34 +232,3 @@ def parse_budget(text: str) -> tuple[str, float]:
         )
     kind, times = _UNITS[found[2]]
     return kind, float(found[1]) * times
-
-
-def add_sources(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say which model and which data."""
-    for name, what in (
-        ("--model", "function that returns the model"),
-        ("--data", "function that returns the data and the metric"),
-    ):
-        parser.add_argument(
-            name, metavar="FILE.py:NAME", type=source, required=True, help=what
-        )
-
-
-def source(text: str) -> tuple[pathlib.Path, str]:
-    """The file and the name of `FILE.py:NAME`; a type of arguments."""
-    file, _, name = text.rpartition(":")
-    if not file.endswith(".py") or not name.isidentifier():
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not FILE.py:NAME, a Python file and a function in it"
-        )
-    return pathlib.Path(file), name
-
-
-def _drop(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 0")
-    return value

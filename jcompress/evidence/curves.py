@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from jcompress.evidence.chart import beside, chart, note, path, stretched
 from jcompress.evidence.markup import Markup, joined, tag
+from jcompress.evidence.reading import Losses
 from jcompress.evidence.scales import Scale, percent, short
 
 _HEIGHT = 200
@@ -13,23 +14,24 @@ _NUMBERS = 12
 
 def curves(
     name_of_chart: str,
-    losses: Mapping[str, Sequence[float | None]],
+    losses: Mapping[str, Losses],
     *,
     title: str,
 ) -> Markup:
-    """The number of each epoch, training after training, with a rule between them.
+    """The number of each point, training after training, with a band behind each other.
 
     Args:
         name_of_chart: in the document, once.
-        losses: of each training one number an epoch; None where there is none.
+        losses: of each training.
         title: what it is.
     """
-    known = [x for values in losses.values() for x in values if x is not None]
+    known = [x for each in losses.values() for x in each.values if x is not None]
     scale = Scale.of(known)
-    total = sum(map(len, losses.values()))
+    total = sum(len(each.values) for each in losses.values())
     bands, parts, lines, legend = [], [], [], []
     done = 0
-    for number, (training, values) in enumerate(losses.items(), 1):
+    for number, (training, each) in enumerate(losses.items(), 1):
+        values = each.values
         left, right = done / total, (done + len(values)) / total
         if number % 2 == 0:
             bands.append(
@@ -46,13 +48,15 @@ def curves(
         parts += [
             tag(
                 "circle",
-                tag("title", f"{training}, epoch {epoch}: {short(value)}"),
-                cx=percent((done + epoch - 0.5) / total),
+                tag("title", f"{training}, {each.unit} {place}: {short(value)}"),
+                cx=percent((done + point + 0.5) / total),
                 cy=round(_HEIGHT * (1 - scale.at(value)), 2),
                 r=2.5,
                 class_="dot",
             )
-            for epoch, value in enumerate(values, 1)
+            for point, (place, value) in enumerate(
+                zip(each.places, values, strict=True)
+            )
             if value is not None
         ]
         middle = percent((left + right) / 2)
@@ -60,7 +64,7 @@ def curves(
             parts.append(note(str(number), middle, _HEIGHT + 16, text_anchor="middle"))
         ends = [short(value) for value in values if value is not None]
         said = f"from {ends[0]} to {ends[-1]}" if ends else "no finite number"
-        legend.append(f"{training}: {len(values)} epochs, {said}")
+        legend.append(f"{training}: {each.length}, {said}")
         done += len(values)
     drawing = chart(
         name_of_chart,
@@ -75,7 +79,13 @@ def curves(
     )
     entries = (tag("li", text) for text in legend)
     scaled = "logarithmic axis; " if scale.log else ""
-    caption = tag("p", f"{scaled}one point an epoch", class_="small")
+    points = {
+        "one point an epoch"
+        if each.steps is None
+        else "each point is the mean of the steps since the one before it"
+        for each in losses.values()
+    }
+    caption = tag("p", f"{scaled}{'; '.join(sorted(points))}", class_="small")
     return joined(drawing, tag("ol", *entries, class_="key"), caption)
 
 

@@ -94,7 +94,8 @@ def _in_words(line: Line, baseline: str) -> str:
         if line.evidence in _NOTHING:
             return f"no difference in time at batch {size}"
         ratio = line.change.partition(" ")[0].removesuffix("x")
-        return f"{ratio} of the time at batch {size} ({line.evidence})"
+        share = "times the" if line.evidence == "slower" else "of the"
+        return f"{ratio} {share} time at batch {size} ({line.evidence})"
     if line.name in _COUNTS:
         return ""
     if line.evidence in _NOTHING:

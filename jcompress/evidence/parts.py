@@ -10,6 +10,7 @@ from jcompress.evidence.reading import (
     Heat,
     Leaf,
     Line,
+    Losses,
     Report,
     ReportError,
 )
@@ -46,10 +47,7 @@ def read(report: Mapping[str, Any]) -> Report:
         baseline=baseline,
         lines=tuple(_line(each) for each in table.at("lines").each()),
         leaves=tuple(_leaf(each) for each in found.at("leaves").each()),
-        losses={
-            name: values.numbers()
-            for name, values in (found.get("losses", Found.items) or [])
-        },
+        losses=_losses(found),
         latency=_latency(variants, baseline),
         sensitivity=found.get("sensitivity", _heat),
         front=found.get("front", _front),
@@ -58,6 +56,21 @@ def read(report: Mapping[str, Any]) -> Report:
         recipe=recipe_text(found),
         notes=_notes(found),
     )
+
+
+def _losses(found: Found) -> dict[str, Losses]:
+    curves = {}
+    for name, values in found.get("losses", Found.items) or []:
+        own = values.numbers()
+        steps = None
+        # Trainings of `run` have a point an epoch, those of `compress` every few steps.
+        if "loss_steps" in found and name in found.at("loss_steps"):
+            each = found.at("loss_steps").at(name)
+            steps = tuple(int(step.amount()) for step in each.each())
+            if len(steps) != len(own):
+                raise each.wrong(f"as long as the {len(own)} losses")
+        curves[name] = Losses(values=own, steps=steps)
+    return curves
 
 
 def _line(found: Found) -> Line:

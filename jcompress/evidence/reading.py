@@ -45,6 +45,37 @@ class Leaf:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Losses:
+    """The curve of one training.
+
+    Attributes:
+        values: one for each point; None where there is no number.
+        steps: after how many steps each was taken; None if one was taken an epoch.
+    """
+
+    values: tuple[float | None, ...]
+    steps: tuple[int, ...] | None = None
+
+    @property
+    def unit(self) -> str:
+        """What points are numbered by."""
+        return "epoch" if self.steps is None else "step"
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The number of each point."""
+        if self.steps is not None:
+            return self.steps
+        return tuple(range(1, len(self.values) + 1))
+
+    @property
+    def length(self) -> str:
+        """How long it was, in words."""
+        last = self.places[-1]
+        return f"{last:,} {self.unit}{'' if last == 1 else 's'}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Heat:
     """What each leaf loses by each candidate."""
 
@@ -73,7 +104,7 @@ class Report:
         baseline: the variant that others are compared with.
         lines: of the comparison.
         leaves: those that the report lists.
-        losses: by epoch, of each training.
+        losses: the curve of each training.
         latency: for each batch size a strip for each variant, in milliseconds.
         sensitivity: None if it was not measured.
         front: None if there was no search.
@@ -87,7 +118,7 @@ class Report:
     baseline: str
     lines: tuple[Line, ...]
     leaves: tuple[Leaf, ...]
-    losses: Mapping[str, tuple[float | None, ...]]
+    losses: Mapping[str, Losses]
     latency: Mapping[str, tuple[Strip, ...]]
     sensitivity: Heat | None
     front: Front | None

@@ -45,18 +45,18 @@ def comparison(report: Report) -> Section | None:
 
 def trainings(report: Report) -> Section | None:
     """The losses of a run."""
-    losses = {name: values for name, values in report.losses.items() if values}
-    if not any(value is not None for values in losses.values() for value in values):
+    losses = {name: each for name, each in report.losses.items() if each.values}
+    if not any(x is not None for each in losses.values() for x in each.values):
         return None
     rows = [
-        [name, str(epoch), short(value)]
-        for name, values in losses.items()
-        for epoch, value in enumerate(values, 1)
+        [name, f"{each.unit} {place}", short(value)]
+        for name, each in losses.items()
+        for place, value in zip(each.places, each.values, strict=True)
     ]
     numbers = table(
-        ["training", "epoch", "loss"], rows, caption="Loss by epoch", numbers=(1, 2)
+        ["training", "until", "loss"], rows, caption="Loss by training", numbers=(1, 2)
     )
-    drawing = curves("losses", losses, title="Loss by epoch, training after training")
+    drawing = curves("losses", losses, title="Loss, training after training")
     return "Training and recovery", joined(drawing, folded("Numbers", numbers))
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from jcompress.errors import MismatchError
 from jcompress.models.adapting import as_function
-from jcompress.models.steps import RulesStep, Step, Work
+from jcompress.models.steps import RulesStep, Step
+from jcompress.models.work import Work
 from jcompress.quantization import Quantize
 from jcompress.report.text import leaf_table
 from jcompress.rules import AnyOf, Rules, resolve

@@ -2,21 +2,19 @@
 
 import abc
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import jax
-
-from jcompress.calibration import Static, choose_ranges
+from jcompress.calibration import Static
 from jcompress.conversion import resolve_specs
 from jcompress.distillation.students import plan_narrower
 from jcompress.errors import MismatchError
 from jcompress.formats import Int
-from jcompress.leaves import named_leaves
 from jcompress.low_rank import Svd, factorize
-from jcompress.pruning import NM, Pattern, Unstructured, to_sparse
+from jcompress.models.storing import quantized
+from jcompress.models.work import Work
+from jcompress.pruning import NM, Unstructured
 from jcompress.pruning.one_shot import Magnitude, OneShot, SparseGpt, prune_weights
 from jcompress.quantization import (
     Activation,
@@ -24,63 +22,11 @@ from jcompress.quantization import (
     PerGroup,
     Quantize,
     Weights,
-    quantize,
 )
-from jcompress.quantization.convert import needs_moments
 from jcompress.rounding import Gptq, Nearest
-from jcompress.rules import Rules
-from jcompress.shrinking import Plan, shrink, shrunk
-from jcompress.sites import Operation, Site, Sites, find_sites
-from jcompress.statistics import SecondMoments, observe
-from jcompress.tensors import is_compressed
-
-Arguments = tuple[Any, ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Work:
-    """A model on its way through a recipe.
-
-    Attributes:
-        fn: the function, for dense leaves.
-        params: its tree.
-        args: an example of what follows the tree.
-        data: batches of such arguments, to learn from; none if the user gave none.
-        plan: what was shrunk, or None.
-        sparse: rules of what is stored without its zeros when all steps are done.
-    """
-
-    fn: Callable[..., Any]
-    params: Any
-    args: Arguments
-    data: Sequence[Arguments] = ()
-    plan: Plan | None = None
-    sparse: tuple[tuple[Any, Pattern], ...] = ()
-
-    @functools.cached_property
-    def sites(self) -> Sites:
-        """Where the leaves are used."""
-        shapes = jax.tree.map(
-            lambda leaf: (
-                jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-                if is_compressed(leaf)
-                else leaf
-            ),
-            self.params,
-            is_leaf=is_compressed,
-        )
-        return find_sites(self.fn, shapes, *self.args)
-
-    def moments(self, rules: Rules[Any]) -> Mapping[str, Any]:
-        """Second moments of the inputs of what the rules take, over all data."""
-        observed = observe(self.fn, rules, SecondMoments())
-        run = jax.jit(lambda params, *args: observed(params, *args)[1])
-        total = None
-        for args in self.data or [self.args]:
-            found = run(self.params, *args)
-            total = found if total is None else total + found
-        assert total is not None
-        return dict(total)
+from jcompress.rules import Rules, resolve
+from jcompress.shrinking import shrink, shrunk
+from jcompress.sites import Operation, Site
 
 
 class Step(abc.ABC):
@@ -122,6 +68,7 @@ class QuantizeStep(Step):
     def rules(self, work: Work) -> Rules[Quantize]:
         """A rule a kind of weight."""
         own: list[tuple[Any, Quantize | None]] = [(glob, None) for glob in self.exclude]
+        taken = work.quantized
         # Rows of tables are picked, not summed: 8 bits, without data to round.
         tables = Quantize(weights=Weights(format=Int(8)))
         grouped = None if self.group is None else PerGroup(self.group)
@@ -139,6 +86,7 @@ class QuantizeStep(Step):
                 transform="compress",
                 usage="Quantize(...)",
             ).leaves
+            if path not in taken
         ]
         for predicate, spec in kinds:
             if any(predicate(site) for site in weights):
@@ -154,12 +102,14 @@ class QuantizeStep(Step):
         fields: dict[str, Any] = {"format": Int(self.bits)}
         if granularity is not None:
             fields["granularity"] = granularity
-        if few and not work.data:
+        # Where a training follows, it makes up for rounding to the nearest.
+        learns = few and bool(work.data) and not work.trains
+        if few and not learns:
             fields["range"] = LeastError()
         return Quantize(
             weights=Weights(**fields),
             activation=self._data() if self.activations else None,
-            rounding=Gptq() if few and work.data else Nearest(),
+            rounding=Gptq() if learns else Nearest(),
         )
 
     def _data(self) -> Activation:
@@ -200,7 +150,10 @@ class SparseStep(Step):
         moments = work.moments(rules) if method.learns else None
         zeros = prune_weights(work.params, rules, sites=sites, moments=moments)
         return dataclasses.replace(
-            work, params=zeros, sparse=(*work.sparse, (fits, pattern))
+            work,
+            params=zeros,
+            sparse=(*work.sparse, (fits, pattern)),
+            pruned=work.pruned | {site.path for site in sites if fits(site)},
         )
 
 
@@ -270,7 +223,8 @@ class RulesStep(Step):
             small = prune_weights(
                 work.params, self.given, sites=work.sites, moments=moments
             )
-            return dataclasses.replace(work, params=small)
+            gone = resolve(self.given, work.sites, transform="compress").leaves
+            return dataclasses.replace(work, params=small, pruned=work.pruned | {*gone})
         if kinds == {Svd}:
             moments = work.moments(self.given) if work.data else None
             small = factorize(
@@ -287,45 +241,6 @@ class RulesStep(Step):
         """Its own, if they quantize."""
         quantizes = all(isinstance(spec, Quantize | None) for _, spec in self.given)
         return self.given if quantizes else []
-
-
-def quantized(work: Work, rules: Rules[Quantize]) -> Work:
-    """With leaves quantized by rules; those that are compressed already stay."""
-    done = [
-        (path, None) for path, leaf in named_leaves(work.params) if is_compressed(leaf)
-    ]
-    rules = [*done, *rules]
-    learns = any(spec is not None and needs_moments(spec) for _, spec in rules)
-    moments = work.moments(rules) if learns else None
-    small = quantize(
-        work.params,
-        rules,
-        sites=work.sites,
-        moments=moments,
-        ranges=_ranges(work, rules),
-    )
-    return dataclasses.replace(work, params=small)
-
-
-def _ranges(work: Work, rules: Rules[Quantize]) -> Mapping[str, Any] | None:
-    """The ranges that rules want chosen, from the data, or else from the example."""
-    data = [spec.activation for _, spec in rules if spec is not None]
-    if not any(each is not None and isinstance(each.range, Static) for each in data):
-        return None
-    dense = jax.tree.map(
-        lambda leaf: leaf.dense() if is_compressed(leaf) else leaf,
-        work.params,
-        is_leaf=is_compressed,
-    )
-    return choose_ranges(work.fn, rules, dense, work.data or [work.args])
-
-
-def finished(work: Work) -> Work:
-    """With zeros that are stored away."""
-    if not work.sparse:
-        return work
-    small = to_sparse(work.params, work.sparse, sites=work.sites)
-    return dataclasses.replace(work, params=small, sparse=())
 
 
 def _inputs(site: Site) -> int:

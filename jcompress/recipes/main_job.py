@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -52,6 +53,7 @@ from jcompress.recipes.shrinking import (
 from jcompress.recipes.training import (
     Small,
     Stage,
+    TrainState,
     accuracy,
     apply_of,
     quantization_rules,
@@ -245,34 +247,41 @@ class _Trained(NamedTuple):
 def _train(
     stage: Stage, recipe: Recipe, data: Digits, home: pathlib.Path, progress: Progress
 ) -> _Trained:
-    path, epochs = home / STATE / stage.name, stage.training.epochs
-    losses = np.full(epochs, np.nan)
-    done, right, seconds = 0, 0.0, 0.0
-    if checkpoint.exists(path):
-        state = jax.eval_shape(stage.start)
-        numbers = {"epochs": done, "right": right, "seconds": seconds}
-        template = {"state": state, "losses": losses, **numbers}
-        saved = checkpoint.load(path, like=template)
-        state, done, right = saved["state"], saved["epochs"], saved["right"]
-        losses, seconds = np.array(saved["losses"]), saved["seconds"]
-        progress.say(f"{stage.name}: goes on after epoch {done} of {epochs}")
-    else:
-        state = stage.start()
-    progress.begin(stage.name, total=epochs, done=done)
-    for epoch in range(done, epochs):
-        began = time.monotonic()
-        state, losses[epoch] = run_epoch(
-            stage, state, data.train, seed=recipe.seed, epoch=epoch
+    epochs = stage.training.epochs
+
+    def epoch(state: TrainState, number: int) -> tuple[TrainState, dict[str, float]]:
+        state, loss = run_epoch(
+            stage, state, data.train, seed=recipe.seed, epoch=number
         )
         right = accuracy(
             stage.logits(state.variables, data.validation.images),
             data.validation.labels,
         )
-        seconds += time.monotonic() - began
-        numbers = {"epochs": epoch + 1, "right": right, "seconds": seconds}
-        checkpoint.save(path, {"state": state, "losses": losses, **numbers})
-        progress.step(f"loss {losses[epoch]:.3f}  validation {right:.1%}")
-    return _Trained(state.variables, right, tuple(losses.tolist()), seconds)
+        return state, {"loss": loss, "right": right}
+
+    def begun(done: int) -> None:
+        if done:
+            progress.say(f"{stage.name}: goes on after epoch {done} of {epochs}")
+        progress.begin(stage.name, total=epochs, done=done)
+
+    def told(done: int, own: Mapping[str, float]) -> None:
+        progress.step(f"loss {own['loss']:.3f}  validation {own['right']:.1%}")
+
+    carried = checkpoint.in_parts(
+        epoch,
+        stage.start,
+        parts=epochs,
+        values=("loss", "right"),
+        folder=home / STATE / stage.name,
+        begun=begun,
+        told=told,
+    )
+    return _Trained(
+        carried.state.variables,
+        carried.values["right"][-1],
+        carried.values["loss"],
+        carried.seconds,
+    )
 
 
 def _shrink(

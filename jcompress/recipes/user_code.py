@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import pathlib
 import sys
@@ -121,6 +122,19 @@ def named_errors(path: pathlib.Path, what: str) -> Iterator[None]:
         line = _line(error, path.resolve())
         place = "" if line is None else f", line {line}"
         raise UserCodeError(f"{what}{place}: {type(error).__name__}: {said}") from error
+
+
+def naming_errors(
+    function: Callable[..., Any], source: Source, what: str = ""
+) -> Callable[..., Any]:
+    """A function of the user's whose errors name the line, and `what` it is."""
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        with named_errors(source.path, f"{source}: {what}" if what else str(source)):
+            return function(*args)
+
+    return run
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

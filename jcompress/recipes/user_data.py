@@ -11,10 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcompress.models import Function
-from jcompress.recipes.user_code import Source, UserCodeError, named_errors, nearest
+from jcompress.recipes.user_code import (
+    Source,
+    UserCodeError,
+    named_errors,
+    naming_errors,
+    nearest,
+)
 from jcompress.report.metric import RESERVED
 
-FIELDS = ("example", "calibration", "metric", "validation", "higher_is_better")
+FIELDS = (
+    *("example", "calibration", "metric", "validation", "higher_is_better"),
+    *("training", "loss"),
+)
 """The names of what `batches()` returns."""
 
 Arguments = tuple[Any, ...]
@@ -33,6 +42,9 @@ class Data:
         validation: the same on other data, which a search may look at; None if there
             is none.
         higher_is_better: whether a higher metric is better.
+        training: pairs of a batch like the example and its targets, for steps that
+            train.
+        loss: `loss(outputs, targets)`, of those; None if there is none.
         name: what tables call the metric.
         source: where it comes from, for messages.
     """
@@ -42,6 +54,8 @@ class Data:
     metric: Callable[[Run], Any] | None
     validation: Callable[[Run], Any] | None = None
     higher_is_better: bool
+    training: tuple[tuple[Arguments, Any], ...] = ()
+    loss: Callable[[Any, Any], Any] | None = None
     name: str
     source: Source
 
@@ -94,7 +108,9 @@ def read_data(batches: Callable[[], Any], source: Source) -> Data:
             `calibration`: batches like it, if there are any;
             `metric`: `metric(run) -> float`, if there is one; and with it
             `higher_is_better`: True or False; and `validation`, the same on other data
-            for a search to look at.
+            for a search to look at; `training`, pairs of a batch like the example and
+            its targets, for steps that train; `loss(outputs, targets)`, a scalar, or
+            one or more for each example.
         source: where the function comes from.
 
     Raises:
@@ -103,6 +119,7 @@ def read_data(batches: Callable[[], Any], source: Source) -> Data:
     with named_errors(source.path, str(source)):
         found = _fields(batches(), source)
         calibration = tuple(_arguments(x) for x in found.get("calibration") or ())
+        training = _pairs(found.get("training") or (), source)
     example, metric = found.get("example"), found.get("metric")
     if example is None:
         raise UserCodeError(
@@ -131,6 +148,12 @@ def read_data(batches: Callable[[], Any], source: Source) -> Data:
             f"{source}: 'validation' is the metric on other data, a function "
             "validation(run) -> float beside 'metric'"
         )
+    loss = found.get("loss")
+    if loss is not None and not callable(loss):
+        raise UserCodeError(
+            f"{source}: the loss is a function, loss(outputs, targets), not "
+            f"{type(loss).__name__}"
+        )
     higher = found.get("higher_is_better")
     if metric is not None and not isinstance(higher, bool | np.bool_):
         raise UserCodeError(
@@ -143,6 +166,8 @@ def read_data(batches: Callable[[], Any], source: Source) -> Data:
         metric=metric,
         validation=validation,
         higher_is_better=bool(higher),
+        training=training,
+        loss=None if loss is None else naming_errors(loss, source, "the loss"),
         name=_name(metric),
         source=source,
     )
@@ -155,12 +180,14 @@ def check_data(data: Data, model: Function) -> None:
         UserCodeError: names the batch, its shapes and what the model says.
     """
     seen = set()
-    for number, args in enumerate((data.example, *data.calibration)):
+    batches = [("example", data.example)]
+    batches += [(f"calibration batch {n}", x) for n, x in enumerate(data.calibration)]
+    batches += [(f"training batch {n}", x) for n, (x, _) in enumerate(data.training)]
+    for which, args in batches:
         shapes = _shapes(args)
         if shapes in seen:
             continue
         seen.add(shapes)
-        which = f"calibration batch {number - 1}" if number else "example"
         try:
             jax.eval_shape(model.fn, model.params, *args)
         except Exception as error:
@@ -183,8 +210,8 @@ def _fields(found: Any, source: Source) -> Mapping[str, Any]:
     if not values:
         raise UserCodeError(
             f"{source} returns a {type(found).__name__}; return a dict with 'example' "
-            "and, as wanted, 'calibration', 'metric', 'validation' and "
-            "'higher_is_better'"
+            "and, as wanted, 'calibration', 'metric', 'validation', "
+            "'higher_is_better', 'training' and 'loss'"
         )
     return values
 
@@ -203,6 +230,21 @@ def _arguments(inputs: Any) -> Arguments:
         lambda x: jnp.asarray(x) if isinstance(x, numbers) else x, args
     )
     return made
+
+
+def _pairs(batches: Any, source: Source) -> tuple[tuple[Arguments, Any], ...]:
+    """Batches of inputs and targets."""
+    made = []
+    for number, batch in enumerate(batches):
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise UserCodeError(
+                f"{source}: training batch {number} is a {type(batch).__name__}; give "
+                "a pair (inputs, targets)"
+            )
+        inputs, targets = batch
+        (targets,) = _arguments((targets,))
+        made.append((_arguments(inputs), targets))
+    return tuple(made)
 
 
 def _is_array(leaf: Any) -> bool:

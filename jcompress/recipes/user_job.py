@@ -5,7 +5,6 @@ import dataclasses
 import datetime
 import pathlib
 import time
-import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -15,11 +14,12 @@ from jcompress.evidence import draw_page
 from jcompress.models import (
     Expectation,
     Function,
-    NotFaster,
     compress,
     expect,
 )
+from jcompress.models.measuring import output_error
 from jcompress.models.steps import QuantizeStep
+from jcompress.models.training import TrainStep
 from jcompress.recipes.folder import PAGE, REPORT, Path, write_whole
 from jcompress.recipes.machine import device, versions
 from jcompress.recipes.progress import Progress
@@ -50,6 +50,7 @@ from jcompress.recipes.user_search import (
     search_steps,
 )
 from jcompress.recipes.user_steps import Steps, read_steps
+from jcompress.recipes.user_training import Telling, check_lessons, check_resume
 from jcompress.serving.program import require_flatbuffers
 
 _STAGES = ("load", "expect", "compress", "measure", "save")
@@ -112,7 +113,8 @@ def compress_files(
             in bytes that is searched for.
         budget: how much the model may take; not with a recipe. If no mix is within, the
             report of the best is written there, too.
-        resume: a file for the errors of a search, to go on after an interruption.
+        resume: to go on after an interruption: a file for the errors of a search, or
+            a folder for what the steps of the recipe train.
         progress: shows how far it is.
 
     Returns:
@@ -121,8 +123,9 @@ def compress_files(
         drop, or None; `leaves` that changed, with forms, bytes and errors, and the
         seconds of their products as `expect` measured them, if it did; `changes`, the
         table of them; `comparison` and `table`, both variants side by side;
-        `output_difference`, relative, on the example; `expected`, the table of
-        `expect`; `program`, its file and size; `seconds` of each stage; `accepted` and
+        `output_difference`, relative, on the example; `losses` of each training, its
+        means between the steps in `loss_steps`; `expected`, the table of `expect`;
+        `program`, its file and size; `seconds` of each stage; `accepted` and
         `max_drop`; of a search `search`, what it looked for and found, `sensitivity`
         and `front` (`jcompress.sensitivity.Sensitivity`, `jcompress.budget.Front`),
         else None.
@@ -134,12 +137,14 @@ def compress_files(
         MismatchError: a step does not fit the model; or the file of errors is of
             another one.
         BudgetError: the budget is below the least possible.
-        ValueError: the outputs on the example are not finite when it is compressed.
+        CheckpointError: what is to be resumed is of another model, recipe or data.
+        ValueError: a training lacks a loss or batches, or its loss is no finite
+            number; or the outputs on the example are not, when it is compressed.
         ImportError: the extra `cli` is not installed.
         OSError: the results cannot be written.
     """
     place = pathlib.Path(out)
-    if recipe is not None and (budget is not None or resume is not None):
+    if recipe is not None and budget is not None:
         raise ValueError("compress: a budget searches for the steps; give no recipe")
     searching = recipe is None and (budget is not None or max_drop is not None)
     progress = Progress() if progress is None else progress
@@ -151,6 +156,8 @@ def compress_files(
     with UserCode() as code:
         with clock.stage("load"):
             found = _load(model, data, recipe, max_drop, code)
+            if not searching:
+                check_resume(found.steps, resume)
         searched = None
         if searching:
             with clock.stage("search", tell=False):
@@ -167,16 +174,21 @@ def compress_files(
             expected = _expected(found)
         if expected is not None:
             progress.say(str(expected))
-        with clock.stage("compress"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotFaster)  # the table says it
+        with clock.stage("compress"):
             small = compress(
                 found.model,
                 found.data.example,
                 *found.steps.steps,
                 data=found.data.calibration,
+                training=found.data.training,
+                loss=found.data.loss,
+                resume=None if searching else resume,
+                tell=Telling(progress),
+                measure=False,  # which is the next stage
             )
         with clock.stage("measure"):
             metric, comparison = measured(small, found.data, found.before)
+            apart = output_error(small)
         accepted = max_drop is None or metric is None or drops_within(metric, max_drop)
         accepted = accepted and (searched is None or searched.within)
         report = {
@@ -193,7 +205,9 @@ def compress_files(
             "changes": str(small.changes),
             "comparison": comparison.to_json(),
             "table": str(comparison),
-            "output_difference": finite(small.error),
+            "output_difference": finite(apart),
+            "losses": {each.name: list(each.losses["total"]) for each in small.curves},
+            "loss_steps": {each.name: list(each.ends) for each in small.curves},
             "expected": None if expected is None else str(expected),
             "program": None,
             "seconds": clock.seconds,
@@ -244,6 +258,7 @@ def _load(
     built, function, given = load_model(model, data, code)
     if max_drop is not None and given.metric is None:
         raise UserCodeError(f"{data} returns no 'metric', which --max-drop limits")
+    check_lessons(steps, function, given)
     before = None
     if given.metric is not None:
         before = given.measure("dense", function.fn, function.params)
@@ -259,7 +274,7 @@ def _found(searched: Searched) -> Steps:
 
 def _expected(found: _Loaded) -> Expectation | None:
     """Of recipes that only quantize: what else they do would change the times."""
-    steps = found.steps.steps
+    steps = [one for one in found.steps.steps if not isinstance(one, TrainStep)]
     if not all(isinstance(step, QuantizeStep) for step in steps):
         return None
     return expect(found.model, found.data.example, *steps)

@@ -148,13 +148,13 @@ def search_steps(
         step=one.search.step(chosen),
         within=within,
         report={
-            "found": _said(kind, cost, one.search.dense),
+            "found": _said(kind, cost, one.search.prices.dense),
             "budget": None
             if budget is None
             else {"kind": budget.kind, "amount": budget.amount},
             "kind": kind,
             "cost": cost,
-            "dense": one.search.dense,
+            "dense": one.search.prices.dense,
             "within": within,
             "metric": front.metric,
             "table": str(front),
@@ -221,7 +221,7 @@ class _Searching:
         chosen = search.choose(budget.amount)
         if max_drop is None:
             return chosen, chosen.cost, True
-        for other_mix in search.within(budget.amount)[:_OTHERS]:
+        for other_mix in search.mixes.within(budget.amount)[:_OTHERS]:
             if self.drop(other_mix) <= max_drop:
                 return other_mix, other_mix.cost, True
         chosen = min(
@@ -233,7 +233,7 @@ class _Searching:
     def smallest(self, max_drop: float) -> tuple[Tried, float, bool]:
         """The mix of the fewest bytes whose metric stays within a limit."""
         search = self.search
-        low, high = search.least, search.dense
+        low, high = search.prices.least, search.prices.dense
         self.progress.begin("budgets", total=_HALVINGS + 1)
         # The smallest of all first: often nothing else needs to be tried.
         amount = low
@@ -253,7 +253,7 @@ class _Searching:
             if high <= low * _CLOSE:
                 break
             amount = math.sqrt(low * high)
-        dense = search.tried[0]
+        dense = search.mixes.tried[0]
         known = [one for one in self.values if one is not dense]
         good = [one for one in known if self.drop(one) <= max_drop]
         if good:
@@ -264,7 +264,7 @@ class _Searching:
 
     def drop(self, tried: Tried) -> float:
         """How much worse than dense the metric is; infinite if it is no number."""
-        dense = self.search.tried[0]
+        dense = self.search.mixes.tried[0]
         before, after = self._value(dense), self._value(tried)
         worse = before - after if self.data.higher_is_better else after - before
         # 1 - 0.98, in float32, is no more than 0.02.
@@ -273,7 +273,7 @@ class _Searching:
 
     def _value(self, tried: Tried) -> float:
         if tried not in self.values:
-            fn, params = self.search.realised(tried)
+            fn, params = self.search.mixes.realised(tried)
             self.values[tried] = self.data.measure(
                 tried.label, fn, params, searching=True
             )

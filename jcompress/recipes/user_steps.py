@@ -7,12 +7,27 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jcompress.models import Step, half_width, nm, sparse, svd, w4, w8, w8a8
+import optax
+
+from jcompress.models import (
+    Step,
+    distil,
+    half_width,
+    nm,
+    sparse,
+    svd,
+    train,
+    w4,
+    w8,
+    w8a8,
+)
+from jcompress.models.training import Optimizer, Rate
 from jcompress.recipes.recipe import Path, RecipeError, named_values
-from jcompress.recipes.user_code import Source, UserCode, named_errors, nearest
+from jcompress.recipes.user_code import Source, UserCode, naming_errors, nearest
 
 KINDS: Mapping[str, Callable[..., Step]] = {
-    each.__name__: each for each in (w8, w4, w8a8, nm, sparse, half_width, svd)
+    each.__name__: each
+    for each in (w8, w4, w8a8, nm, sparse, half_width, svd, train, distil)
 }
 """The steps that a recipe can name; their arguments are those of the functions."""
 
@@ -37,10 +52,11 @@ def read_steps(path: Path | None, code: UserCode) -> Steps:
 
     Args:
         path: a TOML file with a table `[[step]]` for each step, in their order: `kind`,
-            one of `w8`, `w4`, `w8a8`, `nm`, `sparse`, `half_width`, `svd`, and the
-            arguments of the function of that name in `jcompress.models`. A function, as
-            `recover` of `half_width`, is given as "FILE.py:NAME", beside the recipe.
-            None for `DEFAULT`.
+            one of `w8`, `w4`, `w8a8`, `nm`, `sparse`, `half_width`, `svd`, `train`,
+            `distil`, and the arguments of the function of that name in
+            `jcompress.models`. A function, as `recover` of `half_width`, is given as
+            "FILE.py:NAME", beside the recipe; an optimizer as a table of its `name` in
+            optax and its arguments. None for `DEFAULT`.
         code: imports such functions.
 
     Raises:
@@ -119,10 +135,14 @@ class _WrongType(Exception):
 def _value(value: Any, hint: Any, code: UserCode, folder: pathlib.Path) -> Any:
     """A value of TOML as the argument of a function with this annotation."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is float:
+    if hint in (float, float | None, Rate):
         if not number:
             raise _WrongType("a number")
         return float(value)
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise _WrongType("true or false")
+        return value
     if hint in (int, int | None):
         if not number or isinstance(value, float):
             raise _WrongType("a whole number")
@@ -131,19 +151,38 @@ def _value(value: Any, hint: Any, code: UserCode, folder: pathlib.Path) -> Any:
         if not isinstance(value, list) or not all(isinstance(x, str) for x in value):
             raise _WrongType("a list of strings")
         return tuple(value)
+    if hint == Optimizer:
+        return _optimizer(value)
     file, colon, name = value.rpartition(":") if isinstance(value, str) else ("",) * 3
     if not colon or not file or not name:
         raise _WrongType("a function, 'FILE.py:NAME'")
     source = Source(path=folder / file, name=name)
-    return _checked(code.load(source), source)
+    return naming_errors(code.load(source), source)
 
 
-def _checked(function: Callable[..., Any], source: Source) -> Callable[..., Any]:
-    """The user's function, whose errors name the line."""
-
-    @functools.wraps(function)
-    def run(*args: Any) -> Any:
-        with named_errors(source.path, str(source)):
-            return function(*args)
-
-    return run
+def _optimizer(value: Any) -> Optimizer:
+    """What makes an optimizer of optax: a table of its name and its arguments."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise _WrongType('a table with a name of optax, { name = "adamw" }')
+    name = value["name"]
+    known = [
+        each
+        for each, made in vars(optax).items()
+        if inspect.isfunction(made)
+        and not each.startswith(("_", "scale_"))
+        and "learning_rate" in inspect.signature(made).parameters
+    ]
+    if name not in known:
+        raise _WrongType(
+            f"an optimizer of optax that takes a learning_rate{nearest(name, known)}"
+        )
+    make = getattr(optax, name)
+    arguments = {key: each for key, each in value.items() if key != "name"}
+    parameters = [*inspect.signature(make).parameters]
+    for key in arguments:
+        if key not in parameters[1:]:
+            raise _WrongType(
+                f"a table of arguments of optax.{name}, which has no {key!r}"
+                f"{nearest(key, parameters[1:])}"
+            )
+    return functools.partial(make, **arguments)

@@ -79,8 +79,8 @@ def compare(
     arguments = args or given[least][0]
     examples = _batch_size(args) if args else least
     facts = {}
+    runs = {name: (Jitted(fn) if jit else fn) for name, (fn, _) in variants.items()}
     for name, (fn, params) in variants.items():
-        run = Jitted(fn) if jit else fn
         weights = _weights(params)
         macs = _macs(fn, params, arguments)
         facts[name] = Facts(
@@ -88,11 +88,12 @@ def compare(
             parameters=parameters(weights),
             nonzero=nonzero(weights),
             macs=None if macs is None else macs // examples,
-            metrics={m.name: m.value(name, run, params) for m in metrics},
+            metrics={m.name: m.value(name, runs[name], params) for m in metrics},
         )
     times = {}
+    timed_fns = {name: (runs[name], params) for name, (_, params) in variants.items()}
     for size, inputs in given.items():
-        times[size] = latency(variants, inputs, jit=jit, rounds=rounds)
+        times[size] = latency(timed_fns, inputs, jit=jit, rounds=rounds)
         if timed is not None:
             timed(size)
     return Comparison(facts=facts, latency=times, metrics=tuple(metrics))

@@ -163,7 +163,8 @@ def _bound(
     run, first = (fn[0], fn[1:]) if isinstance(fn, tuple) else (fn, ())
     if not jit:
         return [functools.partial(run, *first, *arguments) for arguments in inputs]
-    compiled = Jitted(run)
+    # What was compiled already, to be looked at, is not compiled again.
+    compiled = run if isinstance(run, Jitted) else Jitted(run)
     return [compiled.bind(*first, *arguments) for arguments in inputs]
 
 

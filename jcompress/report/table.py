@@ -189,7 +189,7 @@ class Comparison:
         notes = []
         lines = self.lines
         if any(line.name == "nonzero" and line.label for line in lines):
-            notes.append("nonzero: zeros are stored and multiplied like other numbers")
+            notes.append("nonzero: a zero by itself saves nothing; bytes and ms tell")
         if any(line.name in _COUNTED and line.label for line in lines):
             notes.append("parameters, multiplications: counted from shapes")
         if self.latency:

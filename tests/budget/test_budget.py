@@ -25,6 +25,7 @@ from jcompress.budget import (
     fitting,
     multiplications,
 )
+from jcompress.budget.pricing import Prices
 from jcompress.budget.search import Search as Searching
 from jcompress.execution import compressed
 from jcompress.formats import Int
@@ -115,7 +116,7 @@ def error_of(small: Any, params: Any, data: list[Any]) -> float:
 def test_bytes_stay_within_and_no_uniform_choice_errs_less(
     search: Search, params: Any, data: list[Any], share: float
 ) -> None:
-    budget = round(search.least * (1 - share) + search.dense * share) + 1
+    budget = round(search.prices.least * (1 - share) + search.prices.dense * share) + 1
     chosen = search.choose(budget)
     small = jc.compress(
         (model, params), data[0], search.step(chosen), data=data, measure=False
@@ -129,7 +130,9 @@ def test_bytes_stay_within_and_no_uniform_choice_errs_less(
     )
     assert chosen.error == pytest.approx(error_of(other, params, data[1:]), rel=1e-2)
     uniform = [
-        one for one in search.tried if "for all" in one.label and one.cost <= budget
+        one
+        for one in search.mixes.tried
+        if "for all" in one.label and one.cost <= budget
     ]
     assert all(chosen.error <= one.error for one in uniform)
     if share:
@@ -140,7 +143,9 @@ def test_every_kind_composes_and_is_stored_as_it_says(
     search: Search, params: Any, data: list[Any]
 ) -> None:
     mix = Mix(
-        plan=search.layout(dict.fromkeys(search._prices.widths.rules, Keep(0.5))).plan,
+        plan=search.prices.layout(
+            dict.fromkeys(search.prices.widths.rules, Keep(0.5))
+        ).plan,
         forms={
             "first": OneShot(pattern=NM(2, 4), weights=EIGHT),
             "second": (Svd(rank=4), EIGHT),
@@ -272,7 +277,7 @@ def test_seconds_are_those_of_the_whole_call(
     )
     # A call takes longer than its products promise.
     monkeypatch.setattr(
-        Search,
+        Prices,
         "seconds",
         lambda self, fn, params: float(stored_bytes(params)) / 4 + 100.0,
     )
@@ -327,7 +332,7 @@ def test_a_form_that_leaves_no_numbers_is_never_taken(
     one = Search(fragile, params, (data[0],), candidates=[Svd(rank=1), FORMS[0]])
     table = one.sensitivity()
     assert math.isnan(table.errors["last"][0] or 0.0)
-    chosen = one.choose(one.dense)
+    chosen = one.choose(one.prices.dense)
     assert math.isfinite(chosen.error)
     for budget in one.budgets(2):
         numbers = one.choose(budget).numbers

@@ -62,7 +62,7 @@ def test_what_does_not_fit_is_one_line(
         (tmp_path / "recipe.toml").write_text(f"[[step]]\n{recipe}\n")
         command += ["--recipe", f"{tmp_path}/recipe.toml"]
     before = sorted(entry.name for entry in tmp_path.iterdir())
-    assert main(command) == 1
+    assert main(command) == 2
     out, error = capsys.readouterr()
     assert out == ""
     assert error.startswith("jcompress: ")

@@ -218,7 +218,7 @@ def test_units_recover_by_a_function_of_the_users(home, capsys):
         "def fails(fn, params):\n"
         "    return params['absent']\n"
     )
-    for name, code in (("recover", 0), ("fails", 1)):
+    for name, code in (("recover", 0), ("fails", 2)):
         (home / "half.toml").write_text(
             f'[[step]]\nkind = "half_width"\nrecover = "train.py:{name}"\n'
         )
@@ -294,7 +294,7 @@ def test_mistakes_are_one_line_before_any_work(home, capsys, monkeypatch, name):
     for work in ("compress", "expect"):
         monkeypatch.setattr(f"jcompress.recipes.user_job.{work}", pytest.fail)
     before = snapshot(home)
-    assert main([*COMPRESS, "--out", "small", "--quiet", *more]) == 1
+    assert main([*COMPRESS, "--out", "small", "--quiet", *more]) == 2
     out, error = capsys.readouterr()
     assert out == ""
     assert error.startswith("jcompress: ")

@@ -188,7 +188,7 @@ def test_a_metric_of_no_number_is_worse_than_any(
     home: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ["--data", "model.py:fragile", "--max-drop", "0.5"]
-    assert run("compress", *data, "--out", "small", "--quiet") == 1
+    assert run("compress", *data, "--out", "small", "--quiet") == 2
     assert "the metric of the compressed model is nan" in capsys.readouterr().err
     assert not (home / "small").exists()
 
@@ -229,7 +229,7 @@ def test_what_cannot_be_met_is_said_before_any_work(
     assert run("compress", "--resume", "s.jsonl", "--out", "small") == 2
     assert "--resume goes on with a search" in capsys.readouterr().err
     no_metric = ["--data", "model.py:plain", "--max-drop", "0.1"]
-    assert run("compress", *no_metric, "--out", "small", "--quiet") == 1
+    assert run("compress", *no_metric, "--out", "small", "--quiet") == 2
     assert "returns no 'metric'" in capsys.readouterr().err
     files = ["model.py", "seen"]  # the metric was tried on the model as it is
     assert sorted(f.name for f in home.iterdir() if f.is_file()) == files

@@ -302,6 +302,26 @@ def test_the_table_and_what_was_measured():
     assert 4 in report.latency
 
 
+def test_each_model_is_compiled_once_to_be_measured():
+    traced = []
+
+    def model(params, x):
+        traced.append(x.shape)
+        return jax.nn.relu(x @ params["up"]) @ params["down"]
+
+    params = {"up": jnp.ones((64, 32)), "down": jnp.ones((32, 8))}
+    x = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
+    counts = []
+    for measure in (False, True):
+        traced.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotFaster)
+            jc.compress((model, params), x, jc.w8(), measure=measure)
+        counts.append(len(traced))
+    # Both programs, and whether the dense one has operations to be put together.
+    assert counts[1] - counts[0] == 3
+
+
 def test_says_when_nothing_is_gained():
     def slow(p, x):
         # Most of the time is not in the product.

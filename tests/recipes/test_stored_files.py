@@ -142,7 +142,7 @@ def test_damaged_and_foreign_files_are_one_line(files, tmp_path, capsys, name):
     path = str(damaged(files, tmp_path, name))
     whole = str(files / "checkpoint")
     for command in (["inspect", path], ["diff", path, whole], ["diff", whole, path]):
-        assert main(command) == 1
+        assert main(command) == 2
         out, error = capsys.readouterr()
         assert out == ""
         assert error.startswith("jcompress: ")

@@ -1,8 +1,9 @@
 """Recipes of steps in TOML."""
 
+import optax
 import pytest
 
-from jcompress.models import half_width, nm, svd, w4, w8, w8a8
+from jcompress.models import distil, half_width, nm, svd, train, w4, w8, w8a8
 from jcompress.recipes import RecipeError
 from jcompress.recipes.user_code import UserCode, UserCodeError
 from jcompress.recipes.user_steps import read_steps
@@ -51,6 +52,38 @@ def test_every_step_in_order(tmp_path):
     assert [values["kind"] for values in found.values][:2] == ["half_width", "nm"]
 
 
+TRAINING = """
+[[step]]
+kind = "w8a8"
+static = true
+[[step]]
+kind = "train"
+steps = 20
+learning_rate = 1
+seed = 3
+optimizer = { name = "sgd", momentum = 0.9, nesterov = true }
+[[step]]
+kind = "distil"
+steps = 30
+squares = true
+[[step]]
+kind = "distil"
+steps = 40
+temperature = 3
+weight = 0.5
+"""
+
+
+def test_steps_that_train(tmp_path):
+    static, first, second, third = read(tmp_path, TRAINING).steps
+    assert static == w8a8(static=True)
+    made = first.optimizer
+    assert (made.func, made.keywords) == (optax.sgd, {"momentum": 0.9, "nesterov": 1})
+    assert first == train(steps=20, learning_rate=1.0, optimizer=made, seed=3)
+    assert second == distil(steps=30, squares=True)
+    assert third == distil(steps=40, temperature=3.0, weight=0.5)
+
+
 def test_the_default():
     with UserCode() as code:
         assert read_steps(None, code).steps == (w8a8(),)
@@ -74,6 +107,13 @@ def test_the_default():
         ),
         ('[[step]]\nkind = "w8"\nexclude = "a"', "exclude must be a list of strings"),
         ('[[step]]\nkind = "nm"\nn = 2', "step 1, nm needs the argument 'm'"),
+        ('[[step]]\nkind = "train"', "step 1, train needs the argument 'steps'"),
+        ('[[step]]\nkind = "train"\nsteps = 3.0', "steps must be a whole number"),
+        (
+            '[[step]]\nkind = "train"\nsteps = 3\noptimizer = { name = "lbfgs" }',
+            "recipe: step 1: train: the optimizer cannot be used",
+        ),
+        ('[[step]]\nkind = "w8a8"\nstatic = 1', "static must be true or false"),
         ('[[step]]\nkind = "svd"\nparameters = "a"', "parameters must be a number"),
         ('[[step]]\nkind = "half_width"\nrecover = "a"', "recover must be a function"),
     ],

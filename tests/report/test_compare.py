@@ -128,6 +128,23 @@ def test_functions_and_switches_among_the_leaves_are_constants() -> None:
     assert math.isfinite(found.latency[2].ratio("rounded").median)
 
 
+def test_what_a_metric_ran_is_not_compiled_again_to_be_timed() -> None:
+    traced = []
+
+    def model(params: Any, x: Any) -> Any:
+        traced.append(x.shape)
+        return x @ params
+
+    def total(run: Any, params: Any) -> Any:
+        return run(params, x).sum()
+
+    x, w = jnp.ones((4, 8)), jnp.eye(8)
+    metric = Metric("sum", total, higher_is_better=True)
+    compare({"one": (model, w), "two": (model, w)}, x, metrics=[metric], rounds=5)
+    # Of each variant its sites, and its program.
+    assert len(traced) == 4
+
+
 def test_batches_of_several_sizes_are_timed_in_turn() -> None:
     timed: list[int] = []
     inputs = {
