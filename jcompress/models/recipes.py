@@ -51,7 +51,9 @@ def w4(*, group: int | None = 32, exclude: tuple[str, ...] = ()) -> Step:
     return QuantizeStep(bits=4, group=group, exclude=exclude)
 
 
-def w8a8(*, static: bool = False, exclude: tuple[str, ...] = ()) -> Step:
+def w8a8(
+    *, static: bool = False, shared: bool = False, exclude: tuple[str, ...] = ()
+) -> Step:
     """8-bit weights and 8-bit data, each row of it with its own range.
 
     A quarter of the bytes. Faster where multiplying takes the time: batches.
@@ -61,9 +63,19 @@ def w8a8(*, static: bool = False, exclude: tuple[str, ...] = ()) -> Step:
             that `compress` gets, or else from its example. Convolutions that follow
             each other then keep 8 bits between them, which is faster on CPUs; what the
             batches do not show is clipped.
+        shared: all that reads the data of a product gets it rounded, as the sum of a
+            residual block does. A convolutional network on a CPU then never leaves 8
+            bits; goes with `static`.
         exclude: leaves that stay, as globs of their names.
+
+    Raises:
+        ValueError: ranges are shared that are not static.
     """
-    return QuantizeStep(bits=8, activations=True, static=static, exclude=exclude)
+    if shared and not static:
+        raise ValueError("w8a8: shared=True goes with static=True")
+    return QuantizeStep(
+        bits=8, activations=True, static=static, shared=shared, exclude=exclude
+    )
 
 
 def nm(n: int, m: int) -> Step:

@@ -56,6 +56,7 @@ class QuantizeStep(Step):
         activations: whether data is rounded to 8 bits, row by row.
         static: whether a range of the data is chosen for each product once, from the
             batches that `compress` gets, or else from the example.
+        shared: whether all that reads this data gets it rounded.
         exclude: leaves that stay, as globs of their names.
     """
 
@@ -63,6 +64,7 @@ class QuantizeStep(Step):
     group: int | None = None
     activations: bool = False
     static: bool = False
+    shared: bool = False
     exclude: tuple[str, ...] = ()
 
     def rules(self, work: Work) -> Rules[Quantize]:
@@ -113,7 +115,9 @@ class QuantizeStep(Step):
         )
 
     def _data(self) -> Activation:
-        return Activation(range=Static()) if self.static else Activation()
+        if not self.static:
+            return Activation()
+        return Activation(range=Static(), shared=self.shared)
 
     def apply(self, work: Work) -> Work:
         """Quantize; by GPTQ if there is data and bits are few."""

@@ -265,6 +265,37 @@ def test_static_ranges_keep_integers_between_convolutions():
     assert both.params["first"].input_scales
 
 
+def test_shared_ranges_keep_integers_in_sums():
+    def model(p, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+
+        def conv(x, name):
+            return jax.lax.conv_general_dilated(
+                x, p[name], (1, 1), "SAME", dimension_numbers=numbers
+            )
+
+        x = jax.nn.relu(conv(x, "first"))
+        x = jax.nn.relu(x + conv(x, "second"))
+        return conv(x, "third")
+
+    keys = jax.random.split(jax.random.key(1), 4)
+    shapes = {"first": (1, 1, 16, 64), "second": (3, 3, 64, 64), "third": (1, 1, 64, 8)}
+    params = {
+        name: jax.random.normal(key, shape) / 16
+        for key, (name, shape) in zip(keys[:3], shapes.items(), strict=True)
+    }
+    x = jax.random.normal(keys[3], (4, 12, 12, 16))
+    recipe = jc.w8a8(static=True, shared=True)
+    made = jc.compress((model, params), x, recipe, measure=False)
+    first, second, _ = inspect(made.plain, made.params, x)
+    for entry in (first, second):
+        assert "its result in 8 bits" in entry.why or entry.how is How.DENSE
+    dense = model(params, x)
+    assert jnp.abs(made(x) - dense).max() < 0.05 * jnp.abs(dense).max()
+    with pytest.raises(ValueError, match="goes with static=True"):
+        jc.w8a8(shared=True)
+
+
 def test_rules_are_steps():
     model = of_function()
     rules = [("up", Quantize(weights=Weights(format=Int(3))))]
