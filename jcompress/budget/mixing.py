@@ -15,8 +15,7 @@ from jcompress.rules import Rules
 from jcompress.sensitivity import Candidate
 from jcompress.sensitivity.candidates import (
     for_leaf,
-    has_moments,
-    learns,
+    learns_here,
     name_of,
     only,
 )
@@ -87,7 +86,7 @@ def observed(work: Work, forms: Mapping[str, Any]) -> Mapping[str, jax.Array] | 
         path
         for path, form in forms.items()
         for each in (form if isinstance(form, list) else [form])
-        if learns(each) and has_moments(path, work.sites)
+        if learns_here(path, each, work.sites)
     }
     if not wanted:
         return None

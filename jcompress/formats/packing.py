@@ -90,6 +90,28 @@ def unpack_codes(packed: jax.Array, size: int, bits: int) -> jax.Array:
     return values[..., :size]
 
 
+def unpack_apart(packed: jax.Array, bits: int) -> list[jax.Array]:
+    """The integers that `pack_codes` packed, those of each place in a byte apart.
+
+    In their own order neighbours come from one byte by different shifts, which XLA
+    makes one by one on CPUs; here a vector of bytes gives a vector of numbers.
+
+    Args:
+        packed: uint8 [..., B], with full bytes.
+        bits: 1, 2 or 4.
+
+    Returns:
+        P = 8 / bits arrays, float32 [..., B], of the integers p, p + P, p + 2P, ...
+    """
+    # From 32 bits, of which processors shift vectors, as they do not of 8.
+    wide = jax.lax.bitcast_convert_type(packed, jnp.int8).astype(jnp.int32)
+    down = np.int32(32 - bits)
+    return [
+        ((wide << np.int32(up)) >> down).astype(jnp.float32)
+        for up in range(32 - bits, 23, -bits)
+    ]
+
+
 def _unit(bits: int) -> tuple[int, int]:
     """The least number of integers that fills whole bytes, and that of the bytes."""
     whole = math.lcm(bits, 8)

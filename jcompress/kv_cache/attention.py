@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.kv_cache.cache import KVCache, Stored, checked_position, unscaled
+from jcompress.kv_cache.cache import KVCache, Stored, checked_position
+from jcompress.kv_cache.parts import in_parts, unscaled_parts
 
 BLOCK = 128
 """Tokens that are made dense at once."""
@@ -86,6 +87,8 @@ def attend(
     q = q.reshape(batch, count, heads, -1, size).transpose(0, 2, 3, 1, 4)
     if cache.key_scales is not None:
         q = q * cache.key_scales[None, :, None, None]
+    count_k, count_v = in_parts(cache.keys), in_parts(cache.values)
+    queried = [q[..., n::count_k] for n in range(count_k)]
     # Against [., N, block]: the last position that each query sees.
     last = at.reshape(-1, 1, 1) + jnp.arange(count, dtype=jnp.int32)[None, :, None]
 
@@ -98,8 +101,14 @@ def attend(
         if mask is not None:
             part = jax.lax.dynamic_slice_in_dim(mask, start, block, axis=1)
             seen = seen & part[:, None]
-        keys, key_scale = unscaled(_part(cache.keys, start, block))
-        scores = jnp.einsum("bhrnd,bhtd->bhrnt", q, keys)
+        keys, key_scale = unscaled_parts(_part(cache.keys, start, block))
+        # With the keys on the left XLA's CPU compiler makes them as they are stored,
+        # else turned, a number at a time.
+        scores = sum(
+            jax.lax.dot_general(part, own, (((3,), (4,)), ((0, 1), (0, 1))))
+            for part, own in zip(keys, queried, strict=True)
+        )
+        scores = jnp.moveaxis(jnp.asarray(scores), 2, -1)
         if key_scale is not None:
             scores = scores * _over_tokens(key_scale)
         scores = jnp.where(seen[:, None, None], scores, -np.float32(np.inf))
@@ -109,17 +118,20 @@ def attend(
         base = jnp.where(jnp.isfinite(higher), higher, np.float32(0))
         weights, before = jnp.exp(scores - base), jnp.exp(most - base)
         total = total * before + jnp.sum(weights, axis=-1, keepdims=True)
-        values, value_scale = unscaled(_part(cache.values, start, block))
+        values, value_scale = unscaled_parts(_part(cache.values, start, block))
         if value_scale is not None:
             weights = weights * _over_tokens(value_scale)
-        new = jnp.einsum("bhrnt,bhtd->bhrnd", weights, values)
-        return higher, total, mixed * before + new
+        mixed = [
+            now * before + jnp.einsum("bhrnt,bhtd->bhrnd", weights, part)
+            for now, part in zip(mixed, values, strict=True)
+        ]
+        return higher, total, mixed
 
     lead = q.shape[:-1]
     sums = (
         jnp.full((*lead, 1), -np.inf, jnp.float32),
         jnp.zeros((*lead, 1), jnp.float32),
-        jnp.zeros(q.shape, jnp.float32),
+        [jnp.zeros((*lead, size // count_v), jnp.float32)] * count_v,
     )
     if block == length:
         _, total, mixed = add(jnp.int32(0), sums)
@@ -127,13 +139,14 @@ def attend(
         ends = jnp.clip(jnp.max(at) + np.int32(count), 1, length)
         blocks = (ends + np.int32(block - 1)) // np.int32(block)
         _, total, mixed = jax.lax.fori_loop(jnp.int32(0), blocks, add, sums)
-    out = mixed / jnp.where(total > 0, total, np.float32(1))
+    whole = jnp.stack(mixed, axis=-1).reshape(q.shape)
+    out = whole / jnp.where(total > 0, total, np.float32(1))
     out = out.transpose(0, 3, 1, 2, 4).reshape(queries.shape)
     return out.astype(queries.dtype)
 
 
-_Sums = tuple[jax.Array, jax.Array, jax.Array]
-"""The highest score, the sum of weights and the weighted values so far."""
+_Sums = tuple[jax.Array, jax.Array, list[jax.Array]]
+"""The highest score, the sum of weights and the weighted values so far, in parts."""
 
 
 def _part(stored: Stored, start: jax.Array, block: int) -> Stored:

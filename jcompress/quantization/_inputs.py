@@ -79,17 +79,20 @@ class QuantizeInput:
 
     def rounded(self, x: jax.Array, use: Use, read: InputRead) -> jax.Array:
         """The data of a use as the product meets it."""
-        faked = self._faked(x, contracted(use), read)
+        turned = use.eqn.primitive.name == "conv_general_dilated"
+        faked = self._faked(x, contracted(use), read, turned)
         return faked if read.active is None else jnp.where(read.active, faked, x)
 
     def _faked(
-        self, x: jax.Array, summed: tuple[int, ...], read: InputRead
+        self, x: jax.Array, summed: tuple[int, ...], read: InputRead, turned: bool
     ) -> jax.Array:
         format = self.activation.format
         if read.learned is not None:
             features = math.prod(x.shape[axis] for axis in summed)
-            return fake_quantize_learned(x, read.learned, format, features)
+            return fake_quantize_learned(
+                x, read.learned, format, features, turned=turned
+            )
         scale, zero = input_scale(x, summed, self.activation, read.range)
         if zero is None and isinstance(self.activation.range, Dynamic):
-            return fake_quantize_within(x, scale, format)
+            return fake_quantize_within(x, scale, format, turned)
         return fake_quantize(x, scale, zero, format)

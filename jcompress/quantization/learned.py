@@ -11,6 +11,7 @@ import numpy as np
 from jcompress.errors import MismatchError
 from jcompress.formats import NumberFormat
 from jcompress.tensors.axes import Axes, to_matrix
+from jcompress.tensors.once import once
 from jcompress.tensors.range_specs import Lsq, Pact
 from jcompress.tensors.ranges import Range, scale_and_zero
 from jcompress.tensors.rounding import fake_quantize, quantize_values
@@ -117,7 +118,12 @@ def learned_range(learned: Learned, format: NumberFormat) -> Range:
 
 
 def fake_quantize_learned(
-    x: jax.Array, learned: Learned, format: NumberFormat, count: int
+    x: jax.Array,
+    learned: Learned,
+    format: NumberFormat,
+    count: int,
+    *,
+    turned: bool = False,
 ) -> jax.Array:
     """The numbers that quantized `x` stands for, with gradients to a learned scale.
 
@@ -137,6 +143,8 @@ def fake_quantize_learned(
         learned: broadcasts against `x`.
         format: which integers there are.
         count: how many numbers share a scale.
+        turned: whether a gradient reads the result in another order than the function
+            does, as that of a convolution does with its data (see `once`).
 
     References:
         Esser et al. 2019, equations 3 and 5, section 2.2; Bhalgat et al. 2020,
@@ -157,10 +165,10 @@ def fake_quantize_learned(
     steps = isinstance(learned, Step)
     if steps:
         factor = float(max(count, 1) * numbers_between(format)) ** -0.5
-    return _fake_quantize(x, scale, low, zero, format, factor, steps)
+    return _fake_quantize(x, scale, low, zero, format, factor, steps, turned)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def _fake_quantize(
     x: jax.Array,
     scale: jax.Array,
@@ -169,6 +177,7 @@ def _fake_quantize(
     format: NumberFormat,
     factor: float,
     steps: bool,
+    turned: bool,
 ) -> jax.Array:
     return fake_quantize(x, scale, zero, format)
 
@@ -181,14 +190,20 @@ def _forward(
     format: NumberFormat,
     factor: float,
     steps: bool,
+    turned: bool,
 ) -> tuple[jax.Array, tuple[Any, ...]]:
-    return fake_quantize(x, scale, zero, format), (x, scale, low, zero)
+    def rounded(x: jax.Array) -> jax.Array:
+        return fake_quantize(x, scale, zero, format)
+
+    out = once(rounded, x, scale) if turned else rounded(x)
+    return out, (x, scale, low, zero)
 
 
 def _backward(
     format: NumberFormat,
     factor: float,
     steps: bool,
+    turned: bool,
     residuals: tuple[Any, ...],
     upstream: jax.Array,
 ) -> tuple[Any, ...]:
@@ -199,13 +214,13 @@ def _backward(
     shifted = exact if zero is None else exact + zero
     kept = (shifted > first) & (shifted < np.float32(format.high))
     numbers = quantize_values(x, scale, zero, format)
-    slope = jnp.where(
-        kept,
-        numbers - shifted if steps else np.float32(0),
-        numbers if zero is None else numbers - first,
-    )
     wide = upstream.astype(jnp.float32)
-    to_scale = _shared_sum(slope * wide, scale) * np.float32(factor)
+    # Products are chosen, not slopes: XLA would make those as soon as x is known, and
+    # keep them until the gradient comes.
+    outside = numbers if zero is None else numbers - first
+    inside = (numbers - shifted) * wide if steps else np.float32(0)
+    to_scale = _shared_sum(jnp.where(kept, inside, outside * wide), scale)
+    to_scale = to_scale * np.float32(factor)
     to_low = None
     if low is not None:
         clipped = jnp.where(kept, np.float32(0), wide)

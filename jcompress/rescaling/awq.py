@@ -15,9 +15,15 @@ from jcompress.rescaling.rescaled import Rescaled, finished, traced_for
 from jcompress.rescaling.scalable import Scaling
 from jcompress.rescaling.smoothing import statistics_of
 from jcompress.rules import Rules, resolve
-from jcompress.statistics.moments import moments_of
+from jcompress.statistics.moments import (
+    in_groups,
+    moments_of,
+    out_of_groups,
+    shared_by_groups,
+)
 from jcompress.tensors import QTensor
-from jcompress.tensors.axes import Axes, from_matrix, to_matrix
+from jcompress.tensors.axes import Axes, to_matrix
+from jcompress.tensors.weight_matrix import quantize_matrix
 
 
 def awq(
@@ -55,7 +61,7 @@ def awq(
             weights of a group that no rule takes are scaled along and have no say.
             Rounding is to the nearest here, whatever a rule says.
         moments: by weight [*S, K, K], as `observe(fn, rules, SecondMoments())` gives
-            them.
+            them; of a convolution in G > 1 groups [*S, G, K, K].
         *args: further arguments of `fn`, on which the check is made.
         means: by weight the means of the inputs' absolute values [*S, K], of
             `observe(fn, rules, Means(absolute=True))`, each `Average.mean`. Without,
@@ -109,8 +115,12 @@ def awq(
             raise TypeError(f"awq: the spec of {path!r} is Quantize(...), not {spec!r}")
         if spec.weights is None or path not in scaling.columns:
             continue
-        if scaling.groups(path) > 1:
-            skipped[path] = "its convolution has groups, of which H is not known"
+        per = shared_by_groups(traced.sites, path, spec.weights)
+        if per is not None and not isinstance(spec.weights.range, FullRange):
+            skipped[path] = (
+                f"groups of its convolution share scales, by {per!r}, so that none "
+                "makes the least error"
+            )
             continue
         specs[path] = spec.weights
     if not specs:
@@ -119,7 +129,7 @@ def awq(
             "awq: no weight that the rules take has inputs that can be scaled. "
             + reasons
         )
-    checked = moments_of("awq", moments, specs, traced.sites)
+    checked = moments_of("awq", moments, specs, traced.sites, grouped=True)
     found = {path: jnp.asarray(one, jnp.float32) for path, one in checked.items()}
     if means is None:
         means = {
@@ -218,14 +228,29 @@ def _output_error(
     axes: Axes,
     weights: Weights,
 ) -> jax.Array:
-    """The squared error [*S] of a product whose scaled weight is rounded."""
-    matrix = to_matrix(leaf.astype(jnp.float32), axes)
+    """The squared error [*S], or [*S, G], of a product whose scaled weight is rounded.
+
+    Args:
+        leaf: the weight.
+        factor: of its columns, [*S, K] or [*S, G, K].
+        moments: [*S, K, K] or [*S, G, K, K].
+        axes, weights: of the leaf.
+    """
+    leaf = leaf.astype(jnp.float32)
+    matrix = in_groups(to_matrix(leaf, axes), moments)
     factor = factor[..., None, :]
+    scaled, stacks = matrix * factor, len(axes.stack)
     importance = None
-    if not isinstance(weights.range, FullRange):
+    if isinstance(weights.range, FullRange):
+        # Here groups may share a scale.
+        scaled = out_of_groups(scaled, stacks)
+    else:
         importance = moments / (factor * jnp.swapaxes(factor, -2, -1))
-    scaled = from_matrix(matrix * factor, axes, leaf.shape)
-    small = QTensor.quantize(scaled, axes, weights, importance=importance)
-    error = matrix - to_matrix(small.dense(), axes) / factor
+    values, scales, zeros = jax.tree.map(
+        lambda part: out_of_groups(part, stacks),
+        quantize_matrix(scaled, weights, importance),
+    )
+    small = QTensor.pack(values, scales, zeros, weights, leaf, axes)
+    error = matrix - in_groups(to_matrix(small.dense(), axes), moments) / factor
     weighed = jnp.matmul(error, moments, precision=jax.lax.Precision.HIGHEST)
     return jnp.sum(weighed * error, axis=(-2, -1))

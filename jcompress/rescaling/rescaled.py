@@ -26,7 +26,7 @@ class Rescaled:
         scaled: the groups that were scaled.
         skipped: for each weight of a product that was left alone, why.
         factors: for each scaled weight by what its inputs were divided and its columns
-            multiplied: float32 [*S, K]; [G, K] of a convolution with G > 1 groups.
+            multiplied: float32 [*S, K]; [*S, G, K] of a convolution with G > 1 groups.
         error: by how much the outputs differ on the given arguments, relative to the
             largest.
     """
@@ -49,6 +49,8 @@ class Rescaled:
 
     def moments(self, moments: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Second moments [*S, K, K] of the inputs as they are now, without new data.
+
+        Of a convolution in G > 1 groups they are [*S, G, K, K].
 
         Args:
             moments: by weight, as `observe(fn, rules, SecondMoments())` gave them for

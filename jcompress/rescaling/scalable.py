@@ -123,7 +123,7 @@ class Scaling:
     Attributes:
         found: the factors by leaf.
         columns: for each weight of products with inputs that can be scaled the root of
-            each: int64 [*S, K], or [G, K] of a convolution with G > 1 groups.
+            each: int64 [*S, K], or [*S, G, K] of a convolution with G > 1 groups.
         exponents: of the same shape, how often the root's logarithm counts in that of
             the column.
         rows: the same of the outputs [*S, N] of the weights of products.
@@ -192,7 +192,7 @@ class Scaling:
         return self.group_of[self.found.solution.roots[term.ids]] == number
 
     def matrix(self, name: str, values: Floats | None = None) -> Floats:
-        """A weight, scaled, in the form [*S, N, K]; of a grouped kernel [G, N / G, K].
+        """A weight, scaled: [*S, N, K]; of a grouped kernel [*S, G, N / G, K].
 
         Args:
             name: the weight.
@@ -207,11 +207,11 @@ class Scaling:
         stacks = turned.shape[: len(axes.stack)]
         inputs = np.prod([value.shape[d] for d in axes.input], dtype=np.int64)
         if groups > 1:
-            return turned.reshape(groups, -1, inputs)
+            return turned.reshape(*stacks, groups, -1, inputs)
         return turned.reshape(*stacks, -1, inputs)
 
     def factors(self, name: str, values: Floats) -> Floats:
-        """By what the inputs of a weight are divided: [*S, K], or [G, K]."""
+        """By what the inputs of a weight are divided: [*S, K], or [*S, G, K]."""
         leaf = self.found.leaves[self._leaf[name]]
         assert leaf.inputs is not None
         logs = leaf.inputs.counts * values[leaf.inputs.ids]
@@ -240,11 +240,14 @@ class Scaling:
         full = [n if d in keep else 1 for d, n in enumerate(shape)]
         order = (*axes.stack, *axes.output, *axes.input)
         x = np.broadcast_to(given, full).transpose(order)
+        stacks = x.shape[: len(axes.stack)]
         if by_group:
-            return x.reshape(groups, shape[axes.output[0]] // groups, -1)[:, 0]
+            outputs_each = shape[axes.output[0]] // groups
+            return x.reshape(*stacks, groups, outputs_each, -1)[..., 0, :]
+        x = x.reshape(*stacks, -1)
         if groups > 1:
-            return np.broadcast_to(x.reshape(1, -1), (groups, x.size))
-        return x.reshape(*x.shape[: len(axes.stack)], -1)
+            return np.broadcast_to(x[..., None, :], (*stacks, groups, x.shape[-1]))
+        return x
 
     def _skipped(self, name: str, leaf: LeafTerms) -> str:
         if leaf.inputs is None:

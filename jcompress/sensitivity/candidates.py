@@ -15,6 +15,7 @@ from jcompress.quantization.convert import needs_moments
 from jcompress.rounding import Nearest, Rounding
 from jcompress.rules import Rules
 from jcompress.sites import Site, Sites, leaf_axes
+from jcompress.statistics.moments import groups_of, shared_by_groups
 from jcompress.tensors.axes import matrix_shape
 
 
@@ -127,7 +128,8 @@ def learns(candidate: Candidate) -> bool:
 def for_leaf(path: str, candidate: Candidate, sites: Sites) -> Candidate:
     """The candidate with all that it needs to know of this leaf: a rank.
 
-    Where a leaf's inputs cannot be seen, numbers are rounded to the nearest.
+    Where a leaf's inputs cannot be seen, or have no say (see `takes_moments`), numbers
+    are rounded to the nearest.
 
     Raises:
         MismatchError: it does not suit the leaf, or nothing would become smaller.
@@ -152,17 +154,54 @@ def for_leaf(path: str, candidate: Candidate, sites: Sites) -> Candidate:
         check_pruning(sites, only(path, candidate), transform="measure_sensitivity")
         if learns(candidate) and not has_moments(path, sites):
             raise MismatchError(f"the inputs of {path!r} cannot be seen")
-    if isinstance(candidate, Quantize) and not has_moments(path, sites):
+    if isinstance(candidate, Quantize) and not _sees(path, candidate, sites):
         return dataclasses.replace(candidate, rounding=_blind(candidate))
     return candidate
 
 
 def has_moments(path: str, sites: Sites) -> bool:
-    """Whether the inputs of a leaf can be seen, as those of a table cannot."""
+    """Whether the inputs of a leaf can be seen, as those of a table cannot.
+
+    Those of convolutions can if all have as many groups.
+    """
     uses = sites.products(path)
-    return bool(uses) and not any(
-        use.derived or use.in_custom_gradient or use.groups > 1 for use in uses
-    )
+    if any(use.derived or use.in_custom_gradient for use in uses):
+        return False
+    return len({use.groups for use in uses}) == 1
+
+
+def learns_here(path: str, candidate: Candidate, sites: Sites) -> bool:
+    """Whether the inputs of a leaf have a say in what becomes of it in a form."""
+    return learns(candidate) and _sees(path, candidate, sites)
+
+
+def _sees(path: str, candidate: Candidate, sites: Sites) -> bool:
+    return has_moments(path, sites) and takes_moments(path, candidate, sites)
+
+
+def takes_moments(path: str, candidate: Candidate, sites: Sites) -> bool:
+    """Whether a form has a use for the moments of a leaf.
+
+    Each group of a convolution has moments of its own: factors that all groups share
+    have no use for them, nor have scales that they share.
+    """
+    groups = {use.groups for use in sites.products(path)}
+    if groups <= {1}:
+        return True
+    if len(groups) > 1:
+        return False
+    if isinstance(candidate, Quantize):
+        return shared_by_groups(sites, path, candidate.weights) is None
+    return not isinstance(candidate, Svd | tuple)
+
+
+def runs_small(path: str, sites: Sites) -> bool:
+    """Whether a leaf with fewer numbers is multiplied in fewer steps.
+
+    A leaf that is changed on the way to its product is dense there, and so are the
+    kernels of convolutions in groups.
+    """
+    return has_moments(path, sites) and groups_of(sites, path) == 1
 
 
 def _blind(spec: Quantize) -> Rounding:

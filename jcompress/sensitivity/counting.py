@@ -25,10 +25,10 @@ from jcompress.sensitivity.candidates import (
     check_candidates,
     for_leaf,
     format_name,
-    has_moments,
     matrix_of,
     name_of,
     only,
+    runs_small,
 )
 from jcompress.sites import Sites, leaf_axes
 from jcompress.tensors import LowRank, NMSparse, UnstructuredSparse
@@ -189,11 +189,11 @@ def _staying(spec: OneShot, outputs: int, inputs: int) -> int:
 def multiplied(path: str, candidate: Candidate, sites: Sites) -> float:
     """The fraction of a leaf's multiplications that are left in a form.
 
-    Those with what is stored: zeros that are stored are multiplied. A leaf that is
-    changed on the way to its product is dense there.
+    Those with what is stored: zeros that are stored are multiplied; all of a leaf that
+    is dense when it gets to its product (see `runs_small`).
     """
     given = for_leaf(path, candidate, sites)
-    if not isinstance(given, OneShot | Svd | tuple) or not has_moments(path, sites):
+    if not isinstance(given, OneShot | Svd | tuple) or not runs_small(path, sites):
         return 1.0
     _, outputs, inputs = matrix_of(path, sites)
     if isinstance(given, OneShot):
@@ -207,7 +207,7 @@ def multiplied(path: str, candidate: Candidate, sites: Sites) -> float:
 
 def share_multiplied(path: str, leaf: Any, sites: Sites) -> float:
     """The same of a leaf that is stored already, counted in what it stores."""
-    if not has_moments(path, sites):
+    if not runs_small(path, sites):
         return 1.0
     if isinstance(leaf, LowRank):
         return sum(math.prod(x.shape) for x in leaf.factors) / math.prod(leaf.shape)

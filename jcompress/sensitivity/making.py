@@ -10,7 +10,12 @@ from jcompress.low_rank.factorizing import quantize_factors
 from jcompress.pruning import to_sparse
 from jcompress.pruning.one_shot import OneShot, prune_weights
 from jcompress.quantization import Quantize, quantize
-from jcompress.sensitivity.candidates import Candidate, for_leaf, only
+from jcompress.sensitivity.candidates import (
+    Candidate,
+    for_leaf,
+    only,
+    takes_moments,
+)
 from jcompress.sites import Sites
 
 
@@ -31,7 +36,9 @@ def made(
     if given is None:
         return leaf
     tree = {path: leaf}
-    known = None if moments is None else {k: m for k, m in moments.items() if k == path}
+    known = None
+    if moments is not None and takes_moments(path, given, sites):
+        known = {k: m for k, m in moments.items() if k == path}
     if isinstance(given, OneShot):
         pruned = prune_weights(tree, only(path, given), sites=sites, moments=known)
         return to_sparse(pruned, only(path, given.pattern), sites=sites)[path]

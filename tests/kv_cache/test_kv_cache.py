@@ -39,6 +39,9 @@ FORMATS = {
     "int8": Vectors(),
     "int4 zero": Vectors(format=Int(4, symmetric=False)),
     "int4 group": Vectors(format=Int(4, symmetric=False), group=8),
+    "int4 single": Vectors(format=Int(4), group=1),
+    "int2": Vectors(format=Int(2, symmetric=False), group=4),
+    "int3": Vectors(format=Int(3)),
     "float8": Vectors(format=Float8(), scales=FloatScales(32)),
     "float4 group": Vectors(format=Float4(), group=8, scales=PowerOfTwoScales()),
     "nf4": Vectors(format=NormalFloat4()),
@@ -101,6 +104,14 @@ def test_attention_is_that_over_the_dense_keys(name: str) -> None:
         got = attend(cache, new, jnp.int32(first), block=8)
         wanted = attention(new, keys, values, first)
         np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-6)
+
+
+def test_keys_and_values_of_different_formats() -> None:
+    cache = filled(CacheFormat(keys=FORMATS["int4 group"], values=FORMATS["int8"]))
+    got = attend(cache, QUERIES, jnp.int32(0), block=8)
+    np.testing.assert_allclose(
+        got, attention(QUERIES, *read(cache), 0), rtol=0, atol=2e-6
+    )
 
 
 def test_token_by_token_is_the_same_as_all_at_once() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jcompress.formats.packing import pack_bits, packed_size, unpack_bits
+from jcompress.formats.packing import pack_bits, packed_size, unpack_apart, unpack_bits
 
 
 @settings(max_examples=30)
@@ -36,6 +36,16 @@ def test_bit_by_bit(bits: int) -> None:
         stream |= (value % 2**bits) << (bits * place)
     expected = stream.to_bytes(-(-size * bits // 8), "little")
     assert np.asarray(pack_bits(jnp.asarray(values), bits)).tobytes() == expected
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_apart_are_the_integers_of_each_place_in_a_byte(bits: int) -> None:
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1)
+    values = np.random.default_rng(0).integers(low, high, (3, 16), np.int8)
+    parts = unpack_apart(pack_bits(jnp.asarray(values), bits), bits)
+    assert len(parts) == 8 // bits
+    for place, part in enumerate(parts):
+        np.testing.assert_array_equal(part, values[:, place :: len(parts)])
 
 
 def test_known_bytes() -> None:
