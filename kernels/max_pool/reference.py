@@ -10,7 +10,7 @@ def reference(x: jax.Array, *, window: Window) -> jax.Array:
     """[B, X] -> [B, Y]: the largest number of each window, by channel."""
     # A number that JAX knows beforehand: only then is there a gradient.
     lowest = np.asarray(-128 if x.dtype == np.int8 else -np.inf, x.dtype)
-    y = jax.lax.reduce_window(
+    y: jax.Array = jax.lax.reduce_window(
         window.images(x),
         lowest,
         jax.lax.max,
