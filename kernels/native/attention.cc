@@ -207,7 +207,7 @@ ffi::Error attention(ffi::ThreadPool pool, Any q, Any k, Any v, Any bias, Any ma
         const int64_t count = std::min(kernels.most_rows, rows - first);
         kernels.attend(shape, problem.rows_at(i / blocks, first, count));
       },
-      products < kAlone);
+      products < kAlone ? Help::kAwake : Help::kAny);
   return ffi::Error::Success();
 }
 

@@ -83,8 +83,9 @@ class Direct {
     const int64_t count = data_.images, threads = pool.num_threads();
     const int64_t results = count * images_.positions * weight_.outputs;
     const int64_t products = results * geometry_.inputs;
-    const bool alone = threads == 1 || work(products, results) < kLeastProducts;
-    find_scales(pool, alone);
+    const Help help =
+        work(products, results) < kLeastProducts ? Help::kAwake : Help::kAny;
+    find_scales(pool, help);
     images_.scale = data_.scale;
     end_.linear = end_.linear && same_range() &&
                   (by_channel_ ? !end_.addend_integers : !few_);
@@ -120,7 +121,7 @@ class Direct {
         for (const ConvBlock& block : blocks_) {
           multiply(mine, block, first, 0, here * images_.positions);
         }
-      }, alone);
+      }, help);
       return;
     }
     Buffer<int8_t> padded(in_place() ? 0 : count * geometry_.image_bytes + slack());
@@ -163,7 +164,7 @@ class Direct {
           const int64_t row = i % pieces * step;
           multiply(images_, blocks_[i / pieces], 0, row, std::min(rows, row + step));
         },
-        alone);
+        help);
   }
 
  private:
@@ -240,7 +241,7 @@ class Direct {
   }
 
   // The range of each image, if it has none.
-  void find_scales(ffi::ThreadPool& pool, bool alone) {
+  void find_scales(ffi::ThreadPool& pool, Help help) {
     if (data_.scale) return;
     const int64_t pieces = (geometry_.image + kPieceFloats - 1) / kPieceFloats;
     Buffer<float> tops(data_.images * pieces);
@@ -248,7 +249,7 @@ class Direct {
       const int64_t m = i / pieces, start = i % pieces * kPieceFloats;
       tops[i] = kernels_.largest(data_.floats + m * geometry_.image + start,
                                  std::min(kPieceFloats, geometry_.image - start));
-    }, alone);
+    }, help);
     for (int64_t m = 0; m < data_.images; ++m) {
       float top = 0.0f;
       for (int64_t i = m * pieces; i < (m + 1) * pieces && !std::isnan(top); ++i) {

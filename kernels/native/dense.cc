@@ -130,8 +130,8 @@ ffi::Error one_dense(ffi::ThreadPool& pool, Any values, Any scales, Any zeros,
                                  : stream_of_3;
     run(from, bytes, inputs, rows, steps, to, outputs);
   };
-  const bool alone = inputs * outputs * stacks < kPiece;
-  parallel_for(pool, stacks * strips, strip, alone);
+  const Help help = inputs * outputs * stacks < kPiece ? Help::kAwake : Help::kAny;
+  parallel_for(pool, stacks * strips, strip, help);
   return ffi::Error::Success();
 }
 

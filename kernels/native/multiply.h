@@ -99,10 +99,9 @@ inline void multiply_panels(ffi::ThreadPool& pool, const Products& products,
     finish(products, one, band * many.lanes, std::min(layout.rows, end * many.lanes),
            piece.first, piece.last);
   };
-  const bool small = stack.count * outputs * stack.any().row_bytes() < kLeastBytes &&
-                     stack.count * layout.rows * inputs * outputs < kLeastProducts;
+  const Help help = help_for(stack, layout.rows);
   parallel_phases(pool, stack.count * bands, pack, stack.count * chunks * blocks, multiply,
-                  small);
+                  help);
 }
 
 // Rows laid out plainly, of a weight without groups.
@@ -148,10 +147,9 @@ inline void multiply_strips(ffi::ThreadPool& pool, const Products& products,
     finish(products, one, m0, m1, piece.first, piece.last);
   };
   const int64_t outputs = stack.outputs();
-  const bool small = stack.count * outputs * stack.any().row_bytes() < kLeastBytes &&
-                     stack.count * each * inputs * outputs < kLeastProducts;
+  const Help help = help_for(stack, each);
   parallel_phases(pool, stack.count * packs, pack, stack.count * chunks * blocks, multiply,
-                  small);
+                  help);
 }
 
 inline void multiply_tiles(ffi::ThreadPool& pool, const Products& products,
@@ -164,6 +162,8 @@ inline void multiply_tiles(ffi::ThreadPool& pool, const Products& products,
   layout.digits = stack.a.digits;
   layout.ones = stack.ones;
   layout.count = rows * layout.digits + stack.ones;
+  // Where tiles end, rows end: six is a multiple of any number of digits.
+  if (layout.digits == 1) layout.even_tiles();
   const int64_t step = layout.cut.step_inputs();
   layout.steps = (inputs + step - 1) / step;
 
@@ -202,8 +202,7 @@ inline void multiply_tiles(ffi::ThreadPool& pool, const Products& products,
   const std::vector<Piece> pieces =
       cut_outputs(stack, least_outputs, tiles > 1, pool.num_threads(), 8);
   const int64_t chunks = static_cast<int64_t>(pieces.size());
-  const bool small = stack.count * outputs * row_bytes < kLeastBytes &&
-                     stack.count * layout.count * inputs * outputs < kLeastProducts;
+  const Help help = help_for(stack, layout.count);
   const auto multiply = [&](int64_t i) {
     const int64_t s = i / chunks;
     const Piece& piece = pieces[i % chunks];
@@ -211,7 +210,7 @@ inline void multiply_tiles(ffi::ThreadPool& pool, const Products& products,
     products.multiply(rows_of(s, one.a), one.w, one.y, rows, piece.first, piece.last);
     finish(products, one, 0, rows, piece.first, piece.last);
   };
-  parallel_phases(pool, stack.count * packs, pack, stack.count * chunks, multiply, small);
+  parallel_phases(pool, stack.count * packs, pack, stack.count * chunks, multiply, help);
 }
 
 // Multiply all of a stack. Whether the instructions in use can scale its groups.

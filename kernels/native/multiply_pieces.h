@@ -5,6 +5,7 @@
 #include <functional>
 #include <vector>
 
+#include "parallel.h"
 #include "product.h"
 
 namespace jcompress {
@@ -13,9 +14,12 @@ namespace {
 // Below so many bytes of weight or products of integers a piece is not worth a thread,
 constexpr int64_t kPieceBytes = 48 << 10;
 constexpr int64_t kPieceProducts = 1 << 20;
-// and below so many in all, some ten microseconds, waking a thread is not.
+// below so many in all, some ten microseconds, waking a thread is not,
 constexpr int64_t kLeastBytes = 128 << 10;
 constexpr int64_t kLeastProducts = 1 << 20;
+// and below so many, two microseconds, handing them to one that is awake is not.
+constexpr int64_t kFewBytes = 32 << 10;
+constexpr int64_t kFewProducts = 256 << 10;
 // Rows of panels whose sums with some outputs stay in the second-level cache.
 constexpr int64_t kBlockRows = 384;
 
@@ -43,6 +47,15 @@ struct Stack {
     return sum;
   }
 };
+
+// Which helpers the products of so many rows of integers are worth.
+inline Help help_for(const Stack& stack, int64_t rows) {
+  const Weight& any = stack.any();
+  const int64_t outputs = stack.count * stack.outputs();
+  const int64_t bytes = outputs * any.row_bytes(), products = outputs * rows * any.inputs;
+  if (bytes < kFewBytes && products < kFewProducts) return Help::kNone;
+  return bytes < kLeastBytes && products < kLeastProducts ? Help::kAwake : Help::kAny;
+}
 
 // Some outputs of one of the weights.
 struct Piece {

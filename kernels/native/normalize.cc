@@ -68,7 +68,7 @@ ffi::Error normalize(ffi::ThreadPool pool, Any x, Any residual, Any scale, Any b
   parallel_for(
       pool, (rows + piece - 1) / piece,
       [&](int64_t i) { kernel(n, i * piece, std::min(rows, (i + 1) * piece)); },
-      static_cast<int64_t>(x.element_count()) < kAlone);
+      static_cast<int64_t>(x.element_count()) < kAlone ? Help::kAwake : Help::kAny);
   return ffi::Error::Success();
 }
 

@@ -115,6 +115,20 @@ void order_inputs(int8_t* q, int64_t filled, int bits) {
   if (bits == 2) V::template deal<2>(q, filled);
 }
 
+// Write the integers of row m of floats, of one digit; returns their scale.
+template <class V>
+float round_floats(const Activations& a, int64_t m, float* scratch, int8_t* q) {
+  const float* x = static_cast<const float*>(a.x) + m * a.inputs;
+  if (a.dtype != Float::kF32) {
+    widen(a.x, a.dtype, m * a.inputs, a.inputs, scratch);
+    x = scratch;
+  }
+  const float scale = a.scale ? a.scale[m] : scale_of(V::largest(x, a.inputs), a.bits);
+  const float inverse = std::isfinite(scale) ? 1.0f / scale : 0.0f;
+  V::round(x, a.inputs, inverse, a.bits, a.zero ? a.zero + m : nullptr, q);
+  return scale;
+}
+
 // Rows first to last - 1, one after the other; `scratch` holds `inputs` floats.
 template <class V>
 void pack_plain_rows(const Activations& a, const PlainRows& rows, int64_t first,
@@ -128,23 +142,13 @@ void pack_plain_rows(const Activations& a, const PlainRows& rows, int64_t first,
     if (a.dtype == Float::kS8) {
       std::memcpy(q, static_cast<const int8_t*>(a.x) + m * inputs, inputs);
       rows.scale[m] = a.scale[m];
+    } else if (rows.digits == 1) {
+      rows.scale[m] = round_floats<V>(a, m, scratch, q);
     } else {
-      const float* x = scratch;
-      if (a.dtype == Float::kF32) {
-        x = static_cast<const float*>(a.x) + m * inputs;
-      } else {
-        widen(a.x, a.dtype, m * inputs, inputs, scratch);
-      }
-      const float scale = a.scale ? a.scale[m] : scale_of(V::largest(x, inputs), a.bits);
-      const float inverse = std::isfinite(scale) ? 1.0f / scale : 0.0f;
-      rows.scale[m] = scale;
-      if (rows.digits == 1) {
-        V::round(x, inputs, inverse, a.bits, a.zero ? a.zero + m : nullptr, q);
-      } else {
-        for (int64_t i = 0; i < inputs; ++i) scratch[i] = x[i] * inverse;
-        for (int j = 0; j < rows.digits; ++j) {
-          round_row(a, m, inputs, j + 1 == rows.digits, scratch, q + j * stride);
-        }
+      widen(a.x, a.dtype, m * inputs, inputs, scratch);
+      rows.scale[m] = scale_row(a, m, inputs, scratch);
+      for (int j = 0; j < rows.digits; ++j) {
+        round_row(a, m, inputs, j + 1 == rows.digits, scratch, q + j * stride);
       }
     }
     for (int j = 0; j < rows.digits; ++j) {

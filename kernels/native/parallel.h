@@ -1,4 +1,4 @@
-// Loops over independent pieces of work on XLA's thread pool.
+// Loops over independent pieces of work on a pool of threads, such as XLA's.
 #pragma once
 
 #include <algorithm>
@@ -9,11 +9,7 @@
 #include <thread>
 #include <utility>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-#include "xla/ffi/api/ffi.h"
+#include "team.h"
 
 namespace jcompress {
 
@@ -22,9 +18,7 @@ template <typename Ready>
 void wait_until(Ready&& ready) {
   for (int64_t spins = 0; !ready(); ++spins) {
     if (spins < 4096) {
-#if defined(__x86_64__)
-      _mm_pause();
-#endif
+      pause_briefly();
     } else {
       std::this_thread::yield();
     }
@@ -50,38 +44,58 @@ struct Phase {
   }
 };
 
+// Which helpers so much work is worth.
+enum class Help {
+  kNone,   // less than what handing over takes
+  kAwake,  // those that wait for work: less than what waking one takes
+  kAny,
+};
+
+// Whether this thread is one of a pool. Where the caller is one itself, no helper stays:
+// it could be the only other one, which then does nothing else.
+inline bool& on_pool() {
+  thread_local bool here = false;
+  return here;
+}
+
 // Call `first(i)` once for each i in [0, first_count), and after all of them `second(i)`
 // for each i in [0, second_count), on the caller's thread and on those of the pool that
 // have time: those wake up while the caller begins. The caller waits only for pieces
 // that have begun, never for a helper to start: called from a thread of the pool, it
-// cannot wait for itself. Alone it does work that takes less time than waking a thread.
-template <typename First, typename Second>
-void parallel_phases(xla::ffi::ThreadPool& pool, int64_t first_count, First&& first,
-                     int64_t second_count, Second&& second, bool alone = false) {
-  const int64_t most = std::max(first_count, second_count);
-  const int64_t helpers = alone ? 0 : std::min<int64_t>(most, pool.num_threads()) - 1;
+// cannot wait for itself.
+template <typename Pool, typename First, typename Second>
+void parallel_phases(Pool& pool, int64_t first_count, First&& first,
+                     int64_t second_count, Second&& second, Help help = Help::kAny) {
+  const int64_t most = std::max(first_count, second_count), threads = pool.num_threads();
+  const int64_t helpers = help == Help::kNone ? 0 : std::min(most, threads) - 1;
   if (helpers <= 0) {
     for (int64_t i = 0; i < first_count; ++i) first(i);
     for (int64_t i = 0; i < second_count; ++i) second(i);
     return;
   }
+  Team& team = Team::of_process();
   auto shared = std::make_shared<std::array<Phase, 2>>();
-  auto work = [shared, first_count, second_count, one = &first, two = &second] {
+  const Team::Work work = [shared, first_count, second_count, one = &first,
+                           two = &second] {
     (*shared)[0].work(first_count, one);
     (*shared)[1].work(second_count, two);
   };
-  for (int64_t i = 0; i < helpers; ++i) {
-    auto copy = work;
-    pool.Schedule(std::move(copy));
+  const int64_t given = team.give(helpers, work);
+  const int64_t stay = on_pool() ? 0 : threads - 1;
+  for (int64_t i = given; help == Help::kAny && i < helpers; ++i) {
+    pool.Schedule([work, stay] {
+      on_pool() = true;
+      Team::of_process().help(work, stay);
+    });
   }
   work();
 }
 
 // Call `body(i)` once for each i in [0, count), in the same way.
-template <typename Body>
-void parallel_for(xla::ffi::ThreadPool& pool, int64_t count, Body&& body,
-                  bool alone = false) {
-  parallel_phases(pool, 0, [](int64_t) {}, count, body, alone);
+template <typename Pool, typename Body>
+void parallel_for(Pool& pool, int64_t count, Body&& body,
+                  Help help = Help::kAny) {
+  parallel_phases(pool, 0, [](int64_t) {}, count, body, help);
 }
 
 }  // namespace jcompress

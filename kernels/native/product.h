@@ -54,7 +54,10 @@ Grouping grouping_of(const Cut& cut, int64_t inputs, int64_t groups);
 // row m of the activations; with `ones`, row 0 is all ones and the others follow.
 struct Rows {
   int8_t* packed;      // [tile][step][part][row in tile][vector_bytes]
-  int32_t* sums;       // kNone: [row]; kSteps: [row][group]; kLanes: [row][step][lane]
+  // kNone: [row]; kSteps: [tile][group][row in tile]; kLanes: [tile][step][row in
+  // tile][lane]. Of a weight in groups without zeros they are multiplied by what its offset
+  // takes away.
+  int32_t* sums;
   float* scale;        // [m]
   const float* zero;   // [m] or null: the integer that stands for 0
   int64_t count;       // all rows, ones included
@@ -65,13 +68,20 @@ struct Rows {
   Grouping grouping;
 
   static constexpr int64_t kTile = 6;
+  int64_t tile = kTile;  // rows of each tile but the last: 1, 2, 3, 4 or 6
 
-  int64_t tiles() const { return (count + kTile - 1) / kTile; }
+  int64_t tiles() const { return (count + tile - 1) / tile; }
   int64_t step_bytes() const { return int64_t{cut.parts} * cut.vector_bytes; }
   int64_t tile_bytes() const { return kTile * steps * step_bytes(); }
   int64_t sums_per_row(int64_t groups) const {
     if (grouping == Grouping::kNone) return 1;
     return grouping == Grouping::kSteps ? groups : steps * cut.lanes;
+  }
+  // Tiles of about the same height instead of high ones and a rest.
+  void even_tiles() {
+    const int64_t high = (count + kTile - 1) / kTile;
+    tile = high > 0 ? (count + high - 1) / high : kTile;
+    if (tile == kTile - 1) tile = kTile;
   }
 };
 

@@ -10,6 +10,8 @@ namespace jcompress {
 namespace {
 
 struct Avx512Rows {
+  static constexpr bool kDealsSteps = true;
+
   // The largest absolute value, as `largest` in rows.h.
   static float largest(const float* x, int64_t count) {
     const __m512i magnitude = _mm512_set1_epi32(0x7fffffff), none = _mm512_setzero_si512();
@@ -74,7 +76,52 @@ struct Avx512Rows {
     }
   }
 
+  // Deal the bytes of each step of a row, of `kParts` vectors: byte p of every `kParts` to
+  // vector p, `apart` from the one before; those of the next step lie `stride` further.
+  // With `sums`, what the bytes of a lane in all vectors of a step sum up to, times
+  // `factor`; those of the next step lie `next` further.
+  template <int kParts>
+  static void deal_steps(const int8_t* q, int64_t steps, int64_t stride, int64_t apart,
+                         int8_t* out, int32_t* sums, int64_t next, int32_t factor) {
+    static_assert(kParts == 1 || kParts == 2 || kParts == 4);
+    for (int64_t s = 0; s < steps; ++s) {
+      __m512i sum = _mm512_setzero_si512();
+      for (int part = 0; part < kParts; ++part) {
+        const __m512i bytes = part_of<kParts>(q, part);
+        _mm512_storeu_si512(out + part * apart, bytes);
+        sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), bytes);
+      }
+      if (sums) {
+        const __m512i scaled = _mm512_mullo_epi32(sum, _mm512_set1_epi32(factor));
+        _mm512_storeu_si512(sums + s * next, scaled);
+      }
+      q += 64 * kParts;
+      out += stride;
+    }
+  }
+
  private:
+  // Byte `part` of every `kParts` from so many vectors.
+  template <int kParts>
+  static __m512i part_of(const int8_t* q, int part) {
+    const auto load = [&](int i) { return _mm512_loadu_si512(q + 64 * i); };
+    const auto shift = _mm_cvtsi32_si128(8 * part);
+    if constexpr (kParts == 1) {
+      return load(0);
+    } else if constexpr (kParts == 2) {
+      const __m256i low = _mm512_cvtepi16_epi8(_mm512_srl_epi16(load(0), shift));
+      const __m256i high = _mm512_cvtepi16_epi8(_mm512_srl_epi16(load(1), shift));
+      return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    } else {
+      const auto quarter = [&](int i) {
+        return _mm512_cvtepi32_epi8(_mm512_srl_epi32(load(i), shift));
+      };
+      __m512i all = _mm512_castsi128_si512(quarter(0));
+      all = _mm512_inserti32x4(all, quarter(1), 1);
+      all = _mm512_inserti32x4(all, quarter(2), 2);
+      return _mm512_inserti32x4(all, quarter(3), 3);
+    }
+  }
   static __mmask16 lanes_of(int64_t count) {
     return static_cast<__mmask16>(count < 16 ? (1u << count) - 1 : 0xffffu);
   }

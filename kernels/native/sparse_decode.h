@@ -15,8 +15,6 @@
 namespace jcompress {
 namespace {
 
-constexpr int64_t kLine = 64;  // bytes that come from memory together
-
 inline void call_ahead(const void* p, int64_t ahead) {
   // To the second cache. No pointer arithmetic: it may lie behind the array.
   __builtin_prefetch(

@@ -34,6 +34,7 @@ struct Avx2 {
   }
 
   // Of products of many rows.
+  static constexpr bool kDealsSteps = false;
   static constexpr bool kIntegerPanels = false;
   static constexpr int kFloatOutputs = 6;
 #if defined(__AVXVNNI__)

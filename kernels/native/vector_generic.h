@@ -36,6 +36,7 @@ struct Generic {
   }
 
   // Of products of many rows.
+  static constexpr bool kDealsSteps = false;
   static constexpr bool kIntegerPanels = false;
   static constexpr int kFloatOutputs = 2;
   static constexpr int64_t kFloatRows = 8, kGroupedFloatRows = 8;

@@ -31,6 +31,7 @@ struct Neon {
   }
 
   // Of products of many rows.
+  static constexpr bool kDealsSteps = false;
   static constexpr bool kIntegerPanels = false;
   static constexpr int kFloatOutputs = 12;
   static constexpr int64_t kFloatRows = 0, kGroupedFloatRows = 16;

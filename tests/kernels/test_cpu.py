@@ -59,16 +59,17 @@ def test_edges_of_what_is_cut(rows: int, inputs: int, outputs: int) -> None:
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("size", [32, 64, 128, 256])
 @pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("x_bits", [None, 8])
 def test_groups_in_a_step_and_steps_in_a_group(
-    bits: int, size: int, symmetric: bool
+    bits: int, size: int, symmetric: bool, x_bits: int | None
 ) -> None:
     spec = Weights(format=Int(bits, symmetric=symmetric), granularity=PerGroup(size))
     w = weight(6, 768, spec)
-    for rows in (1, 7):
+    for rows in (1, 7) if x_bits is None else (1, 3, 5, 8, 16):
         x = normal((rows, 768))
-        given = {"bits": bits, "implementation": Implementation.CPU}
+        given = {"bits": bits, "x_bits": x_bits, "implementation": Implementation.CPU}
         out = weight_only_matmul(x, stored(w[0], bits), *w[1:], **given)
-        TestWeightOnlyMatmul().check(x, w, bits, out)
+        TestWeightOnlyMatmul().check(x, w, bits, out, x_bits)
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8])

@@ -4,6 +4,7 @@
 JCOMPRESS_LIBRARY names, with every instruction set of the processor.
 """
 
+import concurrent.futures
 import os
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def products(draw: Any) -> Product:
     x_scale = dtype == "int8" or (digits == 1 and draw(st.booleans()))
     return Product(
         stacks=draw(st.sampled_from([1, 1, 1, 3])),
-        rows=draw(st.sampled_from([0, 1, 2, 5, 13, 16, 45])),
+        rows=draw(st.sampled_from([0, 1, 2, 5, 7, 8, 13, 16, 45])),
         inputs=size * groups,
         outputs=draw(st.integers(1, 40)),
         groups=groups,
@@ -284,3 +285,29 @@ def test_dense(
         by_group = by_group - shifts[..., None]
     wanted = (by_group * scales[..., None]).reshape(stacks, outputs, inputs)
     np.testing.assert_array_equal(found, wanted.swapaxes(1, 2))
+
+
+def test_products_called_by_many_threads_at_once() -> None:
+    """Helpers that stay for more work serve every caller; nothing changes a bit."""
+    draw = np.random.default_rng(0)
+    # So few products that no helper is asked, one that is awake, and any.
+    calls = []
+    for rows, inputs, outputs in ((1, 256, 64), (1, 512, 160), (2, 768, 512)):
+        integers = draw.integers(0, 256, (1, outputs, inputs // 2)).astype(np.uint8)
+        scales = draw.uniform(0.01, 0.1, (1, outputs, inputs // 32)).astype(np.float32)
+        x = draw.normal(size=(1, rows, inputs)).astype(np.float32)
+        calls.append(_arrays(x, integers, scales))
+
+    @jax.jit
+    def product(x: jax.Array, values: jax.Array, scales: jax.Array) -> jax.Array:
+        return _native.matmul(x, values, scales, None, bits=4, x_bits=8, digits=1)
+
+    alone = [np.asarray(product(*arrays)) for arrays in calls]
+
+    def run(thread: int) -> None:
+        for i in range(60):
+            which = (i + thread) % len(calls)
+            np.testing.assert_array_equal(product(*calls[which]), alone[which])
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(run, range(8)))

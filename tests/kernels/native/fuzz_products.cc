@@ -223,6 +223,7 @@ void multiply_tiles(const Products& products, const Case& c, Arrays& all) {
   rows.digits = c.digits;
   rows.ones = c.x_zero;
   rows.count = c.rows * c.digits + rows.ones;
+  if (c.digits == 1 && c.chunk != 8) rows.even_tiles();
   const int64_t step = rows.cut.step_inputs();
   rows.steps = (c.inputs + step - 1) / step;
   Exact<int8_t> packed(rows.tiles() * rows.tile_bytes());
