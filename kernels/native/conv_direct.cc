@@ -144,7 +144,7 @@ class Direct {
         block.packed = mine.data();
         pack_block(block);
         multiply(images_, block, 0, 0, rows);
-      }, alone);
+      }, help);
       return;
     }
     const int64_t row_products =

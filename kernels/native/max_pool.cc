@@ -110,7 +110,7 @@ ffi::Error max_pool(ffi::ThreadPool pool, Any x, ffi::Result<Any> y, Sizes windo
                   channels});
         }
       },
-      size < kAlone);
+      size < kAlone ? Help::kAwake : Help::kAny);
   return ffi::Error::Success();
 }
 
