@@ -1,34 +1,15 @@
-// Conversions of rows of floats, and aligned scratch memory.
+// Conversions of rows of floats.
 #pragma once
 
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 
+#include "buffer.h"
 #include "product.h"
 
 namespace jcompress {
 namespace {
-
-// Uninitialized memory, aligned for any vector.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count)
-      : data_(static_cast<T*>(::operator new(
-            (count > 0 ? count : 1) * sizeof(T), std::align_val_t{64}))) {}
-  T* data() { return data_.get(); }
-  const T* data() const { return data_.get(); }
-  T& operator[](int64_t i) { return data_.get()[i]; }
-
- private:
-  struct Free {
-    void operator()(T* p) const { ::operator delete(p, std::align_val_t{64}); }
-  };
-  std::unique_ptr<T, Free> data_;
-};
 
 inline float from_bf16(uint16_t half) {
   const uint32_t word = uint32_t{half} << 16;
