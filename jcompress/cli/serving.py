@@ -205,8 +205,10 @@ def export(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
 
 def bench(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
     """Run the command."""
+    from jcompress.execution import keep_memory
     from jcompress.serving import open_program, time_programs
 
+    keep_memory()
     paths = [path for path in (arguments.file, arguments.other) if path is not None]
     names = [str(path) for path in paths]
     if len(set(names)) < len(names):
@@ -224,6 +226,7 @@ def bench(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
 
 def serve(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
     """Run the command."""
+    from jcompress.execution import keep_memory
     from jcompress.serving import (
         Batching,
         bind,
@@ -235,6 +238,7 @@ def serve(arguments: argparse.Namespace, check: Callable[[], None]) -> int:
     from jcompress.serving import server as http
 
     most = arguments.max_batch
+    keep_memory()
     try:
         http.require_serve()
         model = open_program(arguments.file)

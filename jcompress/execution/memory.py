@@ -22,5 +22,7 @@ def keep_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    trim_threshold, mmap_max = -1, -4
-    return bool(mallopt(trim_threshold, -1) and mallopt(mmap_max, 0))
+    # One arena: those of other threads are given back whole whatever else is set.
+    trim_threshold, mmap_max, arena_max = -1, -4, -8
+    settings = ((trim_threshold, -1), (mmap_max, 0), (arena_max, 1))
+    return all([mallopt(name, value) == 1 for name, value in settings])
