@@ -25,4 +25,5 @@ def keep_memory() -> bool:
     # One arena: those of other threads are given back whole whatever else is set.
     trim_threshold, mmap_max, arena_max = -1, -4, -8
     settings = ((trim_threshold, -1), (mmap_max, 0), (arena_max, 1))
-    return all([mallopt(name, value) == 1 for name, value in settings])
+    taken = [mallopt(name, value) for name, value in settings]
+    return taken == [1, 1, 1]

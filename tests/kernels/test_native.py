@@ -5,6 +5,7 @@ JCOMPRESS_LIBRARY names, with every instruction set of the processor.
 """
 
 import concurrent.futures
+import functools
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from jcompress.formats.packing import pack_bits
 from jcompress.kernels import Implementation, _native
+from jcompress.kernels.max_pool import max_pool
 from jcompress.kernels.quantized_conv import quantized_conv
 
 SANITIZED = os.environ.get("JCOMPRESS_LIBRARY")
@@ -176,6 +178,61 @@ def test_convolutions_of_any_size(w: dict[str, Any]) -> None:
     ]
     size = np.abs(x).max() * np.abs(integers * scales).sum(1).max()
     np.testing.assert_allclose(*outs, rtol=0, atol=2e-6 * size)
+
+
+@settings(many, max_examples=6 if SANITIZED else 10)
+@given(windows(), st.booleans(), st.booleans())
+def test_convolutions_to_integers(w: dict[str, Any], each: bool, adds: bool) -> None:
+    draw = np.random.default_rng(w["seed"])
+    channels = w["channels"]
+    outputs = channels if each else w["outputs"]
+    places = int(np.prod(w["static"]["kernel"]))
+    inputs = places * (1 if each else channels)
+    integers = draw.integers(-127, 128, (outputs, inputs)).astype(np.int8)
+    scales = draw.uniform(0.01, 0.1, (outputs, 1)).astype(np.float32) / inputs
+    shape = (w["images"], *w["sizes"], channels)
+    x = jnp.asarray(draw.integers(-128, 128, shape).astype(np.int8))
+    given = {
+        "bits": 8,
+        "groups": channels if each else 1,
+        "x_bits": 8,
+        "x_scale": jnp.float32(0.1),
+        "x_zero": jnp.float32(3),
+        "y_bits": 8,
+        "y_scale": jnp.float32(0.5),
+        "y_zero": jnp.float32(-4),
+        **w["static"],
+    }
+    run = functools.partial(quantized_conv, x, integers, scales, **given)
+    if adds:
+        sums = draw.integers(-128, 128, run().shape).astype(np.int8)
+        run = functools.partial(run, addend=jnp.asarray(sums), addend_scale=_TENTH)
+    named = (Implementation.CPU, Implementation.REFERENCE)
+    outs = [np.asarray(run(implementation=one), np.int32) for one in named]
+    assert np.abs(outs[0] - outs[1]).max() <= 1
+    assert (outs[0] != outs[1]).mean() < 0.02 or outs[0].size < 100
+
+
+_TENTH = jnp.float32(0.1)
+
+
+@settings(many, max_examples=6 if SANITIZED else 10)
+@given(windows(), st.booleans())
+def test_pools_of_any_size(w: dict[str, Any], floats: bool) -> None:
+    shape = (w["images"], *w["sizes"], w["channels"] * 7)
+    numbers = np.random.default_rng(w["seed"]).integers(-128, 128, shape)
+    x = jnp.asarray(numbers.astype(np.float32 if floats else np.int8))
+    window = w["static"]["kernel"]
+    padding = tuple(
+        (min(low, size - 1), min(high, size - 1))
+        for (low, high), size in zip(w["static"]["padding"], window, strict=True)
+    )
+    given = {"window": window, "strides": w["static"]["strides"], "padding": padding}
+    outs = [
+        max_pool(x, implementation=one, **given)
+        for one in (Implementation.CPU, Implementation.REFERENCE)
+    ]
+    np.testing.assert_array_equal(*outs)
 
 
 def _arrays(*arrays: Any) -> list[jax.Array | None]:

@@ -57,6 +57,8 @@ CASES: dict[str, Any] = {
 GROUPED: dict[str, Any] = {
     "depthwise": (2, 9, 70, 70, 70, {"kernel": (3, 3), "strides": (2, 2),
                                      "padding": ((0, 1), (1, 1))}),
+    "pairs": (1, 7, 75, 75, 75, {"kernel": (3, 3), "padding": ((1, 1), (0, 1))}),
+    "many_pairs": (9, 4, 20, 20, 20, {"kernel": (3, 3), "padding": ((1, 1), (1, 1))}),
     "wide_window": (1, 8, 6, 6, 6, {"kernel": (5, 5), "padding": ((2, 2), (2, 2))}),
     "small_window": (1, 6, 8, 8, 8, {"kernel": (1, 3), "dilation": (1, 2)}),
     "multiplied": (2, 6, 6, 12, 6, {"kernel": (3, 3)}),
@@ -335,6 +337,53 @@ class QuantizedConv:
             off = np.abs(np.asarray(out, np.int32) - np.asarray(wanted, np.int32))
             # Some lie between two integers to within the rounding of their sums.
             assert off.max() <= 1
+            assert (off > 0).mean() < 0.01
+
+    @pytest.mark.parametrize(
+        "name", ["plain", "large", "wide", "depthwise", "pairs", "many_pairs"]
+    )
+    @pytest.mark.parametrize("activation", [None, *ACTIVATIONS[:2]])
+    @pytest.mark.parametrize("y_bits", [8, 5])
+    @pytest.mark.parametrize("adds", [False, True])
+    def test_rounded_at_once(
+        self, name: str, activation: Nonlinearity | None, y_bits: int, adds: bool
+    ) -> None:
+        """Integers of a linear function of the sums, clipped; too large ones, too."""
+        groups = 1
+        if name in GROUPED:
+            images, side, groups, _, _, options = GROUPED[name]
+            x = normal((images, side, side + 1, groups))
+            w = weight(groups, 9, Weights())
+        else:
+            x, w, options = case(name, Weights())
+        scale, zero = jnp.float32(0.02), jnp.float32(-20)
+        q = quantize_values(x, scale, zero, Int(8, symmetric=False)).astype(jnp.int8)
+        given = {"bits": 8, "groups": groups, "x_bits": 8, **options}
+        given |= {"x_scale": scale, "x_zero": zero}
+        plain = self.run(q, *w, **given)
+        more: dict[str, Any] = {"bias": normal(plain.shape[-1:], seed=1)}
+        wanted = plain + jnp.broadcast_to(more["bias"], plain.shape)
+        if adds:
+            integers = np.random.default_rng(4).integers(-128, 128, plain.shape)
+            more |= {
+                "addend": jnp.asarray(integers.astype(np.int8)),
+                "addend_scale": jnp.float32(0.03),
+                "addend_zero": jnp.float32(5),
+            }
+            wanted = wanted + (more["addend"].astype(jnp.float32) - 5) * 0.03
+        wanted = activation(wanted) if activation else wanted
+        y_zero = None if y_bits == 5 else jnp.float32(-9)
+        format = Int(y_bits, symmetric=y_zero is None)
+        for y_scale in (jnp.float32(0.3), jnp.float32(1e-9)):
+            more |= {"y_bits": y_bits, "y_scale": y_scale, "y_zero": y_zero}
+            out = self.run(q, *w, activation=activation, **more, **given)
+            ends = np.asarray(quantize_values(wanted, y_scale, y_zero, format))
+            assert out.dtype == jnp.int8
+            off = np.abs(np.asarray(out, np.int32) - ends.astype(np.int32))
+            if y_scale > 1e-3:
+                # Some lie between two integers to within the rounding of their sums.
+                assert off.max() <= 1
+                assert np.unique(ends).size > 1
             assert (off > 0).mean() < 0.01
 
     def test_gradient_through_what_follows(self) -> None:
