@@ -1,10 +1,11 @@
-"""ResNet-18 and MobileNetV2: Flax models in evaluation, and what others need of them.
+"""ResNet-18, MobileNetV2 and U-Net: Flax models in evaluation, as others see them, too.
 
 The weights are random, the statistics of batch normalization those of random images.
 `Network` is the same computation in terms of a few operations, for libraries that know
 nothing of Flax: it takes the weights in which the normalization has been folded.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -46,8 +47,14 @@ class Operations(Protocol):
     def add(self, x: Any, y: Any) -> Any:
         """The sum."""
 
-    def pool(self, x: Any, *, size: int) -> Any:
-        """The maximum of 3x3 windows, two apart, with "SAME" padding."""
+    def pool(self, x: Any, *, size: int, window: int = 3) -> Any:
+        """The maximum of square windows, two apart, with "SAME" padding."""
+
+    def rise(self, x: Any, kernel: Host, bias: Host) -> Any:
+        """A transposed convolution: of each position two by two; kernel is HWIO."""
+
+    def join(self, x: Any, y: Any) -> Any:
+        """The channels of both."""
 
     def head(self, x: Any, kernel: Host, bias: Host) -> Any:
         """A dense layer of the mean over all positions; kernel is [C, N]."""
@@ -139,9 +146,39 @@ def _mobilenet(layers: _Layers, x: Any) -> Any:
     return layers.head(ops.relu(layers.conv(x, "last"), six))
 
 
+def _unet(layers: _Layers, x: Any) -> Any:
+    ops, leaves = layers.ops, layers.leaves
+
+    def pair(x: Any, name: str) -> Any:
+        for number in range(2):
+            x = ops.relu(layers.conv(x, f"{name}_{number}"))
+        return x
+
+    kept = []
+    for level in range(UNET_DEPTH):
+        x = pair(x, f"down{level}")
+        kept.append(x)
+        x = ops.pool(x, size=layers.size, window=2)
+        layers.size //= 2
+    x = pair(x, "bottom")
+    for level in reversed(range(UNET_DEPTH)):
+        kernel, bias = (
+            np.asarray(leaves[f"params/rise{level}/{n}"]) for n in ("kernel", "bias")
+        )
+        # Flax has the places of a window the other way round.
+        x = ops.rise(x, kernel[::-1, ::-1], bias)
+        layers.size *= 2
+        x = pair(ops.join(kept[level], x), f"up{level}")
+    kernel, bias = (np.asarray(leaves[f"params/head/{n}"]) for n in ("kernel", "bias"))
+    name = "params/head/kernel"
+    return ops.conv(x, kernel, bias, stride=1, groups=1, size=layers.size, name=name)
+
+
+UNET_DEPTH = 4
 _MADE: Mapping[str, tuple[Callable[..., Model], Callable[[_Layers, Any], Any]]] = {
     "ResNet-18": (_models.resnet18, _resnet18),
     "MobileNetV2": (_models.mobilenet, _mobilenet),
+    "U-Net": (functools.partial(_models.unet, 16, depth=UNET_DEPTH), _unet),
 }
 NAMES = tuple(_MADE)
 

@@ -60,10 +60,19 @@ class _Torch:
         """The sum."""
         return x + y
 
-    def pool(self, x: Any, *, size: int) -> Any:
+    def pool(self, x: Any, *, size: int, window: int = 3) -> Any:
         """The maximum of windows."""
-        x, padding = self._padded(x, size, 3, 2, -np.inf)
-        return self.functional.max_pool2d(x, 3, 2, padding)
+        x, padding = self._padded(x, size, window, 2, -np.inf)
+        return self.functional.max_pool2d(x, window, 2, padding)
+
+    def rise(self, x: Any, kernel: Host, bias: Host) -> Any:
+        """A transposed convolution."""
+        weight = self._of(np.transpose(kernel, (2, 3, 0, 1)))
+        return self.functional.conv_transpose2d(x, weight, self._of(bias), 2)
+
+    def join(self, x: Any, y: Any) -> Any:
+        """The channels of both."""
+        return self.torch.cat((x, y), 1)
 
     def head(self, x: Any, kernel: Host, bias: Host) -> Any:
         """The mean over positions, and a dense layer."""
@@ -89,7 +98,7 @@ def torch_runs(model: Network, threads: int) -> Iterator[tuple[str, Run]]:
         best = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
 
     def run(x: Host) -> Host:
-        return np.asarray(best(torch.from_numpy(x)).numpy())
+        return _channels_last(best(torch.from_numpy(x)).numpy())
 
     yield "torch f32", run
 
@@ -148,13 +157,27 @@ class _Onnx:
         """The sum."""
         return self.node("Add", (x, y))
 
-    def pool(self, x: str, *, size: int) -> str:
+    def rise(self, x: str, kernel: Host, bias: Host) -> str:
+        """A transposed convolution."""
+        weight = self._weight(np.transpose(kernel, (2, 3, 0, 1)))
+        return self.node(
+            "ConvTranspose",
+            (x, weight, self._weight(bias)),
+            strides=[2, 2],
+            kernel_shape=list(kernel.shape[:2]),
+        )
+
+    def join(self, x: str, y: str) -> str:
+        """The channels of both."""
+        return self.node("Concat", (x, y), axis=1)
+
+    def pool(self, x: str, *, size: int, window: int = 3) -> str:
         """The maximum of windows."""
-        low, high = same(size, 3, 2)
+        low, high = same(size, window, 2)
         return self.node(
             "MaxPool",
             (x,),
-            kernel_shape=[3, 3],
+            kernel_shape=[window, window],
             strides=[2, 2],
             pads=[low, low, high, high],
         )
@@ -163,6 +186,11 @@ class _Onnx:
         """The mean over positions, and a dense layer."""
         mean = self.node("Flatten", (self.node("GlobalAveragePool", (x,)),))
         return self.node("Gemm", (mean, self._weight(kernel), self._weight(bias)))
+
+
+def _channels_last(y: Host) -> Host:
+    """Results of each position as ours have them."""
+    return np.asarray(y.transpose(0, 2, 3, 1) if y.ndim == 4 else y)
 
 
 def _exported(model: Network) -> bytes:
@@ -175,7 +203,7 @@ def _exported(model: Network) -> bytes:
         operations.nodes,
         model.name,
         [info("images", kind, ["batch", *shape])],
-        [info(out, kind, ["batch", 10])],
+        [info(out, kind, None)],
         operations.weights,
     )
     opset = [operations.helper.make_opsetid("", 17)]
@@ -209,7 +237,7 @@ def onnx_runs(model: Network, seen: Host, threads: int) -> Iterator[tuple[str, R
 
         def run(x: Host) -> Host:
             images = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-            return np.asarray(made.run(None, {"images": images})[0])
+            return _channels_last(made.run(None, {"images": images})[0])
 
         return run
 

@@ -1,4 +1,4 @@
-"""ResNet-18 and MobileNetV2 on the CPU: ours beside onnxruntime's static int8.
+"""ResNet-18, MobileNetV2 and a U-Net on the CPU: ours beside onnxruntime's static int8.
 
     pip install torch onnxruntime onnx
     python benchmarks/vision.py
