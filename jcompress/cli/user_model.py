@@ -208,6 +208,7 @@ def _rejected(report: dict[str, Any]) -> str:
 _UNITS = {
     "B": ("bytes", 1.0),
     "kB": ("bytes", 1e3),
+    "KB": ("bytes", 1e3),
     "MB": ("bytes", 1e6),
     "GB": ("bytes", 1e9),
     "KiB": ("bytes", 2.0**10),
