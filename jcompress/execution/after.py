@@ -12,7 +12,7 @@ from jcompress.execution.convolutions import Windowed
 from jcompress.formats import Int
 from jcompress.fusion import AfterProduct, Graph
 from jcompress.kernels import Elementwise
-from jcompress.tensors.rounding import quantize_values
+from jcompress.tensors.rounding import dequantize_values, quantize_values
 from jcompress.tracing.deferred import Deferred
 from jcompress.tracing.interpreter import bind
 from jcompress.tracing.products import Product
@@ -56,9 +56,7 @@ class Rounded(NamedTuple):
 
     def dense(self) -> jax.Array:
         """As float32."""
-        wide = self.integers.astype(jnp.float32)
-        zero = self.stored.zero
-        return (wide if zero is None else wide - zero) * self.stored.scale
+        return dequantize_values(self.integers, self.stored.scale, self.stored.zero)
 
 
 @dataclasses.dataclass

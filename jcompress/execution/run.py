@@ -48,7 +48,8 @@ def compressed(
     which for a quantized tree is `fake_quant` with the same rules, and for a sparse
     one the masked model: bit for bit where the leaf is made dense or looked up, and up
     to the order of summation in products and in what runs as one operation (float32:
-    within 2e-5 of the largest output in our tests).
+    within 2e-5 of the largest output in our tests). A number that is rounded for the
+    next product and lies, up to that, in the middle of two integers may fall to either.
 
     Args:
         fn: the function, written for dense leaves, such as `model.apply`; the tree is

@@ -113,6 +113,21 @@ def case(name: str, spec: Weights, dtype: Any = jnp.float32) -> Any:
     return x, weight(outputs, inputs, spec), options
 
 
+def rounded_case(name: str) -> tuple[jax.Array, jax.Array, Any, dict[str, Any]]:
+    """Images as floats and rounded by one range, a kernel of 8 bits and arguments."""
+    groups = 1
+    if name in GROUPED:
+        images, side, groups, _, _, options = GROUPED[name]
+        x = normal((images, side, side + 1, groups))
+        w = weight(groups, 9, Weights())
+    else:
+        x, w, options = case(name, Weights())
+    scale, zero = jnp.float32(0.02), jnp.float32(-20)
+    q = quantize_values(x, scale, zero, Int(8, symmetric=False)).astype(jnp.int8)
+    given = {"bits": 8, "groups": groups, "x_bits": 8, **options}
+    return x, q, w, given | {"x_scale": scale, "x_zero": zero}
+
+
 class QuantizedConv:
     """Conformance of an implementation of `quantized_conv`."""
 
@@ -301,17 +316,8 @@ class QuantizedConv:
     def test_what_follows(
         self, name: str, activation: Nonlinearity | None, y_bits: int | None
     ) -> None:
-        groups = 1
-        if name == "depthwise":
-            images, side, groups, _, _, options = GROUPED[name]
-            x = normal((images, side, side, groups))
-            w = weight(groups, 9, Weights())
-        else:
-            x, w, options = case(name, Weights())
-        scale, zero = jnp.float32(0.02), jnp.float32(-20)
-        q = quantize_values(x, scale, zero, Int(8, symmetric=False)).astype(jnp.int8)
-        given = {"bits": 8, "groups": groups, "x_bits": 8, **options}
-        given |= {"x_scale": scale, "x_zero": zero}
+        x, q, w, given = rounded_case(name)
+        scale = given["x_scale"]
         plain = self.run(x, *w, **given)
         more = {
             "bias": normal(plain.shape[-1:], seed=1),
@@ -349,17 +355,7 @@ class QuantizedConv:
         self, name: str, activation: Nonlinearity | None, y_bits: int, adds: bool
     ) -> None:
         """Integers of a linear function of the sums, clipped; too large ones, too."""
-        groups = 1
-        if name in GROUPED:
-            images, side, groups, _, _, options = GROUPED[name]
-            x = normal((images, side, side + 1, groups))
-            w = weight(groups, 9, Weights())
-        else:
-            x, w, options = case(name, Weights())
-        scale, zero = jnp.float32(0.02), jnp.float32(-20)
-        q = quantize_values(x, scale, zero, Int(8, symmetric=False)).astype(jnp.int8)
-        given = {"bits": 8, "groups": groups, "x_bits": 8, **options}
-        given |= {"x_scale": scale, "x_zero": zero}
+        _, q, w, given = rounded_case(name)
         plain = self.run(q, *w, **given)
         more: dict[str, Any] = {"bias": normal(plain.shape[-1:], seed=1)}
         wanted = plain + jnp.broadcast_to(more["bias"], plain.shape)
