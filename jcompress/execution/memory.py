@@ -9,10 +9,10 @@ def keep_memory() -> bool:
 
     XLA allocates the temporary arrays of a program on CPUs at each call, and frees them
     after it. The C library then gives blocks of 32 MiB and more back to the system, and
-    the next call pays for each page again: a quarter of the time of MobileNetV2 in 8 bits
-    at batch 32 (`python benchmarks/vision.py --return-memory`). Call this once, early,
-    in a process that serves a model or trains one on a CPU. It holds for the whole
-    process, which then needs as much memory as it did at its peak.
+    the next call pays for each page again: a quarter of the time of MobileNetV2 in 8
+    bits at batch 32 (`python benchmarks/vision.py --return-memory`). Call this once,
+    early, in a process that serves a model or trains one on a CPU. It holds for the
+    whole process, which then needs as much memory as it did at its peak.
 
     Returns:
         Whether the C library knows the setting: glibc's `mallopt` does.
