@@ -71,8 +71,8 @@ def fit_budget(
     width, all by one compiled program; takes these errors to add up, and shares out the
     budget, widths first, then a rank, a sparsity or bits for each leaf. What comes out
     is measured as a whole and compared with each form for all leaves: none of these
-    that the budget allows errs less. Nothing is trained; units that were cut are often
-    worth a short training afterwards.
+    that the budget allows errs less. Nothing is trained; `distil` or `train` as the
+    next step of `compress` trains what was chosen, which cut units are often worth.
 
     Args:
         model: as of `jcompress.models.compress`.

@@ -55,28 +55,28 @@ class Mixes:
 
     def measure(
         self, label: str, layout: Layout, numbers: Mapping[str, int], predicted: float
-    ) -> None:
+    ) -> Tried:
         """Make it and measure it, unless that was done."""
         kept = {
             p: n for p, n in numbers.items() if self._prices.candidates[n] is not None
         }
         for one in self.tried:
             if one.layout is layout and one.numbers == kept:
-                return
+                return one
         stored = self._stored(layout, kept)
         error = self._measure.together(
             self._prices.work.params, self._dense(layout, stored)
         )
-        self.tried.append(
-            Tried(
-                label=label,
-                layout=layout,
-                numbers=kept,
-                cost=layout.cost(kept),
-                predicted=predicted,
-                error=error if math.isfinite(error) else math.inf,
-            )
+        made = Tried(
+            label=label,
+            layout=layout,
+            numbers=kept,
+            cost=layout.cost(kept),
+            predicted=predicted,
+            error=error if math.isfinite(error) else math.inf,
         )
+        self.tried.append(made)
+        return made
 
     def realised(self, tried: Tried) -> tuple[Callable[..., Any], Any]:
         """The function and the tree of what was tried, as they are run."""

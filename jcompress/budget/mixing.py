@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jcompress.conversion import replace_leaves
 from jcompress.leaves import named_leaves
 from jcompress.models import Step, Work
-from jcompress.quantization import Quantize
+from jcompress.models.storing import quantized
+from jcompress.pruning.one_shot import OneShot
+from jcompress.quantization import Quantize, Weights
 from jcompress.rules import Rules
 from jcompress.sensitivity import Candidate
 from jcompress.sensitivity.candidates import (
@@ -28,6 +30,9 @@ from jcompress.sites import Site
 class Mix(Step):
     """Units go first; then each leaf takes its own form. A step for `compress`.
 
+    If `train` or `distil` follow, removed weights stay zero in them, factors learn, and
+    what will be quantized is rounded to the nearest.
+
     Attributes:
         forms: what becomes of each leaf, by name: formats, sparsities, ranks. Others
             stay as they are.
@@ -41,6 +46,8 @@ class Mix(Step):
         """Cut, then convert; what learns does so from the data, as floats."""
         work = narrowed(work, self.plan)
         moments = observed(work, self.forms)
+        if work.trains:
+            return trainable(work, self.forms, moments)
         stored = stored_leaves(work, self.forms, moments)
         return dataclasses.replace(work, params=replace_leaves(work.params, stored))
 
@@ -95,6 +102,49 @@ def observed(work: Work, forms: Mapping[str, Any]) -> Mapping[str, jax.Array] | 
         return site.path in wanted
 
     return work.moments([(own, True)])
+
+
+def trainable(
+    work: Work,
+    forms: Mapping[str, Candidate],
+    moments: Mapping[str, jax.Array] | None,
+) -> Work:
+    """With zeros and factors, in floats that a training can change; bits come after it.
+
+    Args:
+        work: the model, with dense leaves.
+        forms: a form for each leaf.
+        moments: as of `observed`.
+    """
+    floats: dict[str, Candidate] = {}
+    rules: list[tuple[Any, Quantize | None]] = []
+    sparse: list[tuple[Any, Any]] = []
+    factors: dict[str, Weights] = {}
+    for path, form in forms.items():
+        if isinstance(form, tuple):
+            floats[path], factors[path] = form
+        elif isinstance(form, OneShot):
+            floats[path] = dataclasses.replace(form, weights=None)
+            sparse += only(path, form.pattern)
+            if form.weights is not None:
+                rules += only(path, Quantize(weights=form.weights))
+        elif isinstance(form, Quantize):
+            rules += only(path, for_leaf(path, form, work.sites))
+        else:
+            floats[path] = form
+    made = {
+        path: leaf.dense() if isinstance(floats[path], OneShot) else leaf
+        for path, leaf in stored_leaves(work, floats, moments).items()
+    }
+    work = dataclasses.replace(
+        work,
+        params=replace_leaves(work.params, made),
+        sparse=(*work.sparse, *sparse),
+        pruned=work.pruned
+        | {p for p, form in floats.items() if isinstance(form, OneShot)},
+        pending=work.pending._replace(factors={**work.pending.factors, **factors}),
+    )
+    return quantized(work, rules) if rules else work
 
 
 def stored_leaves(

@@ -60,9 +60,10 @@ calibration data differ least within
   200k-mults        multiplications with weights for one example; or
                     1.5M-mults, 2G-mults
   3ms, 200us, 1s    a call on the example, measured here
+With a recipe of train and distil alone, these train what was found.
 --max-drop without a recipe searches, too: alone for the fewest bytes, with a
 budget within both. --resume FILE keeps what was measured and goes on with it;
-with a recipe that trains --resume DIR keeps what was trained.
+with a recipe that trains --resume DIR keeps that and what was trained.
 
 DIR gets report.json; report.html, which draws it; model, which
 jcompress.load(DIR + "/model", model, x) reads; and model.jax, a program that
@@ -107,9 +108,8 @@ def add_compress(commands: Any) -> None:
         description=_HELP,
     )
     add_sources(parser)
-    steps = parser.add_mutually_exclusive_group()
-    add_path(steps, "--recipe", metavar="FILE", help="steps in TOML")
-    steps.add_argument(
+    add_path(parser, "--recipe", metavar="FILE", help="steps in TOML")
+    parser.add_argument(
         "--budget",
         metavar="N",
         type=parse_budget,

@@ -7,13 +7,15 @@ from typing import Any
 import jax
 
 from jcompress.calibration import Static, choose_ranges
-from jcompress.models.work import NOTHING, Pending, Work
+from jcompress.low_rank.factorizing import quantize_factors
+from jcompress.models.work import NOTHING, Work
 from jcompress.pruning import to_sparse
 from jcompress.quantization import Quantize, quantize
 from jcompress.quantization.convert import check as check_quantization
 from jcompress.quantization.convert import needs_moments
 from jcompress.rounding import Nearest
 from jcompress.rules import Rules
+from jcompress.sensitivity.candidates import only
 from jcompress.tensors import is_compressed
 
 
@@ -45,9 +47,9 @@ def _quantized_later(work: Work, rules: Rules[Quantize]) -> Work:
     ]
     found = check_quantization(work.sites, rules, transform="compress")
     before, ranges = work.pending, _ranges(work, rules)
-    pending = Pending(
-        {**before.specs, **found.leaves},
-        {**(before.ranges or {}), **(ranges or {})} or None,
+    pending = before._replace(
+        specs={**before.specs, **found.leaves},
+        ranges={**(before.ranges or {}), **(ranges or {})} or None,
     )
     return dataclasses.replace(work, pending=pending)
 
@@ -58,12 +60,14 @@ def _to_nearest(spec: Quantize) -> Quantize:
 
 def stored(work: Work) -> Work:
     """With those leaves quantized that were rounded while it was trained."""
-    pending = work.pending
-    if not pending.specs:
-        return work
-    small = quantize(
-        work.params, pending.rules, sites=work.sites, ranges=pending.ranges
-    )
+    pending, small = work.pending, work.params
+    if pending.specs:
+        small = quantize(small, pending.rules, sites=work.sites, ranges=pending.ranges)
+    if pending.factors:
+        rules = [
+            rule for path, how in pending.factors.items() for rule in only(path, how)
+        ]
+        small = quantize_factors(small, rules, sites=work.sites)
     return dataclasses.replace(work, params=small, pending=NOTHING)
 
 

@@ -178,6 +178,7 @@ class TrainStep(Step):
             *(self.steps, self.seed, self.teaching, rates),
             *(made.__name__, sorted(getattr(self.optimizer, "keywords", {}).items())),
             *(shapes, zeros, sorted(work.pending.specs.items())),
+            sorted(work.pending.factors.items()),
         )
         return {
             "model": fingerprint(lessons.params),
@@ -188,12 +189,15 @@ class TrainStep(Step):
         }
 
 
-def check_trainings(steps: Sequence[Step], lessons: Lessons) -> None:
+def check_trainings(
+    steps: Sequence[Step], lessons: Lessons, *, smaller: bool = False
+) -> None:
     """Refuse trainings that have nothing to learn, or nothing to learn from.
 
     Args:
         steps: of a recipe.
         lessons: what they learn from.
+        smaller: whether the model becomes smaller before those steps.
 
     Raises:
         ValueError: names the step by its number.
@@ -201,7 +205,8 @@ def check_trainings(steps: Sequence[Step], lessons: Lessons) -> None:
     for number, step in enumerate(steps, 1):
         if isinstance(step, TrainStep):
             where = f"step {number}, {step.kind}"
-            if all(isinstance(one, TrainStep) for one in steps[:number]):
+            before = steps[:number]
+            if not smaller and all(isinstance(one, TrainStep) for one in before):
                 raise ValueError(
                     f"{where}: no step before it makes the model smaller, so that "
                     "there is nothing to recover; put it after those"

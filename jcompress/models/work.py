@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import jax
 
 from jcompress.leaves import named_leaves
 from jcompress.pruning import Pattern
-from jcompress.quantization import Quantize
+from jcompress.quantization import Quantize, Weights
 from jcompress.rules import Rules
 from jcompress.sensitivity.candidates import only
 from jcompress.shrinking import Plan
@@ -80,10 +81,13 @@ class Pending(NamedTuple):
     Attributes:
         specs: of each leaf, by its name.
         ranges: as of `jcompress.quantization.quantize`.
+        factors: how those of thin factors are stored, by name; a training does not
+            round them.
     """
 
     specs: Mapping[str, Quantize]
     ranges: Mapping[str, Any] | None = None
+    factors: Mapping[str, Weights] = types.MappingProxyType({})
 
     @property
     def rules(self) -> Rules[Quantize]:

@@ -50,7 +50,12 @@ from jcompress.recipes.user_search import (
     search_steps,
 )
 from jcompress.recipes.user_steps import Steps, read_steps
-from jcompress.recipes.user_training import Telling, check_lessons, check_resume
+from jcompress.recipes.user_training import (
+    Telling,
+    check_lessons,
+    check_only_trains,
+    check_resume,
+)
 from jcompress.serving.program import require_flatbuffers
 
 _STAGES = ("load", "expect", "compress", "measure", "save")
@@ -106,15 +111,15 @@ def compress_files(
             exported program.
         recipe: steps in TOML, see `jcompress.recipes.user_steps.read_steps`. If None,
             8-bit weights and data; or what is searched for if there is a budget or a
-            limit.
+            limit. With a budget it holds only steps that train what is found.
         max_drop: how much worse the metric may become. If it becomes worse, what
             stands at `out` stays, and the report is written to `rejected.json` and
             `rejected.html` there. Without recipe and budget it is the smallest model
             in bytes that is searched for.
-        budget: how much the model may take; not with a recipe. If no mix is within, the
-            report of the best is written there, too.
-        resume: to go on after an interruption: a file for the errors of a search, or
-            a folder for what the steps of the recipe train.
+        budget: how much the model may take. If no mix is within, the report of the best
+            is written there, too.
+        resume: to go on after an interruption: a file for the errors of a search; or,
+            with a recipe, a folder for what its steps train and the search found.
         progress: shows how far it is.
 
     Returns:
@@ -144,9 +149,7 @@ def compress_files(
         OSError: the results cannot be written.
     """
     place = pathlib.Path(out)
-    if recipe is not None and budget is not None:
-        raise ValueError("compress: a budget searches for the steps; give no recipe")
-    searching = recipe is None and (budget is not None or max_drop is not None)
+    searching = budget is not None or (recipe is None and max_drop is not None)
     progress = Progress() if progress is None else progress
     checkpoint.require_orbax()
     require_flatbuffers()
@@ -155,8 +158,8 @@ def compress_files(
     progress.begin("compress", total=1 if searching else len(_STAGES))
     with UserCode() as code:
         with clock.stage("load"):
-            found = _load(model, data, recipe, max_drop, code)
-            if not searching:
+            found = _load(model, data, recipe, max_drop, code, searching=searching)
+            if recipe is not None or not searching:
                 check_resume(found.steps, resume)
         searched = None
         if searching:
@@ -164,11 +167,13 @@ def compress_files(
                 searched = search_steps(
                     UserModel(found.model, found.function, found.data),
                     budget=budget,
-                    max_drop=max_drop,
-                    resume=resume,
+                    # What is trained afterwards is judged after that.
+                    max_drop=max_drop if recipe is None else None,
                     progress=progress,
+                    **_kept(resume, whole=recipe is None),
                 )
-            found = dataclasses.replace(found, steps=_found(searched))
+            trainings = Steps((), ()) if recipe is None else found.steps
+            found = dataclasses.replace(found, steps=_found(searched, trainings))
             progress.begin("compress", total=len(_STAGES), done=1)
         with clock.stage("expect"):
             expected = _expected(found)
@@ -182,7 +187,7 @@ def compress_files(
                 data=found.data.calibration,
                 training=found.data.training,
                 loss=found.data.loss,
-                resume=None if searching else resume,
+                resume=None if recipe is None else resume,
                 tell=Telling(progress),
                 measure=False,  # which is the next stage
             )
@@ -253,12 +258,16 @@ def _load(
     recipe: Path | None,
     max_drop: float | None,
     code: UserCode,
+    *,
+    searching: bool,
 ) -> _Loaded:
     steps = read_steps(recipe, code)
     built, function, given = load_model(model, data, code)
     if max_drop is not None and given.metric is None:
         raise UserCodeError(f"{data} returns no 'metric', which --max-drop limits")
-    check_lessons(steps, function, given)
+    if searching and recipe is not None:
+        check_only_trains(steps)
+    check_lessons(steps, function, given, searching=searching)
     before = None
     if given.metric is not None:
         before = given.measure("dense", function.fn, function.params)
@@ -267,9 +276,23 @@ def _load(
     )
 
 
-def _found(searched: Searched) -> Steps:
-    """What a search found, as if a recipe said it."""
-    return Steps(values=(searched.step.to_json(),), steps=(searched.step,))
+def _kept(resume: Path | None, *, whole: bool) -> dict[str, pathlib.Path]:
+    """Where a search keeps what it measures, and what it chose if more follows."""
+    if resume is None:
+        return {}
+    path = pathlib.Path(resume)
+    if whole:
+        return {"resume": path}
+    path.mkdir(parents=True, exist_ok=True)
+    return {"resume": path / "errors.jsonl", "choice": path / "choice.json"}
+
+
+def _found(searched: Searched, trainings: Steps) -> Steps:
+    """What a search found and then what trains it, as if a recipe said it."""
+    return Steps(
+        values=(searched.step.to_json(), *trainings.values),
+        steps=(searched.step, *trainings.steps),
+    )
 
 
 def _expected(found: _Loaded) -> Expectation | None:

@@ -1,18 +1,21 @@
 """The search for steps that meet a budget, or a limit on the metric's drop."""
 
 import dataclasses
+import json
 import math
+import pathlib
 from typing import Any, NamedTuple
 
 from jcompress.budget import Budget, BudgetError, Front, Mix, Search, Tried
 from jcompress.budget.amounts import told
 from jcompress.budget.fitting import front_of
 from jcompress.models import Function, as_function
-from jcompress.recipes.folder import Path
+from jcompress.recipes.folder import Path, write_whole
 from jcompress.recipes.progress import Progress
 from jcompress.recipes.user_code import Source, UserCode, UserCodeError, named_errors
 from jcompress.recipes.user_data import Data, check_data, read_data
-from jcompress.sensitivity import Sensitivity
+from jcompress.sensitivity import Keep, ResumeError, Sensitivity
+from jcompress.sensitivity.candidates import name_of
 
 _POINTS = 5
 """Other budgets on the front."""
@@ -110,6 +113,7 @@ def search_steps(
     budget: Budget | None,
     max_drop: float | None,
     resume: Path | None = None,
+    choice: Path | None = None,
     progress: Progress,
 ) -> Searched:
     """Find the mix that errs least within a budget, or the smallest within a limit.
@@ -125,6 +129,8 @@ def search_steps(
         max_drop: how much worse the metric may become. The search looks at
             `validation`, if there is one, in place of the metric.
         resume: as of `measure_files`.
+        choice: a file that what is chosen is written to; if it is there already, of
+            the same budget, that is what is found.
         progress: shows how far it is.
 
     Raises:
@@ -142,7 +148,10 @@ def search_steps(
         assert max_drop is not None
         chosen, cost, within = one.smallest(max_drop)
     else:
-        chosen, cost, within = one.best(budget, max_drop)
+        kept = None if choice is None else one.read(pathlib.Path(choice), budget)
+        chosen, cost, within = kept or one.best(budget, max_drop)
+        if choice is not None and kept is None:
+            one.write(pathlib.Path(choice), budget, chosen, cost)
     front = one.front(chosen, by_metric=max_drop is not None)
     return Searched(
         step=one.search.step(chosen),
@@ -229,6 +238,47 @@ class _Searching:
             key=self.drop,
         )
         return chosen, chosen.cost, False
+
+    def write(
+        self, path: pathlib.Path, budget: Budget, chosen: Tried, cost: float
+    ) -> None:
+        """Keep a choice, which times of another run might not lead to."""
+        entry = {
+            "budget": [budget.kind, budget.amount],
+            "forms": self._forms,
+            "keeps": {
+                name: keep.fraction for name, keep in chosen.layout.keeps.items()
+            },
+            "numbers": dict(chosen.numbers),
+            "label": chosen.label,
+            "predicted": chosen.predicted,
+            "cost": cost,
+        }
+        write_whole(path, json.dumps(entry).encode())
+
+    def read(
+        self, path: pathlib.Path, budget: Budget
+    ) -> tuple[Tried, float, bool] | None:
+        """The choice of an earlier run; None if there is none for this budget."""
+        try:
+            found = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ResumeError(f"{path} is damaged; remove it") from error
+        wanted = [budget.kind, budget.amount], self._forms
+        if (found.get("budget"), found.get("forms")) != wanted:
+            return None
+        keeps = {name: Keep(part) for name, part in found["keeps"].items()}
+        layout = self.search.prices.layout(keeps)
+        tried = self.search.mixes.measure(
+            found["label"], layout, found["numbers"], found["predicted"]
+        )
+        return tried, found["cost"], found["cost"] <= budget.amount
+
+    @property
+    def _forms(self) -> list[str]:
+        return [name_of(each) for each in self.search.prices.candidates]
 
     def smallest(self, max_drop: float) -> tuple[Tried, float, bool]:
         """The mix of the fewest bytes whose metric stays within a limit."""

@@ -12,8 +12,33 @@ from jcompress.recipes.user_data import Data
 from jcompress.recipes.user_steps import Steps
 
 
-def check_lessons(steps: Steps, function: Function, data: Data) -> None:
+def check_only_trains(steps: Steps) -> None:
+    """Refuse a recipe beside a budget that does more than train what is found.
+
+    Raises:
+        RecipeError: names the step.
+    """
+    for number, (step, values) in enumerate(
+        zip(steps.steps, steps.values, strict=True), 1
+    ):
+        if not isinstance(step, TrainStep):
+            raise RecipeError(
+                f"recipe: step {number}, {values['kind']}: with a budget the search "
+                "chooses widths, sparsity, ranks and bits, and a recipe holds only "
+                "train and distil, for what it finds; leave the step or the budget out"
+            )
+
+
+def check_lessons(
+    steps: Steps, function: Function, data: Data, *, searching: bool
+) -> None:
     """Refuse a recipe that has nothing to train, or data that has nothing for it.
+
+    Args:
+        steps: of the recipe.
+        function: the model.
+        data: what is learned from.
+        searching: whether a search makes the model smaller first.
 
     Raises:
         ValueError: names the step.
@@ -24,7 +49,7 @@ def check_lessons(steps: Steps, function: Function, data: Data) -> None:
         batches=data.training or [(args, None) for args in data.calibration],
         loss=data.loss,
     )
-    check_trainings(steps.steps, lessons)
+    check_trainings(steps.steps, lessons, smaller=searching)
 
 
 def check_resume(steps: Steps, resume: Path | None) -> None:

@@ -205,7 +205,6 @@ WRONG = {
     "a space": ["--budget", "2 MB"],
     "another unit": ["--budget", "2mb"],
     "nothing": ["--budget", "0ms"],
-    "both": ["--budget", "2MB", "--recipe", "a.toml"],
 }
 
 

@@ -15,6 +15,7 @@ from tiny_run import command, environment
 
 import jcompress as jc
 from jcompress.cli import main
+from jcompress.report.counts import stored_bytes
 from jcompress.tensors import UnstructuredSparse
 
 pytestmark = pytest.mark.once
@@ -239,6 +240,54 @@ def strip(report: Any) -> None:
     for row in report["leaves"]:
         row.pop("seconds_before", None)
         row.pop("seconds_after", None)
+
+
+LEARN = DISTIL.replace("150", "100")
+
+
+@pytest.mark.slow
+def test_what_a_search_finds_is_trained_and_gone_on_with(
+    home: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "learn.toml").write_text(LEARN)
+    words = arguments("learn.toml", "fitted", "--resume", "kept", "--budget", "2kB")
+    words.remove("--quiet")
+    process = subprocess.Popen(
+        command(*words),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=environment(),
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("distil: 10/25"):
+            process.send_signal(signal.SIGKILL)
+            break
+    assert process.wait() == -signal.SIGKILL
+    process.stderr.close()
+    chosen = (home / "kept" / "choice.json").read_bytes()
+    assert main([*words, "--max-drop", "0.2"]) == 0
+    assert "distil: goes on after part 1" in capsys.readouterr().err
+    assert (home / "kept" / "choice.json").read_bytes() == chosen
+
+    found = report(home / "fitted")
+    assert [step["kind"] for step in found["steps"]] == ["mix", "distil"]
+    assert found["search"]["cost"] == json.loads(chosen)["cost"] <= 2000
+    assert stored_bytes(load(home, "fitted").params) <= 2000
+    assert found["metric"]["drop"] < 0.15
+    # Without the training nothing within the budget keeps to such a limit.
+    alone = [*words[:5], *("--budget", "2kB", "--max-drop", "0.15", "--out", "alone")]
+    assert main([*alone, "--quiet", "--resume", "kept/errors.jsonl"]) == 3
+
+    # Another recipe's steps are for the search to choose.
+    capsys.readouterr()
+    assert run("distil.toml", "other", "--budget", "2kB") == 2
+    said = capsys.readouterr().err
+    assert "recipe: step 1, sparse: with a budget the search chooses" in said
+    (home / "kept" / "choice.json").write_text("{")
+    assert run("learn.toml", "other", "--budget", "2kB", "--resume", "kept") == 2
+    assert "choice.json is damaged; remove it" in capsys.readouterr().err
 
 
 DISTILS = 'kind = "w8"\n[[step]]\nkind = "distil"\nsteps = 3\n'
