@@ -197,7 +197,7 @@ def one_by_one(
     return result
 
 
-def damped(moments: jax.Array, damping: float) -> jax.Array:
+def damped(moments: jax.Array, damping: jax.Array | float) -> jax.Array:
     """Moments [K, K] that can be factored.
 
     Args:
@@ -208,7 +208,9 @@ def damped(moments: jax.Array, damping: float) -> jax.Array:
     size = jnp.diagonal(moments)
     mean = jnp.mean(size)
     usual = jnp.where(mean > 0, mean, np.float32(1))
-    extra = np.float32(damping) * usual + jnp.where(size > 0, np.float32(0), usual)
+    extra = jnp.asarray(damping, jnp.float32) * usual + jnp.where(
+        size > 0, np.float32(0), usual
+    )
     return moments + jnp.diag(extra)
 
 

@@ -4,13 +4,14 @@ Three moves lower the squared error of the outputs, each for what the others are
 one vector of inputs after the other (`vector_codes`); tables; scales.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcompress.rounding.copies import per_weight
+from jcompress.rounding.copies import output_errors, per_weight
 from jcompress.rounding.in_turn import damped
 from jcompress.sharing.vector_codes import (
     all_else,
@@ -52,9 +53,13 @@ def fit_vectors(
     bits: int,
     rounds: int,
     starts: int,
-    damping: float,
+    dampings: Sequence[float],
 ) -> Fitted:
     """Fit codes, tables and scales to one matrix.
+
+    Where a few directions of the inputs hold most of the moments, little damping leaves
+    the codes of all others in a poor place, and where none does, much damping costs
+    accuracy: of several dampings that is taken by which the outputs err least.
 
     Args:
         matrix: floats [N, K].
@@ -65,12 +70,39 @@ def fit_vectors(
         bits: of a code.
         rounds: how often all is chosen again.
         starts: of sums of several entries, how many are tried.
-        damping: as of `Gptq`.
+        dampings: each as of `Gptq`.
     """
+
+    def one(damping: jax.Array | float) -> tuple[Fitted, jax.Array]:
+        return _fitted(
+            matrix, moments, key, length, codes, bits, rounds, starts, damping
+        )
+
+    if len(dampings) == 1:
+        return one(dampings[0])[0]
+    found, errors = jax.lax.map(one, jnp.asarray(dampings, jnp.float32))
+    best = least_place(errors)
+    chosen: Fitted = jax.tree.map(lambda x: x[best], found)
+    return chosen
+
+
+def _fitted(
+    matrix: jax.Array,
+    moments: jax.Array,
+    key: jax.Array,
+    length: int,
+    codes: int,
+    bits: int,
+    rounds: int,
+    starts: int,
+    damping: jax.Array | float,
+) -> tuple[Fitted, jax.Array]:
+    """What a matrix becomes by one damping, and the error of its outputs."""
     inputs = matrix.shape[1]
     short = -inputs % length
     w = jnp.pad(matrix.astype(jnp.float32), ((0, 0), (0, short)))
-    h = per_weight(damped(per_weight(moments.astype(jnp.float32)), damping))
+    seen = per_weight(moments.astype(jnp.float32))
+    h = per_weight(damped(seen, damping))
     # What fills up the last vector stands for nothing and counts next to nothing.
     h = jnp.pad(h, (0, short)) + jnp.diag(
         jnp.where(jnp.arange(inputs + short) < inputs, 0, 1e-3).astype(jnp.float32)
@@ -102,7 +134,10 @@ def fit_vectors(
     tables = _best_tables(w, h, found, tables, scales)
     scales = _best_scales(w, h, found, tables, scales)
     found = found[:, jnp.argsort(order)]
-    return Fitted(jnp.moveaxis(found, 1, 2).astype(jnp.uint8), tables, scales)
+    values = (picked(tables, found).reshape(w.shape) * scales)[:, :inputs]
+    change = matrix.astype(jnp.float32) - values
+    made = Fitted(jnp.moveaxis(found, 1, 2).astype(jnp.uint8), tables, scales)
+    return made, jnp.sum(output_errors(change, seen))
 
 
 def _first_tables(

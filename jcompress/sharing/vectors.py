@@ -49,7 +49,9 @@ class ClusterVectors:
             others; 0 leaves the tables of k-means, fitted once.
         starts: of sums of several entries, how many are tried for each vector.
         damping: what is added to the diagonal of the second moments, as a fraction of
-            its mean, above 0; more trusts the data less.
+            its mean, above 0; more trusts the data less. Of several each is tried, and
+            that is taken by which the outputs of the leaf err least: much where a few
+            directions of the inputs hold most of their energy, little elsewhere.
 
     Raises:
         TypeError: a field is of the wrong type.
@@ -61,7 +63,7 @@ class ClusterVectors:
     bits: int = 8
     rounds: int = 4
     starts: int = 4
-    damping: float = 0.01
+    damping: float | tuple[float, ...] = (0.1, 1.0)
 
     def __post_init__(self) -> None:
         limits: dict[str, tuple[int, float]] = {
@@ -80,16 +82,25 @@ class ClusterVectors:
                 raise ValueError(
                     f"ClusterVectors: {name} is {value}, not {least} {upper}"
                 )
-        number = isinstance(self.damping, int | float) and math.isfinite(self.damping)
-        if not number or self.damping <= 0:
+        if not self.dampings or not all(map(_is_damping, self.dampings)):
             raise ValueError(
                 f"ClusterVectors: damping is above 0, not {self.damping!r}"
             )
+
+    @property
+    def dampings(self) -> tuple[float, ...]:
+        """Those that are tried."""
+        given = self.damping
+        return given if isinstance(given, tuple) else (given,)
 
     def stored_bytes(self, outputs: int, inputs: int) -> int:
         """The bytes of a leaf of one matrix, with its tables and scales."""
         codes = outputs * self.codes * code_bytes(inputs, self.length, self.bits)
         return codes + 4 * ((self.codes * self.length << self.bits) + outputs)
+
+
+def _is_damping(given: object) -> bool:
+    return isinstance(given, int | float) and math.isfinite(given) and given > 0
 
 
 def check_vectors(
@@ -234,6 +245,7 @@ def _fitted(
 ) -> Fitted:
     matrix = to_matrix(leaf, axes)
     *stacks, _, inputs = matrix.shape
+    even = moments is None  # so is what any damping adds
     if moments is None:
         moments = jnp.broadcast_to(
             jnp.eye(inputs, dtype=jnp.float32), (*stacks, inputs, inputs)
@@ -250,7 +262,7 @@ def _fitted(
             bits=spec.bits,
             rounds=spec.rounds,
             starts=spec.starts,
-            damping=spec.damping,
+            dampings=(1.0,) if even else spec.dampings,
         )
         return found._replace(codes=pack_codes(found.codes, spec.bits))
 

@@ -151,6 +151,22 @@ def test_less_error_than_gptq_in_fewer_bytes() -> None:
     assert error(plain.dense() - w, np.eye(64)) < error(small.dense() - w, np.eye(64))
 
 
+def test_of_several_dampings_the_one_by_which_outputs_err_least() -> None:
+    w = jnp.asarray(RNG.normal(size=(64, 48)), jnp.float32)
+    sites = find_sites(layer, {"w": w}, jnp.ones((1, 64)))
+    h = moments_of(64)
+
+    def lost(*damping: float) -> float:
+        spec = ClusterVectors(length=4, bits=5, damping=damping)
+        made = cluster_vectors({"w": w}, [("w", spec)], sites=sites, moments={"w": h})
+        return error((made["w"].dense() - w).T, h)
+
+    small, large = lost(0.01), lost(1.0)
+    assert small < 0.9 * large
+    for both in ((0.01, 1.0), (1.0, 0.01)):
+        assert lost(*both) == pytest.approx(small, rel=1e-4)
+
+
 def test_stacks_odd_inputs_and_one_trace(monkeypatch: Any) -> None:
     traced = []
     real = fitting.fit_vectors
