@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 namespace jcompress {
 
@@ -36,6 +37,22 @@ class Buffer {
 
   std::unique_ptr<T, Give> data_;
 };
+
+// For containers whose memory is that of buffers.
+template <class T>
+struct Blocks {
+  using value_type = T;
+  Blocks() = default;
+  template <class Other>
+  Blocks(const Blocks<Other>&) {}  // NOLINT: as the standard wants it
+  T* allocate(size_t count) { return static_cast<T*>(take_block(count * sizeof(T))); }
+  void deallocate(T* block, size_t count) { give_block(block, count * sizeof(T)); }
+  bool operator==(const Blocks&) const { return true; }
+  bool operator!=(const Blocks&) const { return false; }
+};
+
+template <class T>
+using List = std::vector<T, Blocks<T>>;
 
 }  // namespace
 }  // namespace jcompress

@@ -209,6 +209,9 @@ class Direct {
                           : images_.pairs ? images_.runs / 3 * 8
                                           : (images_.runs + 3) / 4 * 4;
     int64_t size = 0;
+    const int64_t each = (in_group + ConvBlock::kOutputs - 1) / ConvBlock::kOutputs;
+    blocks_.reserve(static_cast<size_t>(weight_.outputs / in_group * each));
+    starts_.reserve(blocks_.capacity());
     for (int64_t first = 0; first < weight_.outputs; first += in_group) {
       for (int64_t n = 0; n < in_group; n += ConvBlock::kOutputs) {
         ConvBlock block{};
@@ -302,8 +305,8 @@ class Direct {
   ConvEnd end_;
   ConvImages images_{};
   bool by_channel_, few_;
-  std::vector<ConvBlock> blocks_;
-  std::vector<int64_t> starts_;
+  List<ConvBlock> blocks_;
+  List<int64_t> starts_;
   int64_t packed_bytes_ = 0;
   Buffer<int32_t> sums_{0};
   Buffer<ConvLinear> linear_{0};

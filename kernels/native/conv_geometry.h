@@ -2,8 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
+#include "buffer.h"
 #include "handlers.h"
 
 namespace jcompress {
@@ -11,7 +11,7 @@ namespace {
 
 using Sizes = ffi::Span<const int64_t>;
 
-inline int64_t product_of(const std::vector<int64_t>& sizes) {
+inline int64_t product_of(const List<int64_t>& sizes) {
   int64_t product = 1;
   for (int64_t size : sizes) product *= size;
   return product;
@@ -19,7 +19,7 @@ inline int64_t product_of(const std::vector<int64_t>& sizes) {
 
 // The spatial axes of images and of a window that moves over them.
 struct Geometry {
-  std::vector<int64_t> sizes, padded, low, out, lines, offsets;
+  List<int64_t> sizes, padded, low, out, lines, offsets;
   int64_t channels, image, image_bytes, positions, inputs, run_bytes, stride;
   int64_t across;  // positions of the window along the last axis
 
@@ -34,6 +34,7 @@ struct Geometry {
     if (rank < 1 || depth < 1) return "there is no axis";
     if (groups < 1 || depth % groups) return "groups do not fit";
     channels = depth;
+    for (List<int64_t>* each : {&sizes, &padded, &low, &out}) each->reserve(rank);
     for (size_t d = 0; d < rank; ++d) {
       if (data[d] < 1 || window[d] < 1 || strides[d] < 1 || dilation[d] < 1) {
         return "a size is not positive";
@@ -48,7 +49,7 @@ struct Geometry {
     image = product_of(sizes) * channels;
     image_bytes = product_of(padded) * channels;
     positions = product_of(out);
-    std::vector<int64_t> steps(rank, channels);  // bytes from one index to the next
+    List<int64_t> steps(rank, channels);  // bytes from one index to the next
     for (size_t d = rank - 1; d > 0; --d) steps[d - 1] = steps[d] * padded[d];
     stride = strides[rank - 1] * channels;
     across = window[rank - 1];
@@ -67,9 +68,9 @@ struct Geometry {
   }
 
   // Every offset followed by those of `count` steps from it.
-  static std::vector<int64_t> spread(const std::vector<int64_t>& from, int64_t count,
-                                     int64_t step) {
-    std::vector<int64_t> all;
+  static List<int64_t> spread(const List<int64_t>& from, int64_t count, int64_t step) {
+    List<int64_t> all;
+    all.reserve(from.size() * static_cast<size_t>(count));
     for (int64_t offset : from) {
       for (int64_t i = 0; i < count; ++i) all.push_back(offset + i * step);
     }

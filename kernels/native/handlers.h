@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <vector>
+#include <initializer_list>
 
 #include "floats.h"
 #include "product.h"
@@ -22,10 +22,15 @@ using Any = ffi::AnyBuffer;
 // Of the arrays, as the leaves document them; raised when that changes.
 constexpr int64_t kLayout = 1;
 
-inline bool is(const Any& a, ffi::DataType dtype, const std::vector<int64_t>& shape) {
+template <class Shape>
+bool is(const Any& a, ffi::DataType dtype, const Shape& shape) {
   const auto dims = a.dimensions();
   return a.element_type() == dtype && dims.size() == shape.size() &&
          std::equal(shape.begin(), shape.end(), dims.begin());
+}
+
+inline bool is(const Any& a, ffi::DataType dtype, std::initializer_list<int64_t> shape) {
+  return is<std::initializer_list<int64_t>>(a, dtype, shape);
 }
 
 inline bool absent(const Any& a) { return a.element_count() == 0; }

@@ -2,13 +2,14 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
 #include <thread>
+#include <type_traits>
 #include <utility>
 
+#include "buffer.h"
 #include "team.h"
 
 namespace jcompress {
@@ -44,6 +45,25 @@ struct Phase {
   }
 };
 
+// Two phases of work, the second after all pieces of the first.
+template <typename First, typename Second>
+class Phases final : public Job {
+ public:
+  Phases(int64_t first_count, First* first, int64_t second_count, Second* second)
+      : first_count_(first_count), second_count_(second_count), first_(first), second_(second) {}
+
+  void run() override {
+    begin_.work(first_count_, first_);
+    end_.work(second_count_, second_);
+  }
+
+ private:
+  Phase begin_, end_;
+  int64_t first_count_, second_count_;
+  First* first_;
+  Second* second_;
+};
+
 // Which helpers so much work is worth.
 enum class Help {
   kNone,   // less than what handing over takes
@@ -74,12 +94,9 @@ void parallel_phases(Pool& pool, int64_t first_count, First&& first,
     return;
   }
   Team& team = Team::of_process();
-  auto shared = std::make_shared<std::array<Phase, 2>>();
-  const Team::Work work = [shared, first_count, second_count, one = &first,
-                           two = &second] {
-    (*shared)[0].work(first_count, one);
-    (*shared)[1].work(second_count, two);
-  };
+  using Both = Phases<std::remove_reference_t<First>, std::remove_reference_t<Second>>;
+  const Team::Work work = std::allocate_shared<Both>(Blocks<Both>{}, first_count, &first,
+                                                     second_count, &second);
   const int64_t given = team.give(helpers, work);
   const int64_t stay = on_pool() ? 0 : threads - 1;
   for (int64_t i = given; help == Help::kAny && i < helpers; ++i) {
@@ -88,7 +105,7 @@ void parallel_phases(Pool& pool, int64_t first_count, First&& first,
       Team::of_process().help(work, stay);
     });
   }
-  work();
+  work->run();
 }
 
 // Call `body(i)` once for each i in [0, count), in the same way.

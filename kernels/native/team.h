@@ -8,7 +8,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
-#include <functional>
+#include <memory>
 #include <thread>
 #include <utility>
 
@@ -24,9 +24,16 @@ inline void pause_briefly() {
 #endif
 }
 
+// What several threads do together, each by a call of `run`.
+class Job {
+ public:
+  virtual ~Job() = default;
+  virtual void run() = 0;
+};
+
 class Team {
  public:
-  using Work = std::function<void()>;
+  using Work = std::shared_ptr<Job>;
   using Clock = std::chrono::steady_clock;
 
   // That of the process; never destroyed, as threads may still wait at its end.
@@ -91,7 +98,7 @@ class Team {
   // Do it; whether it was short.
   static bool done_shortly(const Work& work) {
     const auto start = Clock::now();
-    work();
+    work->run();
     return Clock::now() - start < kShort;
   }
 
