@@ -73,8 +73,8 @@ def measure(name: str) -> Seconds:
         sites = find_sites(apply, tree, tokens, tokens)
         tree = quantize(tree, rules, sites=sites)
         run = compressed(apply)
-        # What finding the sites has traced is not to be had for nothing.
-        jax.clear_caches()
+    # What finding the shapes and the sites has traced is not to be had for nothing.
+    jax.clear_caches()
     tree = jax.block_until_ready(jax.device_put(tree))
     begin = time.perf_counter()
     traced = jax.jit(run).trace(tree, tokens, tokens)

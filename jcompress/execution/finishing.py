@@ -56,7 +56,7 @@ def finished_products(
                 # What products of one call make, none of them can take.
                 own = [other.eqn.outvars[0] for other, _ in together]
                 circular = len(together) > 1 and any(
-                    one in graph.depending(out) for out in own for one in pattern.given
+                    graph.depends(one, out) for out in own for one in pattern.given
                 )
                 if circular:
                     pattern = pattern.without(use.eqn.outvars[0])

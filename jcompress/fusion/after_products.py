@@ -78,11 +78,9 @@ def follow_product(
     found = _nothing(number, out)
     if not floats(out):
         return found
-    depending: frozenset[Any] | None = None
 
     def taken(name: str) -> tuple[Any, Any] | None:
         """The equation behind and what it takes besides, if that is independent."""
-        nonlocal depending
         eqn = graph.only_user(found.result)
         if eqn is None or eqn.primitive.name != name or not floats(*eqn.invars):
             return None
@@ -91,9 +89,7 @@ def follow_product(
         other = eqn.invars[1 if eqn.invars[0] is found.result else 0]
         if is_literal(other) or aval_shape(eqn.outvars[0]) != aval_shape(out):
             return None
-        if depending is None:
-            depending = graph.depending(out)
-        return None if other in depending else (eqn, other)
+        return None if graph.depends(other, out) else (eqn, other)
 
     def then(eqn: Any, **changes: Any) -> AfterProduct:
         number = graph.makers[eqn.outvars[0]]

@@ -142,19 +142,22 @@ class Graph:
             eqn = self.maker(made[0]) if len(made) == 1 else None
         return eqn is not None
 
-    def depending(self, var: Any) -> frozenset[Any]:
-        """All values that are made from one, that one too."""
-        found, waiting = {var}, list(self.users.get(var, []))
-        seen: set[int] = set()
+    def depends(self, value: Any, var: Any) -> bool:
+        """Whether a value is made from another one, or is that one."""
+        first = self.makers.get(var, -1)
+        waiting, seen = [value], set[int]()
         while waiting:
-            number = waiting.pop()
-            if number in seen:
+            atom = waiting.pop()
+            if is_literal(atom):
                 continue
-            seen.add(number)
-            for out in self.body.jaxpr.eqns[number].outvars:
-                found.add(out)
-                waiting += self.users.get(out, [])
-        return frozenset(found)
+            if atom is var:
+                return True
+            number = self.makers.get(atom, -1)
+            # Equations take what those before them make: further back it is not met.
+            if number > first and number not in seen:
+                seen.add(number)
+                waiting += self.body.jaxpr.eqns[number].invars
+        return False
 
     def constant(self, atom: Any) -> float | None:
         """The number that is in every place of a value; None if it is not known."""

@@ -1,5 +1,6 @@
 """The interval that an array's numbers span, and the scale that a format then has."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -97,6 +98,8 @@ def scale_and_zero(
     return scale, jnp.clip(zero, first, last)
 
 
+# Products of one shape are traced once.
+@functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
 def input_scale(
     x: jax.Array,
     contracted: tuple[int, ...],

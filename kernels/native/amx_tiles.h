@@ -56,8 +56,8 @@ void store_tile(void* to, int64_t stride) {
   }
 }
 
-template <int kSum, int kLeft, int kRight>
-void dot_tiles() {
+template <int kSum, int kLeft, int kRight, class Byte>
+void dot_bytes() {
   const TileConfig& config = emulated.config;
   for (int m = 0; m < config.rows[kSum]; ++m) {
     for (int n = 0; n < config.row_bytes[kSum] / 4; ++n) {
@@ -66,11 +66,21 @@ void dot_tiles() {
       for (int k = 0; k < config.row_bytes[kLeft]; ++k) {
         const int8_t right =
             static_cast<int8_t>(emulated.bytes[kRight][k / 4][4 * n + k % 4]);
-        sum += int32_t{emulated.bytes[kLeft][m][k]} * right;
+        sum += int32_t{static_cast<Byte>(emulated.bytes[kLeft][m][k])} * right;
       }
       std::memcpy(&emulated.bytes[kSum][m][4 * n], &sum, 4);
     }
   }
+}
+
+template <int kSum, int kLeft, int kRight>
+void dot_tiles() {
+  dot_bytes<kSum, kLeft, kRight, uint8_t>();
+}
+
+template <int kSum, int kLeft, int kRight>
+void dot_signed_tiles() {
+  dot_bytes<kSum, kLeft, kRight, int8_t>();
 }
 
 #else
@@ -104,6 +114,13 @@ template <int kTile>
 template <int kSum, int kLeft, int kRight>
 [[gnu::always_inline]] inline void dot_tiles() {
   __asm__ volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kLeft),
+                   "i"(kRight));
+}
+
+// The same with left of signed bytes.
+template <int kSum, int kLeft, int kRight>
+[[gnu::always_inline]] inline void dot_signed_tiles() {
+  __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kLeft),
                    "i"(kRight));
 }
 

@@ -19,8 +19,8 @@ namespace jcompress {
 
 const ConvKernels* conv_kernels_of(Instructions set) {
 #if defined(__x86_64__)
-  const bool vnni = set == Instructions::kAvx512Vnni || set == Instructions::kAvx512Vbmi ||
-                    set == Instructions::kAmxInt8;
+  if (set == Instructions::kAmxInt8) return amx_int8_conv();
+  const bool vnni = set == Instructions::kAvx512Vnni || set == Instructions::kAvx512Vbmi;
   return vnni ? avx512_vnni_conv() : nullptr;
 #else
   (void)set;
@@ -93,7 +93,7 @@ class Direct {
     const bool many = count >= 2 * threads && !few_;
     // Each thread packs a block and multiplies by it while it is in its cache.
     const bool by_block = !many && packs % threads == 0 && packs > 1;
-    Buffer<int8_t> packed(by_block ? 0 : packed_bytes_);
+    Buffer<int8_t> packed(by_block ? 0 : packed_bytes_ + ConvKernels::kSlack);
     for (int64_t i = 0; i < packs; ++i) blocks_[i].packed = packed.data() + starts_[i];
     const auto pack_block = [&](const ConvBlock& block) {
       if (by_channel_) {
@@ -139,7 +139,7 @@ class Direct {
     if (by_block) {
       parallel_phases(pool, writes, write_part, packs, [&](int64_t i) {
         const int64_t end = i + 1 < packs ? starts_[i + 1] : packed_bytes_;
-        Buffer<int8_t> mine(end - starts_[i]);
+        Buffer<int8_t> mine(end - starts_[i] + ConvKernels::kSlack);
         ConvBlock block = blocks_[i];
         block.packed = mine.data();
         pack_block(block);
@@ -151,7 +151,8 @@ class Direct {
         work(geometry_.inputs * ConvBlock::kOutputs, ConvBlock::kOutputs);
     int64_t step = std::max(kPieceProducts / std::max<int64_t>(1, row_products),
                             rows * packs / (8 * threads));
-    step = std::min(rows, (step + 11) / 12 * 12);
+    const int64_t together = kernels_.together;
+    step = std::min(rows, (step + together - 1) / together * together);
     const int64_t pieces = (rows + step - 1) / step;
     parallel_phases(
         pool, writes + packs,

@@ -112,9 +112,14 @@ struct ConvKernels {
                    bool symmetric, int8_t* out);
   float (*largest)(const float* x, int64_t count);
   void (*flip)(int8_t* x, int64_t count);  // add 128
+  int64_t together;                        // positions at a time, of `multiply`
+
+  // Bytes behind packed weights that may be read, whatever they hold.
+  static constexpr int64_t kSlack = 4096;
 };
 
 const ConvKernels* avx512_vnni_conv();
+const ConvKernels* amx_int8_conv();
 
 // The kernels for a set; null if it has none.
 const ConvKernels* conv_kernels_of(Instructions set);

