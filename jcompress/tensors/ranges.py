@@ -98,8 +98,6 @@ def scale_and_zero(
     return scale, jnp.clip(zero, first, last)
 
 
-# Products of one shape are traced once.
-@functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
 def input_scale(
     x: jax.Array,
     contracted: tuple[int, ...],
@@ -114,6 +112,19 @@ def input_scale(
         activation: how the input is quantized.
         stored: the range to use; None, or a range without data, takes that of `x`.
     """
+    scaling: tuple[jax.Array, jax.Array | None]
+    scaling = _input_scale(x, contracted, activation, stored)
+    return scaling
+
+
+# Products of one shape are traced once.
+@functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
+def _input_scale(
+    x: jax.Array,
+    contracted: tuple[int, ...],
+    activation: Activation,
+    stored: Range | None,
+) -> tuple[jax.Array, jax.Array | None]:
     given = jax.lax.stop_gradient(x)
     axes = None
     if isinstance(activation.granularity, PerRow):
