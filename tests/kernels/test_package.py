@@ -38,6 +38,11 @@ def test_every_package_is_installed() -> None:
         for file in folder.rglob("__init__.py")
     }
     assert set(settings["setuptools"]["packages"]) == there
+    (library,) = settings["setuptools"]["ext-modules"]
+    native = root / "kernels" / "native"
+    for name, ending in (("sources", "cc"), ("depends", "h")):
+        found = {f"kernels/native/{file.name}" for file in native.glob(f"*.{ending}")}
+        assert set(library[name]) == found
 
 
 def twice(x: jax.Array, *, more: int) -> jax.Array:
