@@ -260,21 +260,21 @@ class _Searching:
         self, path: pathlib.Path, budget: Budget
     ) -> tuple[Tried, float, bool] | None:
         """The choice of an earlier run; None if there is none for this budget."""
+        wanted = [budget.kind, budget.amount], self._forms
         try:
             found = json.loads(path.read_text())
+            if (found["budget"], found["forms"]) != wanted:
+                return None
+            keeps = {name: Keep(part) for name, part in found["keeps"].items()}
+            given = found["numbers"], float(found["predicted"])
+            label, cost = found["label"], float(found["cost"])
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ResumeError(f"{path} is damaged; remove it") from error
-        wanted = [budget.kind, budget.amount], self._forms
-        if (found.get("budget"), found.get("forms")) != wanted:
-            return None
-        keeps = {name: Keep(part) for name, part in found["keeps"].items()}
         layout = self.search.prices.layout(keeps)
-        tried = self.search.mixes.measure(
-            found["label"], layout, found["numbers"], found["predicted"]
-        )
-        return tried, found["cost"], found["cost"] <= budget.amount
+        tried = self.search.mixes.measure(label, layout, *given)
+        return tried, cost, cost <= budget.amount
 
     @property
     def _forms(self) -> list[str]:

@@ -285,9 +285,10 @@ def test_what_a_search_finds_is_trained_and_gone_on_with(
     assert run("distil.toml", "other", "--budget", "2kB") == 2
     said = capsys.readouterr().err
     assert "recipe: step 1, sparse: with a budget the search chooses" in said
-    (home / "kept" / "choice.json").write_text("{")
-    assert run("learn.toml", "other", "--budget", "2kB", "--resume", "kept") == 2
-    assert "choice.json is damaged; remove it" in capsys.readouterr().err
+    for damaged in ("{", "[]", chosen.decode().replace("keeps", "kept")):
+        (home / "kept" / "choice.json").write_text(damaged)
+        assert run("learn.toml", "other", "--budget", "2kB", "--resume", "kept") == 2
+        assert "choice.json is damaged; remove it" in capsys.readouterr().err
 
 
 DISTILS = 'kind = "w8"\n[[step]]\nkind = "distil"\nsteps = 3\n'
