@@ -12,9 +12,9 @@ def keep_memory() -> bool:
     the next call pays for each page again: a quarter of the time of MobileNetV2 in 8
     bits at batch 32 (`python benchmarks/vision.py --return-memory`). What is freed
     lies in lists, too, which a program of many short operations goes through at each
-    call: a tenth of the time of MobileNetV2 on one image of 32 pixels. Call this once,
-    early, in a process that serves a model or trains one on a CPU. It holds for the
-    whole process, which then needs as much memory as it did at its peak.
+    call. Call this once, early, in a process that serves a model or trains one on a
+    CPU. It holds for the whole process, which then needs as much memory as it did at
+    its peak.
 
     Returns:
         Whether the C library knows the setting: glibc's `mallopt` does.

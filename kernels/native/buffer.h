@@ -44,7 +44,7 @@ struct Blocks {
   using value_type = T;
   Blocks() = default;
   template <class Other>
-  Blocks(const Blocks<Other>&) {}  // NOLINT: as the standard wants it
+  Blocks(const Blocks<Other>&) {}  // from one type to another, as containers need it
   T* allocate(size_t count) { return static_cast<T*>(take_block(count * sizeof(T))); }
   void deallocate(T* block, size_t count) { give_block(block, count * sizeof(T)); }
   bool operator==(const Blocks&) const { return true; }

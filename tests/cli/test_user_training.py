@@ -203,11 +203,8 @@ def load(folder: pathlib.Path, name: str) -> Any:
     return jc.load(folder / name / "model", found["build"](), np.zeros((1, 8, 8, 1)))
 
 
-def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(
-    home: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = arguments("distil.toml", "again", "--resume", "kept")
-    words.remove("--quiet")
+def killed(words: list[str]) -> None:
+    """Run a command in a process of its own, and kill it in the middle of `distil`."""
     process = subprocess.Popen(
         command(*words),
         stderr=subprocess.PIPE,
@@ -222,6 +219,14 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(
             break
     assert process.wait() == -signal.SIGKILL
     process.stderr.close()
+
+
+def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(
+    home: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = arguments("distil.toml", "again", "--resume", "kept")
+    words.remove("--quiet")
+    killed(words)
     assert not (home / "again").exists()
     assert main(words) == 0
     assert "distil: goes on after part 1" in capsys.readouterr().err
@@ -252,20 +257,7 @@ def test_what_a_search_finds_is_trained_and_gone_on_with(
     (home / "learn.toml").write_text(LEARN)
     words = arguments("learn.toml", "fitted", "--resume", "kept", "--budget", "2kB")
     words.remove("--quiet")
-    process = subprocess.Popen(
-        command(*words),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        env=environment(),
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("distil: 10/25"):
-            process.send_signal(signal.SIGKILL)
-            break
-    assert process.wait() == -signal.SIGKILL
-    process.stderr.close()
+    killed(words)
     chosen = (home / "kept" / "choice.json").read_bytes()
     assert main([*words, "--max-drop", "0.2"]) == 0
     assert "distil: goes on after part 1" in capsys.readouterr().err
