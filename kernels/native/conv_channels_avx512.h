@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "conv_direct.h"
+#include "conv_rows.h"
 #include "unrolled.h"
 #include "vector_avx512.h"
 
@@ -49,6 +50,8 @@ inline int channel_of(int quarter, int lane) { return lane / 4 * 16 + 4 * quarte
   return _mm512_srlv_epi32(four, _mm512_set1_epi32(static_cast<int32_t>(8 * missing)));
 }
 
+// The images have 128 more, unsigned. Packed as [4 taps][64 bytes of each quarter of the
+// channels], with `pairs` as [line][first of two positions, second][quarter][64 bytes].
 void pack_channels(const ConvImages& g, const ConvBlock& b) {
   const int64_t taps = g.runs;
   const __m512i ones = _mm512_set1_epi8(1);
@@ -146,12 +149,8 @@ template <class Store>
 [[gnu::always_inline]] inline void through_channels(const ConvImages& g, const ConvBlock& b,
                                                     const __m512i (&start)[4], int64_t row0,
                                                     int64_t row1, Store&& store) {
-  for (int64_t m = row0; m < row1;) {
-    const int64_t image = m / g.positions, position = m % g.positions;
-    const int64_t line = position / g.line, column = position % g.line;
-    const int64_t count = std::min(row1 - m, g.line - column);
-    const int8_t* x = g.images + image * g.image_bytes + g.lines[line] +
-                      column * g.stride + b.channel;
+  through_lines<int8_t>(g, b, row0, row1, [&](int64_t m, const int8_t* x, int64_t count)
+                                              JCOMPRESS_INLINE {
     if (g.pairs) {
       for (int64_t i = 0; i < count; i += 2, x += 2 * g.stride) {
         __m512i one[4], other[4];
@@ -160,20 +159,19 @@ template <class Store>
         store(m + i, one);
         if (i + 1 < count) store(m + i + 1, other);
       }
-    } else {
-      for (int64_t i = 0; i < count; ++i, x += g.stride) {
-        __m512i sums[4];
-        each<4>([&](auto j) JCOMPRESS_INLINE { sums[j] = start[j]; });
-        if (g.runs == 9) {
-          add_position<9>(g, x, b.packed, sums);
-        } else {
-          add_position<0>(g, x, b.packed, sums);
-        }
-        store(m + i, sums);
-      }
+      return;
     }
-    m += count;
-  }
+    for (int64_t i = 0; i < count; ++i, x += g.stride) {
+      __m512i sums[4];
+      each<4>([&](auto j) JCOMPRESS_INLINE { sums[j] = start[j]; });
+      if (g.runs == 9) {
+        add_position<9>(g, x, b.packed, sums);
+      } else {
+        add_position<0>(g, x, b.packed, sums);
+      }
+      store(m + i, sums);
+    }
+  });
 }
 
 }  // namespace

@@ -20,8 +20,9 @@ namespace jcompress {
 const ConvKernels* conv_kernels_of(Instructions set) {
 #if defined(__x86_64__)
   if (set == Instructions::kAmxInt8) return amx_int8_conv();
-  const bool vnni = set == Instructions::kAvx512Vnni || set == Instructions::kAvx512Vbmi;
-  return vnni ? avx512_vnni_conv() : nullptr;
+  const bool narrow = set == Instructions::kAvx2 || set == Instructions::kAvxVnni;
+  if (narrow) return avx2_conv();
+  return set == Instructions::kGeneric ? nullptr : avx512_vnni_conv();
 #else
   (void)set;
   return nullptr;
@@ -62,19 +63,19 @@ class Direct {
         weight_(weight),
         end_(end),
         own_(data.scale ? 0 : data.images) {
-    images_.image_bytes = geometry.image_bytes;
+    images_.image_cells = geometry.image_bytes;
     images_.positions = geometry.positions;
     images_.line = geometry.out.back();
     images_.lines = geometry.lines.data();
     images_.stride = geometry.stride;
     images_.offsets = geometry.offsets.data();
     images_.runs = static_cast<int64_t>(geometry.offsets.size());
-    images_.run_bytes = geometry.run_bytes;
+    images_.run_inputs = geometry.run_bytes;
     images_.zero = data.zero;
     images_.pixel = geometry.channels;
     few_ = data.images * geometry.positions <= ConvKernels::kFewRows;
     by_channel_ = groups > 1 && groups == geometry.channels && groups == weight.outputs;
-    images_.pairs = by_channel_ && geometry.across == 3 && images_.stride == images_.pixel &&
+    images_.pairs = by_channel_ && kernels.moved && geometry.across == 3 && images_.stride == images_.pixel &&
                     images_.offsets[1] == images_.pixel && images_.offsets[2] == 2 * images_.pixel;
     cut(values, groups);
   }
@@ -112,11 +113,11 @@ class Direct {
       parallel_phases(pool, packs, pack, pieces, [&](int64_t i) {
         const int64_t first = i * together, here = std::min(together, count - first);
         ConvImages mine = images_;
-        Buffer<int8_t> padded(in_place() ? 0 : here * geometry_.image_bytes + slack());
-        mine.images = in_place() ? data_.integers + first * geometry_.image : padded.data();
+        Buffer<char> padded(in_place() ? 0 : padded_bytes(here));
+        mine.images = padded.data();
+        if (in_place()) mine.images = data_.integers + first * geometry_.image;
         for (int64_t m = 0; m < here && !in_place(); ++m) {
-          write(first + m, 0, geometry_.padded_lines(),
-                padded.data() + m * geometry_.image_bytes);
+          write(first + m, 0, geometry_.padded_lines(), padded.data() + m * padded_bytes());
         }
         for (const ConvBlock& block : blocks_) {
           multiply(mine, block, first, 0, here * images_.positions);
@@ -124,8 +125,9 @@ class Direct {
       }, help);
       return;
     }
-    Buffer<int8_t> padded(in_place() ? 0 : count * geometry_.image_bytes + slack());
-    images_.images = in_place() ? data_.integers : padded.data();
+    Buffer<char> padded(in_place() ? 0 : padded_bytes(count));
+    images_.images = padded.data();
+    if (in_place()) images_.images = data_.integers;
     const int64_t lines = geometry_.padded_lines();
     const int64_t few =
         std::max<int64_t>(1, kPieceFloats * lines / std::max<int64_t>(1, geometry_.image_bytes));
@@ -134,7 +136,7 @@ class Direct {
     const int64_t rows = count * images_.positions;
     const auto write_part = [&](int64_t i) {
       const int64_t m = i / parts, line = i % parts * few;
-      write(m, line, std::min(lines, line + few), padded.data() + m * geometry_.image_bytes);
+      write(m, line, std::min(lines, line + few), padded.data() + m * padded_bytes());
     };
     if (by_block) {
       parallel_phases(pool, writes, write_part, packs, [&](int64_t i) {
@@ -193,13 +195,18 @@ class Direct {
     return true;
   }
 
-  // What is read behind the images: of a pair of positions the second may be missing.
-  int64_t slack() const { return Patches::kSlack + (images_.pairs ? images_.pixel : 0); }
+  // Bytes of padded images, and what is read behind them: of a pair of positions the
+  // second may be missing.
+  int64_t padded_bytes() const { return geometry_.image_bytes * kernels_.cell; }
+  int64_t padded_bytes(int64_t images) const {
+    const int64_t slack = Patches::kSlack + (images_.pairs ? images_.pixel : 0);
+    return images * padded_bytes() + slack * kernels_.cell;
+  }
 
   // Whether the images can be read as they are.
   bool in_place() const {
-    return data_.integers && geometry_.image == geometry_.image_bytes && !by_channel_ &&
-           images_.run_bytes % 4 == 0;
+    return kernels_.cell == 1 && data_.integers && !by_channel_ &&
+           geometry_.image == geometry_.image_bytes && images_.run_inputs % 4 == 0;
   }
 
   // The blocks of outputs, and where they are packed.
@@ -224,7 +231,7 @@ class Direct {
         blocks_.push_back(block);
         const int64_t bytes = by_channel_ ? quads * 64 : few_ ? 0 : quads * block.vectors() * 64;
         starts_.push_back(size);
-        size += bytes;
+        size += bytes * kernels_.cell;
       }
     }
     packed_bytes_ = size;
@@ -265,7 +272,7 @@ class Direct {
   }
 
   // Lines of a padded image, from that of the data.
-  void write(int64_t m, int64_t first_line, int64_t last_line, int8_t* image) const {
+  void write(int64_t m, int64_t first_line, int64_t last_line, char* image) const {
     const Geometry& g = geometry_;
     const int64_t line = g.padded.back() * g.channels;
     const int64_t width = g.sizes.back(), low = g.low.back();
@@ -274,16 +281,19 @@ class Direct {
     const int64_t count = std::max<int64_t>(0, last - first) * g.channels;
     const int64_t before = std::min(line, std::max<int64_t>(0, low) * g.channels);
     const float zero_float = data_.zero ? data_.zero[m] : 0.0f;
-    // Those of channels get 128 more.
-    const int8_t flip = by_channel_ ? -128 : 0;
+    const bool flips = by_channel_ && kernels_.moved, widens = kernels_.cell == 2;
+    const int8_t flip = flips ? -128 : 0;
+    Buffer<int8_t> narrow(widens ? line : 0);
     const int8_t zero = static_cast<int8_t>(static_cast<int8_t>(zero_point(zero_float)) ^ flip);
     const float scale = data_.scale[m];
     const float inverse = std::isfinite(scale) ? 1.0f / scale : 0.0f;
     for (int64_t l = first_line; l < last_line; ++l) {
-      int8_t* to = image + l * line;
+      char* const place = image + l * line * kernels_.cell;
+      int8_t* const to = widens ? narrow.data() : reinterpret_cast<int8_t*>(place);
       const int64_t from = g.source(l);
       if (from < 0 || count == 0) {
         std::memset(to, zero, line);
+        if (widens) kernels_.widen(to, line, reinterpret_cast<int16_t*>(place));
         continue;
       }
       std::memset(to, zero, before);
@@ -295,7 +305,8 @@ class Direct {
         kernels_.quantize(data_.floats + start, count, inverse, zero_float, data_.bits,
                           data_.zero == nullptr, to + before);
       }
-      if (by_channel_) kernels_.flip(to + before, count);
+      if (flips) kernels_.flip(to + before, count);
+      if (widens) kernels_.widen(to, line, reinterpret_cast<int16_t*>(place));
     }
   }
 

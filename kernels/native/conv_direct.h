@@ -42,29 +42,31 @@ struct ConvLinear {
   int32_t start[kOutputs];  // what sums begin with
 };
 
-// Images of int8, padded, and a window that moves over them. A patch consists of runs of
-// bytes; each run of the weight is filled up to whole quads of inputs with zeros.
+// Images of small integers, padded, and a window that moves over them. A patch consists of
+// runs of neighbouring integers; each run of the weight is filled up to whole quads of
+// inputs with zeros. Places and distances count integers, of `ConvKernels::cell` bytes.
 struct ConvImages {
-  const int8_t* images;   // [image][image_bytes]
-  int64_t image_bytes;
+  const void* images;     // [image][image_cells]
+  int64_t image_cells;
   int64_t positions;      // of an image, in lines of `line`
   int64_t line;
   const int64_t* lines;   // where the patch of the first position of each line begins
-  int64_t stride;         // bytes from one position of a line to the next
+  int64_t stride;         // from one position of a line to the next
   const int64_t* offsets; // [runs], from the beginning of a patch
   int64_t runs;
-  int64_t run_bytes;
+  int64_t run_inputs;
   bool pairs;             // of channels: windows of three that move by one pixel
-  int64_t pixel;          // bytes of one
+  int64_t pixel;          // from one to the next
   const float* scale;     // [image]
   const float* zero;      // [image] or null
 
-  int64_t run_quads() const { return (run_bytes + 3) / 4; }
+  int64_t run_quads() const { return (run_inputs + 3) / 4; }
   int64_t quads() const { return runs * run_quads(); }
 };
 
 // The outputs of a weight [outputs, inputs] that are multiplied together, at most
-// `kBlockOutputs` of them. `packed` holds [quad][vector of 16 outputs][output][4].
+// `kOutputs` of them. `packed` holds what the kernels make of them, of at most
+// `ConvKernels::cell` bytes for each number of [quad][vector of 16 outputs][output][4].
 struct ConvBlock {
   const int8_t* values;  // of the first one
   int64_t inputs;
@@ -72,7 +74,7 @@ struct ConvBlock {
   int count;
   int64_t channel;       // where their inputs begin in a pixel
   int8_t* packed;
-  int32_t* sums;         // [kBlockOutputs] of the integers of each
+  int32_t* sums;         // [kOutputs] of the integers of each
   ConvLinear* linear;
 
   static constexpr int kOutputs = 64;
@@ -88,6 +90,11 @@ struct ConvWeight {
 struct ConvKernels {
   static constexpr int64_t kFewRows = 4;
 
+  int64_t cell;  // bytes of an integer of the images: 1, or 2
+  // Whether what the sums take for images has 128 more than they have. Then those of
+  // weights of a channel have it in memory, too.
+  bool moved;
+
   // A weight of which every input meets every output of a block.
   void (*pack)(const ConvImages&, const ConvBlock&);
   // Write the outputs of a block at positions row0 to row1, counted through all images,
@@ -98,9 +105,7 @@ struct ConvKernels {
   // sums.
   void (*multiply_few)(const ConvImages&, const ConvBlock&, const ConvWeight&,
                        const ConvEnd&, int64_t image0, int64_t row0, int64_t row1);
-  // A weight of one input and output a channel, with images that have 128 more, unsigned:
-  // packed as [4 taps][64 bytes of each quarter of the channels], with `pairs` as
-  // [line][first of two positions, second][quarter][64 bytes].
+  // A weight of one input and output a channel.
   void (*pack_channels)(const ConvImages&, const ConvBlock&);
   void (*multiply_channels)(const ConvImages&, const ConvBlock&, const ConvWeight&,
                             const ConvEnd&, int64_t image0, int64_t row0, int64_t row1);
@@ -111,13 +116,15 @@ struct ConvKernels {
   void (*quantize)(const float* x, int64_t count, float inverse, float zero, int bits,
                    bool symmetric, int8_t* out);
   float (*largest)(const float* x, int64_t count);
-  void (*flip)(int8_t* x, int64_t count);  // add 128
+  void (*flip)(int8_t* x, int64_t count);  // add 128; of `moved`
+  void (*widen)(const int8_t* x, int64_t count, int16_t* out);  // of cells of two bytes
   int64_t together;                        // positions at a time, of `multiply`
 
   // Bytes behind packed weights that may be read, whatever they hold.
   static constexpr int64_t kSlack = 4096;
 };
 
+const ConvKernels* avx2_conv();
 const ConvKernels* avx512_vnni_conv();
 const ConvKernels* amx_int8_conv();
 

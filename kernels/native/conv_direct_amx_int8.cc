@@ -51,7 +51,7 @@ void add_tiles(const ConvImages& g, Rows rows, int here, const int8_t* w, int32_
   for (int64_t run = 0; run < g.runs; ++run) {
     const int64_t offset = g.offsets[run];
     for (int64_t q = 0; q < quads; q += kStepQuads) {
-      const int64_t bytes = g.run_bytes - 4 * q;
+      const int64_t bytes = g.run_inputs - 4 * q;
       if (stride != 0 && bytes >= 64) {
         load_tile<kData>(rows[0] + offset + 4 * q, stride);
       } else {
@@ -85,7 +85,7 @@ void multiply_block(const ConvImages& g, const ConvBlock& b, const ConvWeight& w
   const LinearEnd last(end);
   const Ends ends{b, w, end, g.scale, g.zero, g.positions};
   const Finish finish = finish_of(end.function);
-  through_rows<kTileRows>(g, b, row0, row1, [&](int64_t m, Rows rows, int here) {
+  through_rows<kTileRows, int8_t>(g, b, row0, row1, [&](int64_t m, Rows rows, int here) {
     add_tiles<kVectors>(g, rows, here, b.packed, sums);
     const int64_t at = place_of(g, b, w, image0, m);
     for (int r = 0; r < here; ++r) {

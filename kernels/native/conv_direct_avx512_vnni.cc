@@ -37,10 +37,10 @@ void pack(const ConvImages& g, const ConvBlock& b) {
     for (int64_t run = 0; run < g.runs; ++run) {
       for (int64_t q = 0; q < run_quads; q += kLanes) {
         alignas(64) float square[kLanes][kLanes];
-        const int64_t left = g.run_bytes - 4 * q;
+        const int64_t left = g.run_inputs - 4 * q;
         const __mmask64 some = left >= 64 ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
         for (int r = 0; r < kLanes; ++r) {
-          const int8_t* from = values + r * b.inputs + run * g.run_bytes + 4 * q;
+          const int8_t* from = values + r * b.inputs + run * g.run_inputs + 4 * q;
           // Of sixteen rows at once the processor fetches none by itself.
           _mm_prefetch(reinterpret_cast<const char*>(from) + kAhead, _MM_HINT_T0);
           const __m512i row = r < rows ? _mm512_maskz_loadu_epi8(some, from)
@@ -137,7 +137,7 @@ void multiply(const ConvImages& g, const ConvBlock& b, const ConvWeight& w,
   if (end.linear) {
     const LinearEnd last(end);
     const auto whole = rows_of<StoreLinear>(kRows, b.vectors());
-    return through_rows<kRows>(
+    return through_rows<kRows, int8_t>(
         g, b, row0, row1, [&](int64_t m, const int8_t* const* rows, int here) {
           const auto add = here == kRows ? whole : rows_of<StoreLinear>(here, b.vectors());
           const int64_t at = place_of(g, b, w, image0, m);
@@ -149,7 +149,7 @@ void multiply(const ConvImages& g, const ConvBlock& b, const ConvWeight& w,
   const Ends ends{b, w, end, g.scale, g.zero, g.positions};
   const Finish finish = finish_of(end.function);
   const auto whole = rows_of<StoreSums>(kRows, b.vectors());
-  through_rows<kRows>(g, b, row0, row1, [&](int64_t m, const int8_t* const* rows, int here) {
+  through_rows<kRows, int8_t>(g, b, row0, row1, [&](int64_t m, const int8_t* const* rows, int here) {
     const auto add = here == kRows ? whole : rows_of<StoreSums>(here, b.vectors());
     add(g, rows, b.packed, nullptr, {sums});
     finish(ends, sums, image0, m, here);
@@ -255,12 +255,12 @@ void multiply_few(const ConvImages& g, const ConvBlock& b, const ConvWeight& w,
   alignas(64) int32_t sums[kFewRows * ConvBlock::kOutputs];
   const Ends ends{b, w, end, g.scale, g.zero, g.positions};
   const Finish finish = finish_of(end.function);
-  through_rows<kFewRows>(
+  through_rows<kFewRows, int8_t>(
       g, b, row0, row1, [&](int64_t m, const int8_t* const* rows, int here) {
         for (int r = 0; r < here; ++r) {
           uint8_t* to = patches.data() + r * stride;
           for (int64_t run = 0; run < g.runs; ++run) {
-            std::memcpy(to + run * g.run_bytes, rows[r] + g.offsets[run], g.run_bytes);
+            std::memcpy(to + run * g.run_inputs, rows[r] + g.offsets[run], g.run_inputs);
           }
           for (int64_t k = 0; k < stride; k += 64) {
             _mm512_store_si512(to + k, _mm512_xor_si512(_mm512_load_si512(to + k), flip));
@@ -316,10 +316,9 @@ float largest_value(const float* x, int64_t count) {
 }  // namespace
 
 const ConvKernels* avx512_vnni_conv() {
-  static constexpr ConvKernels kKernels{&pack,         &multiply,          &multiply_few,
-                                        &pack_channels, &multiply_channels, &prepare,
-                                        &quantize,     &largest_value,     &flip,
-                                        2 * kRows};
+  static constexpr ConvKernels kKernels{
+      1,        true,           &pack,    &multiply, &multiply_few, &pack_channels, &multiply_channels,
+      &prepare, &quantize, &largest_value, &flip, nullptr,   2 * kRows};
   return &kKernels;
 }
 

@@ -1,14 +1,14 @@
-// From the sums of a convolution to its results, and the positions that it goes through.
+// From the sums of a convolution to its results, by AVX-512.
 #pragma once
 
 #include <immintrin.h>
 
 #include <algorithm>
 #include <cstring>
-#include <type_traits>
 
 #include "conv_direct.h"
 #include "conv_linear_avx512.h"
+#include "conv_rows.h"
 #include "epilogue.h"
 #include "rows.h"
 #include "unrolled.h"
@@ -18,9 +18,6 @@ namespace jcompress {
 namespace {
 
 constexpr int kLanes = ConvBlock::kLanes;
-
-template <int kNumber>
-using Number = std::integral_constant<int, kNumber>;
 
 inline __mmask16 some16(int64_t count) {
   return count >= 16 ? 0xffff : static_cast<__mmask16>((1u << std::max<int64_t>(0, count)) - 1);
@@ -94,15 +91,6 @@ struct Rounding {
   }
 };
 
-struct Ends {
-  const ConvBlock& block;
-  const ConvWeight& weight;
-  const ConvEnd& end;
-  const float* scale;  // of the images
-  const float* zero;
-  int64_t positions;
-};
-
 // Stores some lanes without a mask, which takes much longer.
 [[gnu::always_inline]] inline void store_some(const ConvEnd& end, const Rounding& rounding,
                                               int64_t at, int64_t count, __m512 y) {
@@ -120,12 +108,14 @@ struct Ends {
   }
 }
 
-// Results of some positions of one image, from their sums; `start` is the place of the
-// first of them.
+// Results of some positions of one image: see `finish_conv`. The sums are of images that
+// have 128 more.
 template <Function kFunction>
 [[gnu::always_inline]] inline void finish_image(const Ends& rows, const int32_t* sums,
-                                                __m512 scale, int32_t shift,
+                                                float image_scale, int32_t zero,
                                                 int64_t start, int64_t count) {
+  const __m512 scale = _mm512_set1_ps(image_scale);
+  const int32_t shift = 128 + zero;
   const ConvBlock& b = rows.block;
   const ConvEnd& end = rows.end;
   const Rounding rounding(end.y_inverse, end.y_zero, end.y_bits, end.y_symmetric);
@@ -161,76 +151,15 @@ template <Function kFunction>
   }
 }
 
-// Results of some positions, `first` counted through the images from `image0` on.
-template <Function kFunction>
-void finish_conv(const Ends& rows, const int32_t* sums, int64_t image0, int64_t first,
-                 int64_t count) {
-  while (count > 0) {
-    const int64_t image = first / rows.positions;
-    const int64_t here = std::min(count, (image + 1) * rows.positions - first);
-    const int32_t zero = rows.zero ? zero_point(rows.zero[image0 + image]) : 0;
-    const int64_t start =
-        (image0 * rows.positions + first) * rows.weight.outputs + rows.block.first;
-    finish_image<kFunction>(rows, sums, _mm512_set1_ps(rows.scale[image0 + image]),
-                            128 + zero, start, here);
-    sums += here * ConvBlock::kOutputs;
-    first += here;
-    count -= here;
+struct WideEnd {
+  template <Function kFunction>
+  static void finish(const Ends& rows, const int32_t* sums, float scale, int32_t zero,
+                     int64_t start, int64_t count) {
+    finish_image<kFunction>(rows, sums, scale, zero, start, count);
   }
-}
+};
 
-using Finish = void (*)(const Ends&, const int32_t*, int64_t, int64_t, int64_t);
-
-inline Finish finish_of(Function function) {
-  switch (function) {
-    case Function::kRelu:
-      return finish_conv<Function::kRelu>;
-    case Function::kRelu6:
-      return finish_conv<Function::kRelu6>;
-    case Function::kSquaredRelu:
-      return finish_conv<Function::kSquaredRelu>;
-    case Function::kGelu:
-      return finish_conv<Function::kGelu>;
-    case Function::kGeluTanh:
-      return finish_conv<Function::kGeluTanh>;
-    case Function::kSilu:
-      return finish_conv<Function::kSilu>;
-    case Function::kTanh:
-      return finish_conv<Function::kTanh>;
-    case Function::kSigmoid:
-      return finish_conv<Function::kSigmoid>;
-    default:
-      return finish_conv<Function::kNone>;
-  }
-}
-
-// Calls `add(row, pointers to their images, count)` for a few positions at a time.
-template <int kTogether, class Add>
-void through_rows(const ConvImages& g, const ConvBlock& b, int64_t row0, int64_t row1,
-                  Add&& add) {
-  int64_t image = row0 / g.positions, position = row0 % g.positions;
-  int64_t line = position / g.line, column = position % g.line;
-  for (int64_t m = row0; m < row1; m += kTogether) {
-    const int here = static_cast<int>(std::min<int64_t>(kTogether, row1 - m));
-    const int8_t* from[kTogether];
-    for (int r = 0; r < here; ++r) {
-      from[r] = g.images + image * g.image_bytes + g.lines[line] + column * g.stride +
-                b.channel;
-      if (++column < g.line) continue;
-      column = 0;
-      if (++line * g.line < g.positions) continue;
-      line = 0;
-      ++image;
-    }
-    add(m, from, here);
-  }
-}
-
-// Where the results of a block at a position begin.
-inline int64_t place_of(const ConvImages& g, const ConvBlock& b, const ConvWeight& w, int64_t image0,
-                 int64_t row) {
-  return (image0 * g.positions + row) * w.outputs + b.first;
-}
+inline Finish finish_of(Function function) { return finish_by<WideEnd>(function); }
 
 }  // namespace
 }  // namespace jcompress

@@ -47,12 +47,30 @@ struct Avx2 {
   static void store_float(float* p, F x) { _mm256_storeu_ps(p, x); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static void transpose(float (&square)[8][8]) {
+    I words[8];
+    for (int i = 0; i < 8; ++i) words[i] = load(square[i]);
+    transpose(words);
     for (int i = 0; i < 8; ++i) {
-      for (int j = 0; j < i; ++j) {
-        const float x = square[i][j];
-        square[i][j] = square[j][i];
-        square[j][i] = x;
+      _mm256_storeu_si256(reinterpret_cast<I*>(square[i]), words[i]);
+    }
+  }
+  // Of words.
+  static void transpose(I (&rows)[8]) {
+    I a[8], b[8];
+    for (int i = 0; i < 8; i += 2) {
+      a[i] = _mm256_unpacklo_epi32(rows[i], rows[i + 1]);
+      a[i + 1] = _mm256_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+      for (int j = 0; j < 2; ++j) {
+        b[i + 2 * j] = _mm256_unpacklo_epi64(a[i + j], a[i + 2 + j]);
+        b[i + 2 * j + 1] = _mm256_unpackhi_epi64(a[i + j], a[i + 2 + j]);
       }
+    }
+    // Now b[4 r + c] holds the columns c and c + 4 of the rows 4 r to 4 r + 3.
+    for (int c = 0; c < 4; ++c) {
+      rows[c] = _mm256_permute2x128_si256(b[c], b[4 + c], 0x20);
+      rows[c + 4] = _mm256_permute2x128_si256(b[c], b[4 + c], 0x31);
     }
   }
 

@@ -30,7 +30,7 @@ from jcompress.kernels.quantized_conv.window import Window
 STEP = 64
 """Inputs that are multiplied together, nearly everywhere."""
 
-DIRECT = ("amx_int8", "avx512_vbmi", "avx512_vnni")
+DIRECT = ("amx_int8", "avx512_vbmi", "avx512_vnni", "avx_vnni", "avx2")
 """Sets of instructions with kernels that need no patches."""
 
 VNNI = 0.0067
