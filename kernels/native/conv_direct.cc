@@ -172,10 +172,10 @@ class Direct {
 
  private:
   // The products that take as long as so many and their results: those of channels by
-  // themselves are rearranged first.
+  // themselves are rearranged first, and weights of few positions are waited for.
   int64_t work(int64_t products, int64_t results) const {
     constexpr int64_t kChannels = 4, kResult = 64;
-    return (by_channel_ ? kChannels : 1) * products + kResult * results;
+    return (by_channel_ || few_ ? kChannels : 1) * products + kResult * results;
   }
 
   int64_t images_together(int64_t count, int64_t threads) const {

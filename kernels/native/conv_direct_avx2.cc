@@ -2,8 +2,8 @@
 // order of the images; of a position two neighbouring inputs are broadcast at a time and
 // meet two inputs of sixteen outputs.
 //
-// Two products of bytes may exceed 16 bits, so that images and weights are widened to 16
-// bits, of which the instruction adds two products in 32.
+// Two products of bytes may exceed 16 bits, so that images are widened to 16 bits, weights
+// as they are read, of which the instruction adds two products in 32.
 
 #include <immintrin.h>
 
@@ -20,7 +20,9 @@ namespace jcompress {
 namespace {
 
 constexpr int kRows = 6;  // positions together: 12 sums, 2 vectors of weights, 2 of data
+constexpr int kManyRows = 8 * kRows;
 constexpr int kFewRows = static_cast<int>(ConvKernels::kFewRows);
+constexpr int kFewOutputs = 2;
 constexpr int kOutputs = ConvBlock::kOutputs;
 
 using Cell = int16_t;
@@ -34,55 +36,103 @@ using Cell = int16_t;
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
 }
 
-// Two integers in all lanes.
-[[gnu::always_inline]] inline __m256i load_pair(const Cell* from) {
-  int32_t pair;
-  std::memcpy(&pair, from, sizeof(pair));
-  return _mm256_set1_epi32(pair);
+// Adds the products of two integers with those of sixteen outputs. As intrinsics they make
+// GCC 12 keep sums in memory.
+[[gnu::always_inline]] inline void add_pair(__m256i& first, __m256i& last, const Cell* pair,
+                                            __m256i w_first, __m256i w_last) {
+  using Pair = int32_t __attribute__((may_alias, aligned(1)));
+  __m256i x, products;
+  __asm__(
+      "vpbroadcastd %4, %2\n\t"
+      "vpmaddwd %5, %2, %3\n\t"
+      "vpmaddwd %6, %2, %2\n\t"
+      "vpaddd %3, %0, %0\n\t"
+      "vpaddd %2, %1, %1"
+      : "+x"(first), "+x"(last), "=&x"(x), "=&x"(products)
+      : "m"(*reinterpret_cast<const Pair*>(pair)), "x"(w_first), "x"(w_last));
+}
+
+[[gnu::always_inline]] inline __m256i widened(const int8_t* from) {
+  return _mm256_cvtepi8_epi16(load_bytes(from, kSixteen));
 }
 
 [[gnu::always_inline]] inline void store_words(void* to, __m256i words) {
   _mm256_storeu_si256(static_cast<__m256i*>(to), words);
 }
 
+// A prefetch may point anywhere: it never faults.
+[[gnu::always_inline]] inline void fetch_at(const int8_t* from, int64_t offset) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(from) +
+                                                   static_cast<uintptr_t>(offset)));
+}
+
 inline void widen(const int8_t* x, int64_t count, Cell* out) {
   int64_t i = 0;
   for (; i + kSixteen <= count; i += kSixteen) {
-    store_words(out + i, _mm256_cvtepi8_epi16(load_bytes(x + i, kSixteen)));
+    store_words(out + i, widened(x + i));
   }
   for (; i < count; ++i) out[i] = x[i];
 }
 
 // ---- Weights ----
 
-// [vector of sixteen outputs][run][pair of inputs][output][2]
+// Eight rows of eight pairs of bytes in each half become columns.
+[[gnu::always_inline]] inline void turn_pairs(__m256i (&rows)[kEight]) {
+  __m256i a[kEight], b[kEight];
+  each<4>([&](auto i) JCOMPRESS_INLINE {
+    a[2 * i] = _mm256_unpacklo_epi16(rows[2 * i], rows[2 * i + 1]);
+    a[2 * i + 1] = _mm256_unpackhi_epi16(rows[2 * i], rows[2 * i + 1]);
+  });
+  each<2>([&](auto half) JCOMPRESS_INLINE {
+    each<2>([&](auto j) JCOMPRESS_INLINE {
+      constexpr int kAt = 4 * half;
+      b[kAt + 2 * j] = _mm256_unpacklo_epi32(a[kAt + j], a[kAt + 2 + j]);
+      b[kAt + 2 * j + 1] = _mm256_unpackhi_epi32(a[kAt + j], a[kAt + 2 + j]);
+    });
+  });
+  each<4>([&](auto c) JCOMPRESS_INLINE {
+    rows[2 * c] = _mm256_unpacklo_epi64(b[c], b[4 + c]);
+    rows[2 * c + 1] = _mm256_unpackhi_epi64(b[c], b[4 + c]);
+  });
+}
+
+// [vector of sixteen outputs][run][pair of inputs][output][2], bytes.
 void pack(const ConvImages& g, const ConvBlock& b) {
+  constexpr int kAhead = 512;
   const int64_t pairs = 2 * g.run_quads();
-  const __m256i ones = _mm256_set1_epi16(1);
-  for (int n = 0; n < kSixteen * b.vectors(); n += kEight) {
-    const int rows = std::clamp(b.count - n, 0, kEight);
-    const int8_t* values = b.values + n * b.inputs;
-    Cell* to = reinterpret_cast<Cell*>(b.packed) +
-               n / kSixteen * (g.runs * pairs * 2 * kSixteen) + n % kSixteen * 2;
-    __m256i sums = _mm256_setzero_si256();
+  const __m256i ones = _mm256_set1_epi8(1);
+  int8_t* to = b.packed;
+  for (int n = 0; n < b.count; n += kSixteen) {
+    const int here = std::min(kSixteen, b.count - n);
+    const auto row = [&](int r, int64_t start, int64_t left) JCOMPRESS_INLINE {
+      const int8_t* from = b.values + (n + r) * b.inputs + start;
+      // Of sixteen rows at once the processor fetches none by itself.
+      fetch_at(from, kAhead);
+      return r < here ? load_bytes(from, left) : _mm_setzero_si128();
+    };
+    __m256i sums[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
     for (int64_t run = 0; run < g.runs; ++run) {
       for (int64_t p = 0; p < pairs; p += kEight) {
         const int64_t start = run * g.run_inputs + 2 * p, left = g.run_inputs - 2 * p;
         __m256i words[kEight];
         for (int r = 0; r < kEight; ++r) {
-          words[r] = r < rows
-                         ? _mm256_cvtepi8_epi16(load_bytes(values + r * b.inputs + start, left))
-                         : _mm256_setzero_si256();
+          words[r] = _mm256_set_m128i(row(r + kEight, start, left), row(r, start, left));
         }
-        Avx2::transpose(words);
+        turn_pairs(words);
         const int64_t count = std::min<int64_t>(kEight, pairs - p);
         for (int64_t i = 0; i < count; ++i, to += 2 * kSixteen) {
-          sums = dot(sums, ones, words[i]);
           store_words(to, words[i]);
+          if (!g.zero) continue;
+          const __m256i both = _mm256_maddubs_epi16(ones, words[i]);
+          sums[0] = _mm256_add_epi32(
+              sums[0], _mm256_cvtepi16_epi32(_mm256_castsi256_si128(both)));
+          sums[1] = _mm256_add_epi32(
+              sums[1], _mm256_cvtepi16_epi32(_mm256_extracti128_si256(both, 1)));
         }
       }
     }
-    store_words(b.sums + n, sums);
+    store_words(b.sums + n, sums[0]);
+    store_words(b.sums + n + kEight, sums[1]);
   }
 }
 
@@ -91,7 +141,7 @@ void pack(const ConvImages& g, const ConvBlock& b) {
 // Sums of a few positions with sixteen outputs, which begin with `start` if that is not
 // null; `then(row, first eight, last eight)` is called for each.
 template <int kHere, class Then>
-[[gnu::noinline]] void add_rows(const ConvImages& g, const Cell* const* rows, const Cell* w,
+[[gnu::noinline]] void add_rows(const ConvImages& g, const Cell* const* rows, const int8_t* w,
                                 const int32_t* start, const Then& then) {
   __m256i sums[kHere][2];
   each<kHere>([&](auto r) JCOMPRESS_INLINE {
@@ -105,12 +155,10 @@ template <int kHere, class Then>
     each<kHere>([&](auto r) JCOMPRESS_INLINE { x[r] = rows[r] + g.offsets[run]; });
     for (int64_t q = 0; q < quads; ++q) {
       each<2>([&](auto pair) JCOMPRESS_INLINE {
-        const __m256i first = load_cells(w + pair * 2 * kSixteen);
-        const __m256i last = load_cells(w + pair * 2 * kSixteen + kSixteen);
+        const __m256i first = widened(w + pair * 2 * kSixteen);
+        const __m256i last = widened(w + pair * 2 * kSixteen + kSixteen);
         each<kHere>([&](auto r) JCOMPRESS_INLINE {
-          const __m256i data = load_pair(x[r] + 4 * q + 2 * pair);
-          sums[r][0] = dot(sums[r][0], data, first);
-          sums[r][1] = dot(sums[r][1], data, last);
+          add_pair(sums[r][0], sums[r][1], x[r] + 4 * q + 2 * pair, first, last);
         });
       });
       w += 4 * kSixteen;
@@ -179,28 +227,32 @@ struct StoreLinear {
 
 void multiply(const ConvImages& g, const ConvBlock& b, const ConvWeight& w,
               const ConvEnd& end, int64_t image0, int64_t row0, int64_t row1) {
-  const Cell* const packed = reinterpret_cast<const Cell*>(b.packed);
   const int64_t sixteen = g.quads() * 4 * kSixteen;
+  // Weights of sixteen outputs stay in the second-level cache for some positions.
   if (end.linear) {
     const LinearEnd last(end);
-    return through_rows<kRows, Cell>(
+    return through_rows<kManyRows, Cell>(
         g, b, row0, row1, [&](int64_t m, const Cell* const* rows, int here) {
-          const auto add = rows_of<StoreLinear>(here);
           const int64_t at = place_of(g, b, w, image0, m);
           for (int n = 0; n < b.count; n += kSixteen) {
-            add(g, rows, packed + n / kSixteen * sixteen, b.linear->start + n,
-                {last, *b.linear, n, b.count - n, w.outputs, at + n, end.integers});
+            StoreLinear store{last, *b.linear, n, b.count - n, w.outputs, at + n, end.integers};
+            for (int r = 0; r < here; r += kRows, store.at += kRows * w.outputs) {
+              rows_of<StoreLinear>(here - r)(g, rows + r, b.packed + n / kSixteen * sixteen,
+                                             b.linear->start + n, store);
+            }
           }
         });
   }
-  alignas(32) int32_t sums[kRows * kOutputs];
+  alignas(32) int32_t sums[kManyRows * kOutputs];
   const Ends ends{b, w, end, g.scale, g.zero, g.positions};
   const Finish finish = finish_of(end.function);
-  through_rows<kRows, Cell>(
+  through_rows<kManyRows, Cell>(
       g, b, row0, row1, [&](int64_t m, const Cell* const* rows, int here) {
-        const auto add = rows_of<StoreSums>(here);
         for (int n = 0; n < b.count; n += kSixteen) {
-          add(g, rows, packed + n / kSixteen * sixteen, nullptr, {sums + n});
+          for (int r = 0; r < here; r += kRows) {
+            rows_of<StoreSums>(here - r)(g, rows + r, b.packed + n / kSixteen * sixteen, nullptr,
+                                         {sums + r * kOutputs + n});
+          }
         }
         finish(ends, sums, image0, m, here);
       });
@@ -208,35 +260,51 @@ void multiply(const ConvImages& g, const ConvBlock& b, const ConvWeight& w,
 
 // ---- Few positions ----
 
-// Sums of a few positions, as 16 bits, with two outputs of a weight as it is stored.
-template <int kHere>
+// Sums of a few positions, as 16 bits, with some outputs of a weight as it is stored; with
+// kSums those of the weight itself.
+template <int kHere, bool kSums>
 [[gnu::noinline]] void add_few(const Cell* rows, int64_t stride, const ConvBlock& b,
                                int first, int32_t* out) {
+  constexpr int kAll = kHere + kSums, kAhead = 512;
   const __m256i ones = _mm256_set1_epi16(1);
-  const int8_t* w[2];
-  each<2>([&](auto n) JCOMPRESS_INLINE {
+  const int8_t* w[kFewOutputs];
+  each<kFewOutputs>([&](auto n) JCOMPRESS_INLINE {
     w[n] = b.values + std::min<int64_t>(first + n, b.count - 1) * b.inputs;
   });
-  __m256i sums[kHere + 1][2];
-  each<kHere + 1>([&](auto r) JCOMPRESS_INLINE {
-    each<2>([&](auto n) JCOMPRESS_INLINE { sums[r][n] = _mm256_setzero_si256(); });
+  __m256i sums[kAll][kFewOutputs];
+  each<kAll>([&](auto r) JCOMPRESS_INLINE {
+    each<kFewOutputs>([&](auto n) JCOMPRESS_INLINE { sums[r][n] = _mm256_setzero_si256(); });
   });
-  for (int64_t k = 0; k < b.inputs; k += kSixteen) {
-    __m256i x[kHere];
-    each<kHere>([&](auto r) JCOMPRESS_INLINE { x[r] = load_cells(rows + r * stride + k); });
-    each<2>([&](auto n) JCOMPRESS_INLINE {
-      const __m256i weight = _mm256_cvtepi8_epi16(load_bytes(w[n] + k, b.inputs - k));
-      sums[kHere][n] = dot(sums[kHere][n], ones, weight);
+  const auto step = [&](int64_t k, int64_t left) JCOMPRESS_INLINE {
+    each<kFewOutputs>([&](auto n) JCOMPRESS_INLINE {
+      const __m256i weight = _mm256_cvtepi8_epi16(load_bytes(w[n] + k, left));
+      if constexpr (kSums) sums[kHere][n] = dot(sums[kHere][n], ones, weight);
       each<kHere>([&](auto r) JCOMPRESS_INLINE {
-        sums[r][n] = dot(sums[r][n], x[r], weight);
+        sums[r][n] = dot(sums[r][n], load_cells(rows + r * stride + k), weight);
       });
     });
+  };
+  int64_t k = 0;
+  for (; k + kSixteen <= b.inputs; k += kSixteen) {
+    if (k % 64 == 0) {
+      each<kFewOutputs>([&](auto n) JCOMPRESS_INLINE { fetch_at(w[n] + k, kAhead); });
+    }
+    step(k, kSixteen);
   }
-  each<kHere + 1>([&](auto r) JCOMPRESS_INLINE {
+  if (k < b.inputs) step(k, b.inputs - k);
+  each<kAll>([&](auto r) JCOMPRESS_INLINE {
     int32_t* to = r == kHere ? b.sums + first : out + r * kOutputs + first;
-    to[0] = to[1] = 0;
-    Avx2::add_sums<2>({sums[r][0], sums[r][1]}, to);
+    each<kFewOutputs>([&](auto n) JCOMPRESS_INLINE { to[n] = 0; });
+    Avx2::add_sums<kFewOutputs>(sums[r], to);
   });
+}
+
+template <bool kSums>
+auto few_of(int here) {
+  return here == 1   ? add_few<1, kSums>
+         : here == 2 ? add_few<2, kSums>
+         : here == 3 ? add_few<3, kSums>
+                     : add_few<4, kSums>;
 }
 
 void multiply_few(const ConvImages& g, const ConvBlock& b, const ConvWeight& w,
@@ -245,6 +313,7 @@ void multiply_few(const ConvImages& g, const ConvBlock& b, const ConvWeight& w,
   Buffer<Cell> patches(kFewRows * stride);
   std::memset(patches.data(), 0, static_cast<size_t>(kFewRows * stride) * sizeof(Cell));
   alignas(32) int32_t sums[kFewRows * kOutputs];
+  std::memset(b.sums, 0, kOutputs * sizeof(int32_t));
   const Ends ends{b, w, end, g.scale, g.zero, g.positions};
   const Finish finish = finish_of(end.function);
   through_rows<kFewRows, Cell>(
@@ -256,11 +325,8 @@ void multiply_few(const ConvImages& g, const ConvBlock& b, const ConvWeight& w,
                         static_cast<size_t>(g.run_inputs) * sizeof(Cell));
           }
         }
-        const auto add = here == 1   ? add_few<1>
-                         : here == 2 ? add_few<2>
-                         : here == 3 ? add_few<3>
-                                     : add_few<4>;
-        for (int n = 0; n < b.count; n += 2) add(patches.data(), stride, b, n, sums);
+        const auto add = g.zero ? few_of<true>(here) : few_of<false>(here);
+        for (int n = 0; n < b.count; n += kFewOutputs) add(patches.data(), stride, b, n, sums);
         finish(ends, sums, image0, m, here);
       });
 }
