@@ -36,22 +36,6 @@ using Cell = int16_t;
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
 }
 
-// Adds the products of two integers with those of sixteen outputs. As intrinsics they make
-// GCC 12 keep sums in memory.
-[[gnu::always_inline]] inline void add_pair(__m256i& first, __m256i& last, const Cell* pair,
-                                            __m256i w_first, __m256i w_last) {
-  using Pair = int32_t __attribute__((may_alias, aligned(1)));
-  __m256i x, products;
-  __asm__(
-      "vpbroadcastd %4, %2\n\t"
-      "vpmaddwd %5, %2, %3\n\t"
-      "vpmaddwd %6, %2, %2\n\t"
-      "vpaddd %3, %0, %0\n\t"
-      "vpaddd %2, %1, %1"
-      : "+x"(first), "+x"(last), "=&x"(x), "=&x"(products)
-      : "m"(*reinterpret_cast<const Pair*>(pair)), "x"(w_first), "x"(w_last));
-}
-
 [[gnu::always_inline]] inline __m256i widened(const int8_t* from) {
   return _mm256_cvtepi8_epi16(load_bytes(from, kSixteen));
 }
@@ -76,26 +60,6 @@ inline void widen(const int8_t* x, int64_t count, Cell* out) {
 
 // ---- Weights ----
 
-// Eight rows of eight pairs of bytes in each half become columns.
-[[gnu::always_inline]] inline void turn_pairs(__m256i (&rows)[kEight]) {
-  __m256i a[kEight], b[kEight];
-  each<4>([&](auto i) JCOMPRESS_INLINE {
-    a[2 * i] = _mm256_unpacklo_epi16(rows[2 * i], rows[2 * i + 1]);
-    a[2 * i + 1] = _mm256_unpackhi_epi16(rows[2 * i], rows[2 * i + 1]);
-  });
-  each<2>([&](auto half) JCOMPRESS_INLINE {
-    each<2>([&](auto j) JCOMPRESS_INLINE {
-      constexpr int kAt = 4 * half;
-      b[kAt + 2 * j] = _mm256_unpacklo_epi32(a[kAt + j], a[kAt + 2 + j]);
-      b[kAt + 2 * j + 1] = _mm256_unpackhi_epi32(a[kAt + j], a[kAt + 2 + j]);
-    });
-  });
-  each<4>([&](auto c) JCOMPRESS_INLINE {
-    rows[2 * c] = _mm256_unpacklo_epi64(b[c], b[4 + c]);
-    rows[2 * c + 1] = _mm256_unpackhi_epi64(b[c], b[4 + c]);
-  });
-}
-
 // [vector of sixteen outputs][run][pair of inputs][output][2], bytes.
 void pack(const ConvImages& g, const ConvBlock& b) {
   constexpr int kAhead = 512;
@@ -118,7 +82,7 @@ void pack(const ConvImages& g, const ConvBlock& b) {
         for (int r = 0; r < kEight; ++r) {
           words[r] = _mm256_set_m128i(row(r + kEight, start, left), row(r, start, left));
         }
-        turn_pairs(words);
+        Avx2::turn_pairs(words);
         const int64_t count = std::min<int64_t>(kEight, pairs - p);
         for (int64_t i = 0; i < count; ++i, to += 2 * kSixteen) {
           store_words(to, words[i]);
@@ -155,10 +119,10 @@ template <int kHere, class Then>
     each<kHere>([&](auto r) JCOMPRESS_INLINE { x[r] = rows[r] + g.offsets[run]; });
     for (int64_t q = 0; q < quads; ++q) {
       each<2>([&](auto pair) JCOMPRESS_INLINE {
-        const __m256i first = widened(w + pair * 2 * kSixteen);
-        const __m256i last = widened(w + pair * 2 * kSixteen + kSixteen);
+        const __m256i weights[2] = {widened(w + pair * 2 * kSixteen),
+                                    widened(w + pair * 2 * kSixteen + kSixteen)};
         each<kHere>([&](auto r) JCOMPRESS_INLINE {
-          add_pair(sums[r][0], sums[r][1], x[r] + 4 * q + 2 * pair, first, last);
+          Avx2::dot_step(sums[r], weights, x[r] + 4 * q + 2 * pair);
         });
       });
       w += 4 * kSixteen;

@@ -36,10 +36,11 @@ constexpr ManyRows many_rows() {
   ManyRows many{V::kLanes,     V::kIntegerPanels ? kNever : 0,
                 V::kFloatRows, V::kGroupedFloatRows,
                 &pack_band<V>, &multiply_panels<V>,
-                false,         nullptr,
-                nullptr};
-  if constexpr (V::kIntegerPanels) {
+                false,         0,
+                nullptr,       nullptr};
+  if constexpr (V::kStrips) {
     many.plain = true;
+    many.cell = sizeof(typename V::Cell);
     many.pack_plain = &pack_plain_rows<V>;
     many.multiply_plain = &multiply_rows<V>;
   }

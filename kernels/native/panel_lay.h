@@ -4,12 +4,14 @@
 #include <algorithm>
 #include <cstring>
 
+#include "panel_weights.h"
 #include "product.h"
+#include "unrolled.h"
 
 namespace jcompress {
 namespace {
 
-constexpr int kVectors = 2;  // of a strip: 32 outputs
+constexpr int kVectors = 2;  // of outputs, of a strip
 
 // A strip's inputs, filled up to what a turn gives.
 inline int64_t laid_inputs(const Weight& w) {
@@ -50,17 +52,63 @@ void lay_bits(const Weight& w, int64_t first, int64_t outputs, uint8_t* strip) {
   }
 }
 
+// The same of signed integers by pairs, sixteen outputs: strip[pair][output][2].
+template <class V, int kBits>
+void lay_pairs(const Weight& w, int64_t first, int64_t outputs, uint8_t* strip) {
+  constexpr int kOutputs = kVectors * V::kLanes;
+  constexpr int64_t kInputs = 64, kAhead = 512;
+  constexpr int kHalf = 1 << (kBits - 1);
+  const int64_t row_bytes = w.row_bytes();
+  alignas(32) int8_t plain[kOutputs][kInputs] = {};
+  for (int64_t k = 0; k < w.inputs; k += kInputs) {
+    const int64_t count = std::min(kInputs, w.inputs - k);
+    for (int64_t n = 0; n < outputs; ++n) {
+      const uint8_t* from = w.values + (first + n) * row_bytes + k * kBits / 8;
+      fetch_at<3>(from, kAhead * kBits / 8);
+      if constexpr (kBits == 8) {
+        std::memcpy(plain[n], from, static_cast<size_t>(count));
+        if (count < kInputs) std::memset(plain[n] + count, 0, static_cast<size_t>(kInputs - count));
+      } else {
+        alignas(32) uint8_t raised[2 * kInputs];
+        unpack_bits<V, kBits>(from, count, raised);
+        for (int64_t i = 0; i < kInputs; ++i) {
+          plain[n][i] = static_cast<int8_t>(i < count ? raised[i] - kHalf : 0);
+        }
+      }
+    }
+    for (int64_t at = 0; at < kInputs; at += 16, strip += 16 * kOutputs) {
+      typename V::I words[V::kLanes];
+      each<V::kLanes>([&](auto r) JCOMPRESS_INLINE {
+        words[r] = V::load_halves(plain[r] + at, plain[r + V::kLanes] + at);
+      });
+      V::turn_pairs(words);
+      each<V::kLanes>([&](auto r) JCOMPRESS_INLINE {
+        V::store(strip + r * 2 * kOutputs, words[r]);
+      });
+    }
+  }
+}
+
+template <class V, int kBits>
+void lay_bits_of(const Weight& w, int64_t first, int64_t outputs, uint8_t* strip) {
+  if constexpr (V::kStepInputs == 2) {
+    lay_pairs<V, kBits>(w, first, outputs, strip);
+  } else {
+    lay_bits<V, kBits>(w, first, outputs, strip);
+  }
+}
+
 template <class V>
 void lay_strip(const Weight& w, int64_t first, int64_t outputs, uint8_t* strip) {
   switch (w.bits) {
     case 2:
-      return lay_bits<V, 2>(w, first, outputs, strip);
+      return lay_bits_of<V, 2>(w, first, outputs, strip);
     case 3:
-      return lay_bits<V, 3>(w, first, outputs, strip);
+      return lay_bits_of<V, 3>(w, first, outputs, strip);
     case 4:
-      return lay_bits<V, 4>(w, first, outputs, strip);
+      return lay_bits_of<V, 4>(w, first, outputs, strip);
     default:
-      return lay_bits<V, 8>(w, first, outputs, strip);
+      return lay_bits_of<V, 8>(w, first, outputs, strip);
   }
 }
 

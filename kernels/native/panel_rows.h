@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "buffer.h"
 #include "floats.h"
 #include "product.h"
 #include "rows.h"
@@ -110,9 +111,11 @@ void pack_band(const Activations& a, const Panels& p, int64_t band, float* scrat
 
 // The integers of a row, filled up, in the order in which a weight's unpack.
 template <class V>
-void order_inputs(int8_t* q, int64_t filled, int bits) {
-  if (bits == 4) V::template deal<4>(q, filled);
-  if (bits == 2) V::template deal<2>(q, filled);
+void order_inputs(typename V::Cell* q, int64_t filled, int bits) {
+  if constexpr (V::kStepInputs == 4) {
+    if (bits == 4) V::template deal<4>(q, filled);
+    if (bits == 2) V::template deal<2>(q, filled);
+  }
 }
 
 // Write the integers of row m of floats, of one digit; returns their scale.
@@ -133,11 +136,18 @@ float round_floats(const Activations& a, int64_t m, float* scratch, int8_t* q) {
 template <class V>
 void pack_plain_rows(const Activations& a, const PlainRows& rows, int64_t first,
                      int64_t last, float* scratch) {
+  using Cell = typename V::Cell;
+  constexpr bool kWide = sizeof(Cell) > 1;
   const int64_t stride = rows.stride(), inputs = rows.inputs;
+  Buffer<int8_t> narrow(kWide ? rows.digits * inputs : 0);
   for (int64_t m = first; m < last; ++m) {
-    int8_t* q = rows.packed + m * rows.digits * stride;
-    for (int j = 0; j < rows.digits; ++j) {
-      std::memset(q + j * stride + inputs, 0, stride - inputs);
+    Cell* const to = static_cast<Cell*>(rows.packed) + m * rows.digits * stride;
+    // The digits, one `apart` from the next.
+    int8_t* q = narrow.data();
+    int64_t apart = inputs;
+    if constexpr (!kWide) {
+      q = to;
+      apart = stride;
     }
     if (a.dtype == Float::kS8) {
       std::memcpy(q, static_cast<const int8_t*>(a.x) + m * inputs, inputs);
@@ -148,12 +158,15 @@ void pack_plain_rows(const Activations& a, const PlainRows& rows, int64_t first,
       widen(a.x, a.dtype, m * inputs, inputs, scratch);
       rows.scale[m] = scale_row(a, m, inputs, scratch);
       for (int j = 0; j < rows.digits; ++j) {
-        round_row(a, m, inputs, j + 1 == rows.digits, scratch, q + j * stride);
+        round_row(a, m, inputs, j + 1 == rows.digits, scratch, q + j * apart);
       }
     }
     for (int j = 0; j < rows.digits; ++j) {
-      rows.sums[m * rows.digits + j] = V::sum_bytes(q + j * stride, inputs);
-      order_inputs<V>(q + j * stride, rows.filled(), rows.bits);
+      Cell* const digit = to + j * stride;
+      rows.sums[m * rows.digits + j] = V::sum_bytes(q + j * apart, inputs);
+      if constexpr (kWide) std::copy_n(q + j * apart, inputs, digit);
+      std::fill_n(digit + inputs, stride - inputs, Cell{0});
+      order_inputs<V>(digit, rows.filled(), rows.bits);
     }
   }
 }

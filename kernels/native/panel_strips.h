@@ -20,7 +20,6 @@
 namespace jcompress {
 namespace {
 
-constexpr int kMostRows = 12;  // that a strip multiplies at once, all in registers
 constexpr int64_t kStripBytes = 224 << 10;  // of strips that stay in the second-level cache
 constexpr int64_t kStripOutputs = 128;      // most outputs of them
 
@@ -29,14 +28,15 @@ inline int64_t strip_outputs(int64_t inputs) {
   return std::clamp<int64_t>(kStripBytes / inputs / 32 * 32, 32, kStripOutputs);
 }
 
-// A few rows and a strip.
+// A few rows and a strip. A step is what is multiplied together: four inputs, or two.
+template <class V>
 struct StripPiece {
-  const uint8_t* strip;  // [quad][vector][lane][4]
-  const int8_t* x;       // [row][stride]
+  const uint8_t* strip;  // [step][vector][lane][inputs of a step]
+  const typename V::Cell* x;  // [row][stride]
   int64_t stride;
-  int64_t quads;         // filled up to four
+  int64_t steps;         // of inputs filled up to sixteen
   const int32_t* sums;   // of each row
-  // Read later, so that memory is busy while this is multiplied: `step` bytes a quad.
+  // Read later, so that memory is busy while this is multiplied: `step` bytes a step.
   const uint8_t* ahead;
   int64_t step;
   // What follows if it is plain: a row has one digit, no number stands for 0 but 0.
@@ -51,8 +51,9 @@ struct StripPiece {
 };
 
 template <class V, int kRows, bool kPlain>
-[[gnu::noinline]] void multiply_strip(const StripPiece& piece) {
-  constexpr int kLanes = V::kLanes, kTogether = 4, kLine = 64 / 4;
+[[gnu::noinline]] void multiply_strip(const StripPiece<V>& piece) {
+  constexpr int kLanes = V::kLanes, kTogether = 4, kInputs = V::kStepInputs;
+  constexpr int kLine = 64 / (kInputs * sizeof(typename V::Cell));
   typename V::I sums[kRows][kVectors];
   each<kRows>([&](auto r) JCOMPRESS_INLINE {
     typename V::I start = V::zero();
@@ -67,11 +68,11 @@ template <class V, int kRows, bool kPlain>
   // Three rows of each of these are within reach of one address.
   constexpr int kBases = (kRows + 2) / 3;
   const int64_t stride = piece.stride;
-  const int8_t* x[kBases];
+  const typename V::Cell* x[kBases];
   each<kBases>([&](auto b) JCOMPRESS_INLINE { x[b] = piece.x + 3 * b * stride; });
   const uint8_t* w = piece.strip;
   int64_t ahead = 0;
-  for (int64_t k = 0; k < piece.quads; k += kTogether) {
+  for (int64_t k = 0; k < piece.steps; k += kTogether) {
     if (k % kLine == 0) {
       each<kRows>([&](auto r) JCOMPRESS_INLINE {
         fetch_at<3>(x[r / 3], (r % 3) * stride + 256);
@@ -82,17 +83,14 @@ template <class V, int kRows, bool kPlain>
       ahead += piece.step;
       typename V::I weight[kVectors];
       each<kVectors>([&](auto v) JCOMPRESS_INLINE {
-        weight[v] = V::load(w + (q * kVectors + v) * V::kBytes);
+        weight[v] = V::load_strip(w + (q * kVectors + v) * V::kStripBytes);
       });
       each<kRows>([&](auto r) JCOMPRESS_INLINE {
-        const int8_t* from = x[r / 3] + (r % 3) * stride + 4 * q;
-        each<kVectors>([&](auto v) JCOMPRESS_INLINE {
-          sums[r][v] = V::dot_word(sums[r][v], weight[v], from);
-        });
+        V::dot_step(sums[r], weight, x[r / 3] + (r % 3) * stride + kInputs * q);
       });
     });
-    w += kTogether * kVectors * V::kBytes;
-    each<kBases>([&](auto b) JCOMPRESS_INLINE { x[b] += 4 * kTogether; });
+    w += kTogether * kVectors * V::kStripBytes;
+    each<kBases>([&](auto b) JCOMPRESS_INLINE { x[b] += kInputs * kTogether; });
   }
   if constexpr (kPlain) {
     typename V::F scale[kVectors];
@@ -120,9 +118,15 @@ template <class V, int kRows, bool kPlain>
 
 // For each number of rows one.
 template <class V, bool kPlain, int... kRows>
-constexpr std::array<void (*)(const StripPiece&), sizeof...(kRows)> strip_products(
+constexpr std::array<void (*)(const StripPiece<V>&), sizeof...(kRows)> strip_products(
     std::integer_sequence<int, kRows...>) {
   return {&multiply_strip<V, kRows + 1, kPlain>...};
+}
+
+// What is added to the weights of a strip, with the zero of a group.
+template <class V>
+int32_t strip_shift(const Weight& w, int64_t output) {
+  return shift_of(w, output, 0) - (V::kSigned ? 1 << (w.bits - 1) : 0);
 }
 
 // What turns the sums of a strip into results, filled up.
@@ -135,22 +139,26 @@ struct StripEnds {
   alignas(64) float biases[kOutputs] = {};
 
   StripEnds(const Weight& w, const Result& result, const PlainRows& rows, int64_t first,
-            int64_t outputs, const uint8_t* strip, const int8_t* ones) {
+            int64_t outputs, const uint8_t* strip, const typename V::Cell* ones) {
     for (int64_t n = 0; n < outputs; ++n) {
-      shifts[n] = shift_of(w, first + n, 0);
+      shifts[n] = strip_shift<V>(w, first + n);
       scales[n] = w.scales[first + n];
       if (result.bias) biases[n] = result.bias[first + n];
     }
     if (!rows.zero) return;
-    for (int v = 0; v < kVectors; ++v) {
-      typename V::I sum = V::zero();
-      for (int64_t k = 0; k < (w.inputs + 15) / 16 * 4; ++k) {
-        const uint8_t* weight = strip + (k * kVectors + v) * V::kBytes;
-        sum = V::dot_word(sum, V::load(weight), ones + 4 * k);
+    typename V::I sums[kVectors] = {V::zero(), V::zero()};
+    for (int64_t k = 0; k < (w.inputs + 15) / 16 * 16; k += V::kStepInputs) {
+      typename V::I weight[kVectors];
+      for (typename V::I& one : weight) {
+        one = V::load_strip(strip);
+        strip += V::kStripBytes;
       }
+      V::dot_step(sums, weight, ones + k);
+    }
+    for (int v = 0; v < kVectors; ++v) {
       const typename V::I shift = V::load(shifts + v * V::kLanes);
       const typename V::I inputs = V::broadcast_word(static_cast<int32_t>(w.inputs));
-      V::store(whole + v * V::kLanes, V::subtract(sum, V::multiply(inputs, shift)));
+      V::store(whole + v * V::kLanes, V::subtract(sums[v], V::multiply(inputs, shift)));
     }
   }
 };
@@ -192,7 +200,8 @@ void finish_strip(const PlainRows& rows, const Weight& w, const Result& result,
 template <class V>
 void multiply_rows(const PlainRows& rows, const Weight& w, const Result& result,
                    int64_t first, int64_t last, int64_t m0, int64_t m1) {
-  constexpr int kOutputs = kVectors * V::kLanes;
+  using Cell = typename V::Cell;
+  constexpr int kOutputs = kVectors * V::kLanes, kMostRows = V::kStripRows;
   static constexpr auto kPlain =
       strip_products<V, true>(std::make_integer_sequence<int, kMostRows>{});
   static constexpr auto kOther =
@@ -202,18 +211,18 @@ void multiply_rows(const PlainRows& rows, const Weight& w, const Result& result,
   Buffer<uint8_t> strips(most * laid);
   alignas(64) int32_t out[kMostRows * kOutputs];
   // A row of ones, if what the weights sum up to is asked for.
-  Buffer<int8_t> ones(rows.zero ? filled : 0);
+  Buffer<Cell> ones(rows.zero ? filled : 0);
   if (rows.zero) {
-    std::memset(ones.data(), 1, w.inputs);
-    std::memset(ones.data() + w.inputs, 0, filled - w.inputs);
+    std::fill_n(ones.data(), w.inputs, Cell{1});
+    std::fill_n(ones.data() + w.inputs, filled - w.inputs, Cell{0});
     order_inputs<V>(ones.data(), filled, w.bits);
   }
   // Rows as evenly in blocks as can be, each with all its digits.
   const int64_t in_block = std::max<int64_t>(1, kMostRows / rows.digits);
   const int64_t blocks = (m1 - m0 + in_block - 1) / in_block;
-  StripPiece piece{};
+  StripPiece<V> piece{};
   piece.stride = rows.stride();
-  piece.quads = (w.inputs + 15) / 16 * 4;
+  piece.steps = (w.inputs + 15) / 16 * (16 / V::kStepInputs);
   piece.outputs = w.outputs;
   const bool one_digit = rows.digits == 1 && !rows.zero && !w.zeros;
   for (int64_t n0 = first; n0 < last; n0 += most) {
@@ -227,7 +236,7 @@ void multiply_rows(const PlainRows& rows, const Weight& w, const Result& result,
     }
     // The next strips are fetched a part with each block of rows.
     const int64_t bytes = (std::min(last, n1 + most) - n1) * w.row_bytes();
-    const int64_t fetches = blocks * ((n1 - n0 + kOutputs - 1) / kOutputs) * piece.quads;
+    const int64_t fetches = blocks * ((n1 - n0 + kOutputs - 1) / kOutputs) * piece.steps;
     const uint8_t* ahead = w.values + n1 * w.row_bytes();
     const uint8_t* end_ahead = ahead + bytes;
     piece.step = bytes ? std::max<int64_t>(1, (bytes + fetches - 1) / fetches) : 0;
@@ -235,7 +244,7 @@ void multiply_rows(const PlainRows& rows, const Weight& w, const Result& result,
       const int64_t m = m0 + (m1 - m0) * b / blocks;
       const int64_t end = m0 + (m1 - m0) * (b + 1) / blocks;
       const size_t count = static_cast<size_t>((end - m) * rows.digits);
-      piece.x = rows.packed + m * rows.digits * piece.stride;
+      piece.x = static_cast<const Cell*>(rows.packed) + m * rows.digits * piece.stride;
       piece.sums = rows.sums + m * rows.digits;
       piece.row_scales = rows.scale + m;
       for (int64_t n = n0; n < n1; n += kOutputs) {
@@ -243,7 +252,7 @@ void multiply_rows(const PlainRows& rows, const Weight& w, const Result& result,
         const int64_t here = std::min<int64_t>(kOutputs, n1 - n);
         piece.strip = strips.data() + (n - n0) * laid;
         piece.ahead = ahead;
-        ahead += piece.step * piece.quads;
+        ahead += piece.step * piece.steps;
         if (ahead >= end_ahead) piece.step = 0;
         if (one_digit && here == kOutputs && result.dtype == Float::kF32) {
           piece.shift = end_of.shifts[0];

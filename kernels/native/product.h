@@ -177,7 +177,7 @@ struct Panels {
 // weight without groups. Row m has `digits` rows, each filled up with zeros, its integers
 // in the order in which those of a weight of so many bits unpack.
 struct PlainRows {
-  int8_t* packed;     // [row][digit][stride]
+  void* packed;       // [row][digit][stride], of the kernels' integers
   int32_t* sums;      // [row][digit]
   float* scale;       // [row]
   const float* zero;  // [row] or null: the integer that stands for 0
@@ -212,6 +212,7 @@ struct ManyRows {
   // Whether there is the same with rows that are laid out plainly, without groups.
   // `scratch` holds `inputs` floats.
   bool plain;
+  int64_t cell;  // bytes of their integers
   void (*pack_plain)(const Activations&, const PlainRows&, int64_t m0, int64_t m1,
                      float* scratch);
   // Write y[m0 : m1, first : last].

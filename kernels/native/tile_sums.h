@@ -16,22 +16,35 @@ constexpr int64_t kAhead = 4096;  // bytes on their way while so many are multip
 
 // ---- Sums of products of one tile with a few outputs ----
 
-template <class V, int kBits, int kRows, int kOutputs, class Load>
+template <class V, int kBits, int kRows, int kOutputs, bool kExact = false, class Load>
 [[gnu::always_inline]] inline void add_step(typename V::I (&sums)[kRows][kOutputs],
                                             const int8_t* x, Load load) {
   using T = Format<V, kBits>;
-  each<T::kParts>([&](auto part) JCOMPRESS_INLINE {
-    typename V::I weight[kOutputs];
+  if constexpr (kExact && V::kPartsTogether) {
     each<kOutputs>([&](auto n) JCOMPRESS_INLINE {
-      weight[n] = T::template decode<part>(load(n));
-    });
-    each<kRows>([&](auto r) JCOMPRESS_INLINE {
-      const typename V::I row = V::load(x + (part * kRows + r) * V::kBytes);
-      each<kOutputs>([&](auto n) JCOMPRESS_INLINE {
-        sums[r][n] = T::dot(sums[r][n], weight[n], row);
+      const typename V::I raw = load(n);
+      typename V::I weight[T::kParts];
+      each<T::kParts>([&](auto part) JCOMPRESS_INLINE {
+        weight[part] = T::template decode<part>(raw);
+      });
+      each<kRows>([&](auto r) JCOMPRESS_INLINE {
+        T::dot_parts(sums[r][n], weight, x + r * V::kBytes, int64_t{kRows} * V::kBytes);
       });
     });
-  });
+  } else {
+    each<T::kParts>([&](auto part) JCOMPRESS_INLINE {
+      typename V::I weight[kOutputs];
+      each<kOutputs>([&](auto n) JCOMPRESS_INLINE {
+        weight[n] = T::template decode<part>(load(n));
+      });
+      each<kRows>([&](auto r) JCOMPRESS_INLINE {
+        const typename V::I row = V::load(x + (part * kRows + r) * V::kBytes);
+        each<kOutputs>([&](auto n) JCOMPRESS_INLINE {
+          sums[r][n] = T::dot(sums[r][n], weight[n], row);
+        });
+      });
+    });
+  }
 }
 
 // What a micro-kernel works on: some steps of a tile and of the rows of a few outputs.
@@ -80,7 +93,7 @@ template <class V, int kBits, int kRows, int kOutputs>
   uintptr_t later = span.fetched(kStep * kOutputs);
   const int8_t* x = span.x + span.first * kStride;
   for (int64_t s = span.first; s < span.last; ++s) {
-    add_step<V, kBits, kRows, kOutputs>(
+    add_step<V, kBits, kRows, kOutputs, true>(
         sums, x, [&](auto n) JCOMPRESS_INLINE {
           return T::load(w + n * row_bytes);
         });

@@ -3,8 +3,11 @@
 
 #include <immintrin.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+
+#include "unrolled.h"
 
 namespace jcompress {
 namespace {
@@ -19,6 +22,9 @@ struct Avx2 {
     if (!grouped) return rows <= 3 ? 4 : 2;
     return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
   }
+
+  alignas(32) static constexpr int16_t kOnes[16] = {1, 1, 1, 1, 1, 1, 1, 1,
+                                                    1, 1, 1, 1, 1, 1, 1, 1};
 
   static I zero() { return _mm256_setzero_si256(); }
   static F zero_float() { return _mm256_setzero_ps(); }
@@ -37,6 +43,14 @@ struct Avx2 {
   static constexpr bool kDealsSteps = false;
   static constexpr bool kIntegerPanels = false;
   static constexpr int kFloatOutputs = 6;
+#if defined(__AVXVNNI__)
+  static constexpr bool kStrips = false;
+  // Whether exact sums take all parts of a step of one output at a time.
+  static constexpr bool kPartsTogether = false;
+#else
+  static constexpr bool kStrips = true;
+  static constexpr bool kPartsTogether = true;
+#endif
 #if defined(__AVXVNNI__)
   static constexpr int64_t kFloatRows = 0, kGroupedFloatRows = 16;
 #else
@@ -74,6 +88,117 @@ struct Avx2 {
     }
   }
 
+  // Eight rows of eight pairs of bytes in each half become columns.
+  static void turn_pairs(I (&rows)[8]) {
+    I a[8], b[8];
+    each<4>([&](auto i) JCOMPRESS_INLINE {
+      a[2 * i] = _mm256_unpacklo_epi16(rows[2 * i], rows[2 * i + 1]);
+      a[2 * i + 1] = _mm256_unpackhi_epi16(rows[2 * i], rows[2 * i + 1]);
+    });
+    each<2>([&](auto half) JCOMPRESS_INLINE {
+      each<2>([&](auto j) JCOMPRESS_INLINE {
+        constexpr int kAt = 4 * half;
+        b[kAt + 2 * j] = _mm256_unpacklo_epi32(a[kAt + j], a[kAt + 2 + j]);
+        b[kAt + 2 * j + 1] = _mm256_unpackhi_epi32(a[kAt + j], a[kAt + 2 + j]);
+      });
+    });
+    each<4>([&](auto c) JCOMPRESS_INLINE {
+      rows[2 * c] = _mm256_unpacklo_epi64(b[c], b[4 + c]);
+      rows[2 * c + 1] = _mm256_unpackhi_epi64(b[c], b[4 + c]);
+    });
+  }
+
+  // ---- Of strips: see panel_strips.h. Two products of bytes may exceed 16 bits, so that
+  // rows are of 16 bits and weights are widened as they are read.
+  using Cell = int16_t;
+  static constexpr int kStripRows = 6;   // 12 sums, 2 vectors of weights, 2 of data
+  static constexpr int kStepInputs = 2;  // that are multiplied together
+  static constexpr int kStripBytes = 16;  // of a vector of a step
+  static constexpr bool kSigned = true;  // the weights' integers are as they are
+
+  static I load_strip(const uint8_t* p) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static I load_halves(const void* low, const void* high) {
+    return _mm256_set_m128i(_mm_loadu_si128(static_cast<const __m128i*>(high)),
+                            _mm_loadu_si128(static_cast<const __m128i*>(low)));
+  }
+  // As intrinsics they make GCC 12 keep sums in memory.
+  static void dot_step(I (&sums)[2], const I (&weight)[2], const Cell* x) {
+    using Pair = int32_t __attribute__((may_alias, aligned(1)));
+    I pair, products;
+    __asm__(
+        "vpbroadcastd %4, %2\n\t"
+        "vpmaddwd %5, %2, %3\n\t"
+        "vpmaddwd %6, %2, %2\n\t"
+        "vpaddd %3, %0, %0\n\t"
+        "vpaddd %2, %1, %1"
+        : "+x"(sums[0]), "+x"(sums[1]), "=&x"(pair), "=&x"(products)
+        : "m"(*reinterpret_cast<const Pair*>(x)), "x"(weight[0]), "x"(weight[1]));
+  }
+  static I broadcast_word(int32_t x) { return _mm256_set1_epi32(x); }
+  static void store(void* p, I x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+  static I multiply(I a, I b) { return _mm256_mullo_epi32(a, b); }
+  static I subtract(I a, I b) { return _mm256_sub_epi32(a, b); }
+  static F to_float(I x) { return _mm256_cvtepi32_ps(x); }
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F times(F a, F b) { return _mm256_mul_ps(a, b); }
+
+  // The sum of signed bytes.
+  static int32_t sum_bytes(const int8_t* q, int64_t count) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += q[i];
+    return sum;
+  }
+  // The largest absolute value, as `largest` in rows.h.
+  static float largest(const float* x, int64_t count) {
+    const I magnitude = _mm256_set1_epi32(0x7fffffff);
+    I top[2] = {zero(), zero()};
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16) {
+      for (int j = 0; j < 2; ++j) {
+        top[j] = _mm256_max_epi32(top[j], _mm256_and_si256(load(x + i + 8 * j), magnitude));
+      }
+    }
+    alignas(32) uint32_t words[8];
+    store(words, _mm256_max_epi32(top[0], top[1]));
+    uint32_t most = 0;
+    for (uint32_t word : words) most = word > most ? word : most;
+    for (; i < count; ++i) {
+      uint32_t word;
+      std::memcpy(&word, x + i, 4);
+      word &= 0x7fffffffu;
+      most = word > most ? word : most;
+    }
+    float width;
+    std::memcpy(&width, &most, 4);
+    return width;
+  }
+  // The integers of the steps of x, as `round_row` in rows.h: what is no number becomes
+  // the lowest.
+  static void round(const float* x, int64_t count, float inverse, int bits,
+                    const float* zero, int8_t* q) {
+    const float most = static_cast<float>((1 << (bits - 1)) - 1);
+    const F high = broadcast(most), low = broadcast(zero ? -most - 1.0f : -most);
+    const F factor = broadcast(inverse), point = broadcast(zero ? *zero : 0.0f);
+    for (int64_t i = 0; i < count; i += 8) {
+      const int64_t here = count - i < 8 ? count - i : 8;
+      F numbers = zero_float();
+      if (here == 8) {
+        numbers = _mm256_loadu_ps(x + i);
+      } else {
+        std::memcpy(&numbers, x + i, static_cast<size_t>(here) * sizeof(float));
+      }
+      F steps = _mm256_round_ps(_mm256_mul_ps(numbers, factor), 0x08);
+      if (zero) steps = _mm256_add_ps(steps, point);
+      const I words = _mm256_cvtps_epi32(_mm256_max_ps(_mm256_min_ps(high, steps), low));
+      const __m128i halves =
+          _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+      const int64_t bytes = _mm_cvtsi128_si64(_mm_packs_epi16(halves, halves));
+      std::memcpy(q + i, &bytes, static_cast<size_t>(here));
+    }
+  }
+
   static I lane_groups(int groups) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_srli_epi32(_mm256_mullo_epi32(lane, _mm256_set1_epi32(groups)), 3);
@@ -104,6 +229,11 @@ struct Avx2 {
                                       _mm256_extracti128_si256(c, 1));
       __m128i* to = reinterpret_cast<__m128i*>(out);
       _mm_storeu_si128(to, _mm_add_epi32(_mm_loadu_si128(to), d));
+    } else if constexpr (kCount == 2) {
+      const I a = _mm256_hadd_epi32(v[0], v[1]);
+      __m128i d = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+      d = _mm_hadd_epi32(d, d);
+      _mm_storeu_si64(out, _mm_add_epi32(_mm_loadu_si64(out), d));
     } else {
       for (int n = 0; n < kCount; ++n) {
         __m128i d = _mm_add_epi32(_mm256_castsi256_si128(v[n]),
@@ -182,6 +312,40 @@ struct Avx2 {
       }
 #endif
     }
+#if !defined(__AVXVNNI__)
+    // All parts of a step; those of a part lie `apart` bytes from those of the one before.
+    // As intrinsics they make GCC 12 keep sums in memory.
+    static void dot_parts(I& sums, const I (&weights)[kParts], const int8_t* x, int64_t apart) {
+      const auto vector = [&](int part) JCOMPRESS_INLINE -> const __m256i_u& {
+        return *reinterpret_cast<const __m256i_u*>(x + part * apart);
+      };
+      I first, next;
+      if constexpr (kWide) {
+        each<kParts>([&](auto part) JCOMPRESS_INLINE {
+          __asm__(
+              "vpmaddwd %3, %2, %1\n\t"
+              "vpaddd %1, %0, %0"
+              : "+x"(sums), "=&x"(first)
+              : "x"(weights[part]), "m"(vector(part)));
+        });
+      } else {
+        // Sixteen bits hold the sums of products of four numbers of 4 bits, of eight of 2.
+        __asm__("vpmaddubsw %2, %1, %0" : "=x"(first) : "x"(weights[0]), "m"(vector(0)));
+        each<kParts - 1>([&](auto part) JCOMPRESS_INLINE {
+          __asm__(
+              "vpmaddubsw %3, %2, %1\n\t"
+              "vpaddw %1, %0, %0"
+              : "+x"(first), "=&x"(next)
+              : "x"(weights[part + 1]), "m"(vector(part + 1)));
+        });
+        __asm__(
+            "vpmaddwd %2, %1, %1\n\t"
+            "vpaddd %1, %0, %0"
+            : "+x"(sums), "+x"(first)
+            : "m"(kOnes));
+      }
+    }
+#endif
   };
 };
 

@@ -35,6 +35,7 @@ struct Avx512 : Avx512Rows {
   }
 
   // Of products of many rows.
+  static constexpr bool kPartsTogether = false;
   static constexpr bool kIntegerPanels = true;
   static constexpr int kFloatOutputs = 12;
   static constexpr int64_t kFloatRows = 0, kGroupedFloatRows = 16;
@@ -109,6 +110,20 @@ struct Avx512 : Avx512Rows {
             : "+v"(sums)
             : "v"(weight), "m"(*reinterpret_cast<const Word*>(x)));
     return sums;
+  }
+
+  // ---- Of strips: see panel_strips.h.
+  using Cell = int8_t;
+  static constexpr bool kStrips = true;
+  static constexpr int kStripRows = 12;
+  static constexpr int kStepInputs = 4;   // that are multiplied together
+  static constexpr int kStripBytes = 64;  // of a vector of a step
+  static constexpr bool kSigned = false;  // half their range is added to the weights
+
+  static I load_strip(const uint8_t* p) { return load(p); }
+  static void dot_step(I (&sums)[2], const I (&weight)[2], const Cell* x) {
+    sums[0] = dot_word(sums[0], weight[0], x);
+    sums[1] = dot_word(sums[1], weight[1], x);
   }
 
   // Sixteen rows of sixteen words, `stride` bytes apart, become columns, `apart` bytes

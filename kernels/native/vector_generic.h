@@ -36,8 +36,10 @@ struct Generic {
   }
 
   // Of products of many rows.
+  static constexpr bool kPartsTogether = false;
   static constexpr bool kDealsSteps = false;
   static constexpr bool kIntegerPanels = false;
+  static constexpr bool kStrips = false;
   static constexpr int kFloatOutputs = 2;
   static constexpr int64_t kFloatRows = 8, kGroupedFloatRows = 8;
 

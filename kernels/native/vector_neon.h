@@ -31,8 +31,10 @@ struct Neon {
   }
 
   // Of products of many rows.
+  static constexpr bool kPartsTogether = false;
   static constexpr bool kDealsSteps = false;
   static constexpr bool kIntegerPanels = false;
+  static constexpr bool kStrips = false;
   static constexpr int kFloatOutputs = 12;
   static constexpr int64_t kFloatRows = 0, kGroupedFloatRows = 16;
 
