@@ -27,9 +27,7 @@ inline bool fills_panels(const ManyRows& many, const Weight& w, const Activation
 
 // Whether so many rows are faster with strips of the weight, which costs as much to lay
 // out as the products of some rows, than in tiles: measured with AVX-512.
-inline bool fills_strips(const ManyRows& many, const Weight& w, const Activations& a) {
-  // With AVX2, whose tiles multiply bytes of 4 bits and fewer twice as fast.
-  if (many.cell > 1) return a.digits == 1 && a.rows >= 24 && (w.bits == 8 || w.bits == 3);
+inline bool fills_strips(const Weight& w, const Activations& a) {
   int64_t fewest = w.inputs <= 512 ? 8 : w.inputs <= 2048 ? 14 : 24;
   if (w.bits == 3) fewest = std::max<int64_t>(fewest, 24);
   // Rows of the weight that fall into one set of the first-level cache.
@@ -37,10 +35,33 @@ inline bool fills_strips(const ManyRows& many, const Weight& w, const Activation
   return a.rows * a.digits >= fewest;
 }
 
+// The inputs of a block of `ManyRows::narrow`, a part of a group; 0 if there is none.
+inline int64_t narrow_block(const Weight& w) {
+  constexpr int64_t kMost = 32;  // of which sixteen bits hold the sum of products
+  if (w.groups == 1) return kMost;
+  const int64_t size = w.group_size(), parts = (size + kMost - 1) / kMost;
+  return size % (4 * parts) ? 0 : size / parts;
+}
+
+// The kernels of plain rows that are the fastest for these; null for those of others.
+inline const PlainKernels* plain_for(const ManyRows& many, const Weight& w,
+                                     const Activations& a) {
+  // Measured with AVX2, whose tiles multiply by narrow weights without groups faster.
+  const int64_t fewest = w.bits <= 4 && w.bits != 3 && w.groups == 1 ? 64 : 24;
+  if (unit_of(w) == 0) return nullptr;
+  if (many.narrow.multiply && a.digits == 1 && a.rows < fewest) return nullptr;
+  if (many.narrow.multiply && a.digits == 1 && w.bits <= 4) {
+    return narrow_block(w) > 0 && !a.zero ? &many.narrow : nullptr;
+  }
+  if (!many.plain.multiply || w.groups > 1) return nullptr;
+  if (many.narrow.multiply) return a.digits == 1 ? &many.plain : nullptr;
+  return fills_strips(w, a) ? &many.plain : nullptr;
+}
+
 // With how many digits rows are laid out in panels, 0 as floats, -1 not at all.
 inline int digits_of_panels(const Products& products, const Weight& w, const Activations& a) {
   const ManyRows& many = products.many;
-  const bool here = w.groups > 1 || !many.plain;
+  const bool here = w.groups > 1 || !many.plain.multiply;
   const bool integers = many.integers > 0 && unit_of(w) > 0 && here;
   if (integers && fills_panels(many, w, a)) return a.digits;
   if (integers || a.digits == 1) return -1;
@@ -106,25 +127,26 @@ inline void multiply_panels(ffi::ThreadPool& pool, const Products& products,
                   help);
 }
 
-// Rows laid out plainly, of a weight without groups.
+// Rows laid out plainly.
 inline void multiply_strips(ffi::ThreadPool& pool, const Products& products,
-                            const Stack& stack) {
+                            const PlainKernels& kernels, const Stack& stack) {
   constexpr int64_t kPackRows = 8, kBlock = 512, kUnit = 32;
-  const ManyRows& many = products.many;
   PlainRows layout{};
   layout.rows = stack.a.rows;
   layout.inputs = stack.a.inputs;
   layout.digits = stack.a.digits;
   layout.bits = stack.any().bits;
+  if (&kernels == &products.many.narrow) layout.block = narrow_block(stack.any());
   const int64_t rows = layout.rows, inputs = layout.inputs, each = rows * layout.digits;
-  const int64_t row_bytes = layout.stride() * many.cell;
+  const int64_t row_bytes = layout.stride() * kernels.cell;
   Buffer<char> packed(stack.count * each * row_bytes);
-  Buffer<int32_t> sums(stack.count * each);
+  const int64_t sums_size = each * layout.blocks();
+  Buffer<int32_t> sums(stack.count * sums_size);
   Buffer<float> scale(stack.count * rows);
   auto rows_of = [&](int64_t s, const Activations& a) {
     PlainRows r = layout;
     r.packed = packed.data() + s * each * row_bytes;
-    r.sums = sums.data() + s * each;
+    r.sums = sums.data() + s * sums_size;
     r.scale = scale.data() + s * rows;
     r.zero = a.zero;
     return r;
@@ -134,8 +156,8 @@ inline void multiply_strips(ffi::ThreadPool& pool, const Products& products,
     const int64_t s = i / packs, m = i % packs * kPackRows;
     const One one = stack.of(s, 0);
     Buffer<float> scratch(inputs);
-    many.pack_plain(one.a, rows_of(s, one.a), m, std::min(rows, m + kPackRows),
-                    scratch.data());
+    kernels.pack(one.a, rows_of(s, one.a), m, std::min(rows, m + kPackRows),
+                 scratch.data());
   };
   const int64_t blocks = (each + kBlock - 1) / kBlock;
   const std::vector<Piece> pieces =
@@ -146,7 +168,7 @@ inline void multiply_strips(ffi::ThreadPool& pool, const Products& products,
     const Piece& piece = pieces[i / blocks % chunks];
     const int64_t m0 = rows * block / blocks, m1 = rows * (block + 1) / blocks;
     const One one = stack.of(s, piece.weight);
-    many.multiply_plain(rows_of(s, one.a), one.w, one.y, piece.first, piece.last, m0, m1);
+    kernels.multiply(rows_of(s, one.a), one.w, one.y, piece.first, piece.last, m0, m1);
     finish(products, one, m0, m1, piece.first, piece.last);
   };
   const Help help = help_for(stack, each);
@@ -220,8 +242,8 @@ inline bool multiply_stack(ffi::ThreadPool& pool, const Stack& stack) {
   const Products& products = products_of(chosen_instructions());
   const Weight& w = stack.any();
   const ManyRows& many = products.many;
-  if (many.plain && w.groups == 1 && unit_of(w) > 0 && fills_strips(many, w, stack.a)) {
-    multiply_strips(pool, products, stack);
+  if (const PlainKernels* plain = plain_for(many, w, stack.a)) {
+    multiply_strips(pool, products, *plain, stack);
     return true;
   }
   const int panel_digits = digits_of_panels(products, w, stack.a);

@@ -8,6 +8,7 @@
 
 #include "panel_floats.h"
 #include "panel_integers.h"
+#include "panel_narrow.h"
 #include "panel_rows.h"
 #include "panel_strips.h"
 #include "product.h"
@@ -36,13 +37,13 @@ constexpr ManyRows many_rows() {
   ManyRows many{V::kLanes,     V::kIntegerPanels ? kNever : 0,
                 V::kFloatRows, V::kGroupedFloatRows,
                 &pack_band<V>, &multiply_panels<V>,
-                false,         0,
-                nullptr,       nullptr};
+                {},            {}};
   if constexpr (V::kStrips) {
-    many.plain = true;
-    many.cell = sizeof(typename V::Cell);
-    many.pack_plain = &pack_plain_rows<V>;
-    many.multiply_plain = &multiply_rows<V>;
+    using Cell = typename V::Cell;
+    many.plain = {sizeof(Cell), &pack_plain_rows<V, Cell>, &multiply_rows<V>};
+    if constexpr (V::kStepInputs == 2) {
+      many.narrow = {1, &pack_plain_rows<V, int8_t>, &multiply_narrow_rows<V>};
+    }
   }
   return many;
 }

@@ -12,6 +12,13 @@ namespace jcompress {
 namespace {
 
 constexpr int kVectors = 2;  // of outputs, of a strip
+constexpr int64_t kStripBytes = 224 << 10;  // of strips that stay in the second-level cache
+constexpr int64_t kStripOutputs = 128;      // most outputs of them
+
+// How many outputs are unpacked at a time.
+inline int64_t strip_outputs(int64_t inputs) {
+  return std::clamp<int64_t>(kStripBytes / inputs / 32 * 32, 32, kStripOutputs);
+}
 
 // A strip's inputs, filled up to what a turn gives.
 inline int64_t laid_inputs(const Weight& w) {

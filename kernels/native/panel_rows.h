@@ -110,8 +110,8 @@ void pack_band(const Activations& a, const Panels& p, int64_t band, float* scrat
 }
 
 // The integers of a row, filled up, in the order in which a weight's unpack.
-template <class V>
-void order_inputs(typename V::Cell* q, int64_t filled, int bits) {
+template <class V, class Cell>
+void order_inputs(Cell* q, int64_t filled, int bits) {
   if constexpr (V::kStepInputs == 4) {
     if (bits == 4) V::template deal<4>(q, filled);
     if (bits == 2) V::template deal<2>(q, filled);
@@ -133,10 +133,9 @@ float round_floats(const Activations& a, int64_t m, float* scratch, int8_t* q) {
 }
 
 // Rows first to last - 1, one after the other; `scratch` holds `inputs` floats.
-template <class V>
+template <class V, class Cell>
 void pack_plain_rows(const Activations& a, const PlainRows& rows, int64_t first,
                      int64_t last, float* scratch) {
-  using Cell = typename V::Cell;
   constexpr bool kWide = sizeof(Cell) > 1;
   const int64_t stride = rows.stride(), inputs = rows.inputs;
   Buffer<int8_t> narrow(kWide ? rows.digits * inputs : 0);
@@ -163,7 +162,11 @@ void pack_plain_rows(const Activations& a, const PlainRows& rows, int64_t first,
     }
     for (int j = 0; j < rows.digits; ++j) {
       Cell* const digit = to + j * stride;
-      rows.sums[m * rows.digits + j] = V::sum_bytes(q + j * apart, inputs);
+      const int64_t blocks = rows.blocks(), block = rows.block > 0 ? rows.block : inputs;
+      for (int64_t i = 0; i < blocks; ++i) {
+        rows.sums[(m * rows.digits + j) * blocks + i] = V::sum_bytes(
+            q + j * apart + i * block, std::min(block, inputs - i * block));
+      }
       if constexpr (kWide) std::copy_n(q + j * apart, inputs, digit);
       std::fill_n(digit + inputs, stride - inputs, Cell{0});
       order_inputs<V>(digit, rows.filled(), rows.bits);

@@ -20,14 +20,6 @@
 namespace jcompress {
 namespace {
 
-constexpr int64_t kStripBytes = 224 << 10;  // of strips that stay in the second-level cache
-constexpr int64_t kStripOutputs = 128;      // most outputs of them
-
-// How many outputs are unpacked at a time.
-inline int64_t strip_outputs(int64_t inputs) {
-  return std::clamp<int64_t>(kStripBytes / inputs / 32 * 32, 32, kStripOutputs);
-}
-
 // A few rows and a strip. A step is what is multiplied together: four inputs, or two.
 template <class V>
 struct StripPiece {

@@ -178,13 +178,16 @@ struct Panels {
 // in the order in which those of a weight of so many bits unpack.
 struct PlainRows {
   void* packed;       // [row][digit][stride], of the kernels' integers
-  int32_t* sums;      // [row][digit]
+  int32_t* sums;      // [row][digit][blocks]
   float* scale;       // [row]
   const float* zero;  // [row] or null: the integer that stands for 0
   int64_t rows;
   int64_t inputs;
   int digits;
   int bits;
+  int64_t block;      // inputs whose integers are summed up, or 0: all
+
+  int64_t blocks() const { return block > 0 ? (inputs + block - 1) / block : 1; }
 
   // Neighbouring rows lie not so that the same inputs fall into a few sets of a cache.
   int64_t filled() const { return (inputs + 63) / 64 * 64; }
@@ -194,6 +197,17 @@ struct PlainRows {
 constexpr int64_t kChunk = 96;  // most outputs that are multiplied with panels at once
 // The same for few panels, so that a block stays in the first-level cache.
 constexpr int64_t kFewPanels = 4, kFewOutputs = 32;
+
+// Products with rows that are laid out plainly; all null if there are none.
+struct PlainKernels {
+  int64_t cell;  // bytes of the rows' integers
+  // `scratch` holds `inputs` floats.
+  void (*pack)(const Activations&, const PlainRows&, int64_t m0, int64_t m1,
+               float* scratch);
+  // Write y[m0 : m1, first : last].
+  void (*multiply)(const PlainRows&, const Weight&, const Result&, int64_t first,
+                   int64_t last, int64_t m0, int64_t m1);
+};
 
 // Products with panels. What is multiplied is a block of inputs, unpacked.
 struct ManyRows {
@@ -209,15 +223,8 @@ struct ManyRows {
   // Write y[band0 * lanes : band1 * lanes, first : last].
   void (*multiply)(const Panels&, const Weight&, const Result&, int64_t first,
                    int64_t last, int64_t band0, int64_t band1);
-  // Whether there is the same with rows that are laid out plainly, without groups.
-  // `scratch` holds `inputs` floats.
-  bool plain;
-  int64_t cell;  // bytes of their integers
-  void (*pack_plain)(const Activations&, const PlainRows&, int64_t m0, int64_t m1,
-                     float* scratch);
-  // Write y[m0 : m1, first : last].
-  void (*multiply_plain)(const PlainRows&, const Weight&, const Result&, int64_t first,
-                         int64_t last, int64_t m0, int64_t m1);
+  PlainKernels plain;   // of weights without groups
+  PlainKernels narrow;  // of weights of at most four bits, by blocks of `narrow_block`
 };
 
 // The inputs after which groups and bytes of a weight end together, if blocks of them

@@ -155,7 +155,7 @@ void multiply_by_tiles(const Panels& p, const Weight& w, const Result& result,
 Products with_tiles() {
   Products products = *avx512_vbmi_products();
   products.many.integers = kTileRows;
-  products.many.plain = false;
+  products.many.plain = {};
   products.many.multiply = &multiply_by_tiles;
   return products;
 }

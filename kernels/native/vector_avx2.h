@@ -144,6 +144,43 @@ struct Avx2 {
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F times(F a, F b) { return _mm256_mul_ps(a, b); }
 
+  // Of weights of at most four bits: pairs of products with four bytes of a row, in 16 bits.
+  static void start_bytes(I (&pairs)[2], const I (&weight)[2], const int8_t* x) {
+    const I row = load_word(x);
+    for (int v = 0; v < 2; ++v) pairs[v] = _mm256_maddubs_epi16(weight[v], row);
+  }
+  static void add_bytes(I (&pairs)[2], const I (&weight)[2], const int8_t* x) {
+    using Word = int32_t __attribute__((may_alias, aligned(1)));
+    I row, products;
+    __asm__(
+        "vpbroadcastd %4, %2\n\t"
+        "vpmaddubsw %2, %5, %3\n\t"
+        "vpmaddubsw %2, %6, %2\n\t"
+        "vpaddw %3, %0, %0\n\t"
+        "vpaddw %2, %1, %1"
+        : "+x"(pairs[0]), "+x"(pairs[1]), "=&x"(row), "=&x"(products)
+        : "m"(*reinterpret_cast<const Word*>(x)), "x"(weight[0]), "x"(weight[1]));
+  }
+  static I sum_pairs(I pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
+  static I load_word(const void* p) {
+    int32_t word;
+    std::memcpy(&word, p, 4);
+    return _mm256_set1_epi32(word);
+  }
+  // Sixty-four integers of four bits in their order, plus half their range.
+  static void unpack_nibbles(const uint8_t* from, uint8_t* out) {
+    const __m128i low = _mm_set1_epi8(15), half = _mm_set1_epi8(8);
+    for (int i = 0; i < 2; ++i) {
+      const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16 * i));
+      const __m128i even = _mm_xor_si128(_mm_and_si128(raw, low), half);
+      const __m128i odd = _mm_xor_si128(_mm_and_si128(_mm_srli_epi16(raw, 4), low), half);
+      __m128i* to = reinterpret_cast<__m128i*>(out + 32 * i);
+      _mm_storeu_si128(to, _mm_unpacklo_epi8(even, odd));
+      _mm_storeu_si128(to + 1, _mm_unpackhi_epi8(even, odd));
+    }
+  }
+  static I plus(I a, I b) { return _mm256_add_epi32(a, b); }
+
   // The sum of signed bytes.
   static int32_t sum_bytes(const int8_t* q, int64_t count) {
     int32_t sum = 0;

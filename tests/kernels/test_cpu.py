@@ -88,6 +88,24 @@ def test_rows_across_the_lanes(bits: int, size: int | None, x_bits: int | None) 
         TestWeightOnlyMatmul().check(x, w, bits, out, x_bits)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("size", [None, 32, 64, 128])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_rows_by_strips_of_the_weight(
+    bits: int, size: int | None, symmetric: bool
+) -> None:
+    """Outputs and rows that fill no strip, inputs that fill no block."""
+    kind = PerChannel() if size is None else PerGroup(size)
+    inputs = 301 if size is None else 640
+    spec = Weights(format=Int(bits, symmetric=symmetric), granularity=kind)
+    w = weight(37, inputs, spec)
+    for rows in (24, 31, 64, 67):
+        x = normal((rows, inputs))
+        given = {"bits": bits, "x_bits": 8, "implementation": Implementation.CPU}
+        out = weight_only_matmul(x, stored(w[0], bits), *w[1:], **given)
+        TestWeightOnlyMatmul().check(x, w, bits, out, 8)
+
+
 def test_many_rows_in_blocks_of_the_caches() -> None:
     # 100 rows of three digits fill several blocks of rows and of inputs.
     w = weight(9, 5000, Weights())
