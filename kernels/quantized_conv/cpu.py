@@ -1,7 +1,7 @@
 """`quantized_conv` by the compiled kernels for CPUs.
 
 Quantized images with a symmetric kernel are convolved without a copy of their patches,
-where the instructions for it are there (AVX-512 VNNI), and what follows is done before
+where there are kernels for it (x86 with AVX2 or more), and what follows is done before
 the result leaves the registers. Otherwise each image is written once as small integers,
 padded; the rows of an integer product are patches gathered from it, some hundred at a
 time, so that no matrix of all patches is ever in memory. Float activations become
