@@ -305,21 +305,34 @@ inline int channel_of(int place) {
 
 // Pairs of taps, [sixteen channels][pair][place][2].
 void pack_channels(const ConvImages& g, const ConvBlock& b) {
+  constexpr int64_t kUsual = 9;  // taps
   const int64_t taps = g.runs, pairs = (taps + 1) / 2;
+  const __m256i ones = _mm256_set1_epi16(1);
   Cell* to = reinterpret_cast<Cell*>(b.packed);
-  for (int first = 0; first < b.count; first += kSixteen) {
-    for (int64_t t = 0; t < 2 * pairs; ++t) {
-      for (int i = 0; i < kSixteen; ++i) {
-        const int n = first + channel_of(i);
-        to[t / 2 * 2 * kSixteen + 2 * i + t % 2] =
-            n < b.count && t < taps ? b.values[n * taps + t] : Cell{0};
+  for (int half = 0; half < (b.count + kSixteen - 1) / kSixteen * kSixteen; half += kEight) {
+    __m256i sums = _mm256_setzero_si256();
+    for (int64_t t = 0; t < taps; t += kSixteen) {
+      __m256i words[kEight];
+      for (int i = 0; i < kEight; ++i) {
+        const int n = channel_of(half + i);
+        __m128i bytes = _mm_setzero_si128();
+        if (n < b.count && taps == kUsual) {
+          std::memcpy(&bytes, b.values + n * kUsual, kUsual);
+        } else if (n < b.count) {
+          bytes = load_bytes(b.values + n * taps + t, taps - t);
+        }
+        words[i] = _mm256_cvtepi8_epi16(bytes);
+      }
+      Avx2::transpose(words);
+      for (int64_t p = t / 2; p < std::min(pairs, t / 2 + kEight); ++p) {
+        store_words(to + p * 2 * kSixteen + half % kSixteen * 2, words[p - t / 2]);
+        sums = dot(sums, ones, words[p - t / 2]);
       }
     }
-    to += pairs * 2 * kSixteen;
-  }
-  for (int n = 0; n < b.count; ++n) {
-    b.sums[n] = 0;
-    for (int64_t t = 0; t < taps; ++t) b.sums[n] += b.values[n * taps + t];
+    alignas(32) int32_t all[kEight];
+    store_words(all, sums);
+    for (int i = 0; i < kEight; ++i) b.sums[channel_of(half + i)] = all[i];
+    if (half % kSixteen) to += pairs * 2 * kSixteen;
   }
 }
 
@@ -418,54 +431,12 @@ void multiply_channels(const ConvImages& g, const ConvBlock& b, const ConvWeight
 
 void prepare(const ConvImages& g, const ConvBlock& b, const ConvWeight& w, const ConvEnd& end,
              bool by_channel) {
-  const int32_t zero = g.zero ? zero_point(g.zero[0]) : 0;
-  const float by = g.scale[0] * end.y_inverse;
-  const float less =
-      end.addend_integers ? end.addend_zero * (end.addend_scale * end.y_inverse) : 0.0f;
-  for (int i = 0; i < kOutputs; ++i) {
-    const int n = by_channel ? channel_of(i) : i;
-    const bool there = n < b.count;
-    b.linear->multiplier[i] = there ? by * w.scales[b.first + n] : 0.0f;
-    b.linear->offset[i] =
-        there && end.bias ? end.bias[b.first + n] * end.y_inverse - less : -less;
-    b.linear->start[i] = there ? -zero * b.sums[n] : 0;
-  }
+  fill_linear(g, b, w, end, 0, [&](int i) { return by_channel ? channel_of(i) : i; });
 }
-
-// ---- Activations ----
 
 void quantize(const float* x, int64_t count, float inverse, float zero, int bits,
               bool symmetric, int8_t* out) {
-  const Rounding rounding(inverse, zero, bits, symmetric);
-  for (int64_t i = 0; i < count; i += kEight) {
-    const int64_t here = std::min<int64_t>(kEight, count - i);
-    store_bytes(out + i, rounding(load_floats(x + i, here)), here);
-  }
-}
-
-// The largest absolute value; as integers infinities and what is no number come last.
-float largest_value(const float* x, int64_t count) {
-  const __m256i clear = _mm256_set1_epi32(0x7fffffff);
-  __m256i top[4];
-  for (__m256i& one : top) one = _mm256_setzero_si256();
-  int64_t i = 0;
-  for (; i + 4 * kEight <= count; i += 4 * kEight) {
-    for (int j = 0; j < 4; ++j) {
-      const __m256i word = _mm256_castps_si256(load_floats(x + i + j * kEight, kEight));
-      top[j] = _mm256_max_epi32(top[j], _mm256_and_si256(word, clear));
-    }
-  }
-  for (; i < count; i += kEight) {
-    const __m256i word = _mm256_castps_si256(load_floats(x + i, count - i));
-    top[0] = _mm256_max_epi32(top[0], _mm256_and_si256(word, clear));
-  }
-  alignas(32) int32_t all[kEight];
-  store_words(all, _mm256_max_epi32(_mm256_max_epi32(top[0], top[1]),
-                                    _mm256_max_epi32(top[2], top[3])));
-  const int32_t most = *std::max_element(all, all + kEight);
-  float width;
-  std::memcpy(&width, &most, 4);
-  return width;
+  Avx2::round(x, count, inverse, bits, symmetric ? nullptr : &zero, out);
 }
 
 }  // namespace
@@ -473,7 +444,7 @@ float largest_value(const float* x, int64_t count) {
 const ConvKernels* avx2_conv() {
   static constexpr ConvKernels kKernels{
       sizeof(Cell), false,     &pack,          &multiply, &multiply_few, &pack_channels,
-      &multiply_channels, &prepare, &quantize, &largest_value, nullptr,  &widen,
+      &multiply_channels, &prepare, &quantize, &Avx2::largest, nullptr,  &widen,
       2 * kRows};
   return &kKernels;
 }

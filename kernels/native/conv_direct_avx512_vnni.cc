@@ -186,18 +186,9 @@ void multiply_channels(const ConvImages& g, const ConvBlock& b, const ConvWeight
 
 void prepare(const ConvImages& g, const ConvBlock& b, const ConvWeight& w, const ConvEnd& end,
              bool by_channel) {
-  const int32_t zero = g.zero ? zero_point(g.zero[0]) : 0;
-  const float by = g.scale[0] * end.y_inverse;
-  const float less =
-      end.addend_integers ? end.addend_zero * (end.addend_scale * end.y_inverse) : 0.0f;
-  for (int i = 0; i < ConvBlock::kOutputs; ++i) {
-    const int n = by_channel ? channel_of(i / kLanes, i % kLanes) : i;
-    const bool there = n < b.count;
-    b.linear->multiplier[i] = there ? by * w.scales[b.first + n] : 0.0f;
-    b.linear->offset[i] =
-        there && end.bias ? end.bias[b.first + n] * end.y_inverse - less : -less;
-    b.linear->start[i] = there ? -(128 + zero) * b.sums[n] : 0;
-  }
+  fill_linear(g, b, w, end, 128, [&](int i) {
+    return by_channel ? channel_of(i / kLanes, i % kLanes) : i;
+  });
 }
 
 void flip(int8_t* x, int64_t count) {

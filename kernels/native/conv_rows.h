@@ -60,6 +60,25 @@ inline int64_t place_of(const ConvImages& g, const ConvBlock& b, const ConvWeigh
   return (image0 * g.positions + row) * w.outputs + b.first;
 }
 
+// Fill the block's `linear`: the number at place i is that of output `output_at(i)`. The
+// sums are of images to which `more` is added.
+template <class Place>
+void fill_linear(const ConvImages& g, const ConvBlock& b, const ConvWeight& w,
+                 const ConvEnd& end, int32_t more, Place&& output_at) {
+  const int32_t zero = more + (g.zero ? zero_point(g.zero[0]) : 0);
+  const float by = g.scale[0] * end.y_inverse;
+  const float less =
+      end.addend_integers ? end.addend_zero * (end.addend_scale * end.y_inverse) : 0.0f;
+  for (int i = 0; i < ConvBlock::kOutputs; ++i) {
+    const int n = output_at(i);
+    const bool there = n < b.count;
+    b.linear->multiplier[i] = there ? by * w.scales[b.first + n] : 0.0f;
+    b.linear->offset[i] =
+        there && end.bias ? end.bias[b.first + n] * end.y_inverse - less : -less;
+    b.linear->start[i] = there ? -zero * b.sums[n] : 0;
+  }
+}
+
 // What results are made with.
 struct Ends {
   const ConvBlock& block;
