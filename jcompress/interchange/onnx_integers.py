@@ -19,17 +19,27 @@ _FLOAT32, _INT8 = 1, 3
 _SHIFT = 128
 
 
-def _whole_bytes(graph: Graph, stored: Stored, numbers: Host) -> Made:
-    """The integers as int8, from 4 bits if they fit."""
+def _weight(graph: Graph, stored: Stored, numbers: Host) -> list[Made]:
+    """The integers, and what stands for 0 among them if that is not 0 alone.
+
+    They are int8, from 4 bits, if they fit into those, else uint8: on a processor without
+    VNNI onnxruntime adds two products of uint8 and int8 in 16 bits, which end at 32,767.
+    """
     numbers = np.ascontiguousarray(numbers)
+    zeros = None if stored.zeros is None else np.ascontiguousarray(stored.zeros[:, 0])
     if stored.bits == 4:
         few = graph.constant(numbers.astype(ml_dtypes.int4))
-        return graph.node("Cast", few, gives=(numbers.shape, np.int8), to=_INT8)
-    return graph.constant(numbers)
+        made = graph.node("Cast", few, gives=(numbers.shape, np.int8), to=_INT8)
+    else:
+        made = graph.constant(_raised(numbers))
+        zeros = _raised(np.zeros((), np.int8) if zeros is None else zeros)
+    return [made] if zeros is None else [made, graph.constant(zeros)]
 
 
-def _zeros(stored: Stored) -> list[Host]:
-    return [] if stored.zeros is None else [np.ascontiguousarray(stored.zeros[:, 0])]
+def _raised(numbers: Host) -> Host:
+    """Plus 128: uint8."""
+    raised: Host = (numbers.astype(np.int16) + _SHIFT).astype(np.uint8)
+    return raised
 
 
 def _sums(stored: Stored) -> Host:
@@ -46,8 +56,8 @@ def rounded(
 ) -> jax.Array:
     """The integers that data becomes, plus 128: uint8.
 
-    They are those that our kernels take. onnxruntime multiplies uint8 with int8 several
-    times as fast as int8 with int8.
+    They are those that our kernels take. onnxruntime multiplies uint8 with other bytes
+    several times as fast as int8 with int8.
     """
     numbers = quantize_values(x, scale, zero, activation.format)
     return (numbers + np.float32(_SHIFT)).astype(jnp.uint8)
@@ -73,9 +83,9 @@ def integer_product(
     outputs = stored.numbers.shape[0]
 
     def write(graph: Graph, q: Made) -> Made:
-        weight = _whole_bytes(graph, stored, stored.numbers.T)
-        zeros = map(graph.constant, [np.array(_SHIFT, np.uint8), *_zeros(stored)])
-        return graph.node("MatMulInteger", q, weight, *zeros, gives=kind)
+        weight, *zeros = _weight(graph, stored, stored.numbers.T)
+        shift = graph.constant(np.array(_SHIFT, np.uint8))
+        return graph.node("MatMulInteger", q, weight, shift, *zeros, gives=kind)
 
     kind = ((*rows.shape[:-1], outputs), np.int32)
     q = rounded(rows, scale, zero, activation)
@@ -97,8 +107,7 @@ def shared_range_product(rows: jax.Array, tensor: QTensor) -> jax.Array:
 
     def write(graph: Graph, x: Made) -> Made:
         q, scale, zero = _by_shared_range(graph, x, rows.shape)
-        weight = _whole_bytes(graph, stored, stored.numbers.T)
-        zeros = map(graph.constant, _zeros(stored))
+        weight, *zeros = _weight(graph, stored, stored.numbers.T)
         given = (q, weight, zero, *zeros)
         total = graph.node("MatMulInteger", *given, gives=(shape, np.int32))
         return _scaled(graph, total, scale, stored.scales[:, 0], shape)
@@ -189,10 +198,10 @@ def integer_convolution(
     wide = (1, out[1], *(1 for _ in out[2:]))
 
     def write(graph: Graph, x: Made) -> Made:
-        weight = _whole_bytes(graph, stored, numbers)
+        weight, *zeros = _weight(graph, stored, numbers)
         shift = graph.constant(np.array(_SHIFT, np.uint8))
-        kind = (out, np.int32)
-        return graph.node("ConvInteger", x, weight, shift, gives=kind, **window)
+        given = (x, weight, shift, *zeros)
+        return graph.node("ConvInteger", *given, gives=(out, np.int32), **window)
 
     q = rounded(images, scale, zero, activation)
     total = one(out, np.int32, write, q)
@@ -214,7 +223,8 @@ def shared_range_convolution(
 
     def write(graph: Graph, x: Made) -> Made:
         q, scale, zero = _by_shared_range(graph, x, images.shape)
-        given = (q, _whole_bytes(graph, stored, numbers), zero)
+        weight, *zeros = _weight(graph, stored, numbers)
+        given = (q, weight, zero, *zeros)
         total = graph.node("ConvInteger", *given, gives=(out, np.int32), **window)
         return _scaled(graph, total, scale, stored.scales[:, 0].reshape(wide), out)
 
