@@ -22,8 +22,9 @@ _SHIFT = 128
 def _weight(graph: Graph, stored: Stored, numbers: Host) -> list[Made]:
     """The integers, and what stands for 0 among them if that is not 0 alone.
 
-    They are int8, from 4 bits, if they fit into those, else uint8: on a processor without
-    VNNI onnxruntime adds two products of uint8 and int8 in 16 bits, which end at 32,767.
+    They are int8, from 4 bits, if they fit into those, else uint8: on a processor
+    without VNNI onnxruntime adds two products of uint8 and int8 in 16 bits, which end
+    at 32,767.
     """
     numbers = np.ascontiguousarray(numbers)
     zeros = None if stored.zeros is None else np.ascontiguousarray(stored.zeros[:, 0])
