@@ -166,6 +166,13 @@ int64_t unit_of(const Weight& w) {
   return unit <= kMostUnit ? unit : 0;
 }
 
+int64_t narrow_block(const Weight& w) {
+  constexpr int64_t kMost = 32;  // of which sixteen bits hold the sum of products
+  if (w.groups == 1) return kMost;
+  const int64_t size = w.group_size(), parts = (size + kMost - 1) / kMost;
+  return size % (4 * parts) ? 0 : size / parts;
+}
+
 Grouping grouping_of(const Cut& cut, int64_t inputs, int64_t groups) {
   if (groups == 1) return Grouping::kNone;
   const int64_t size = inputs / groups;

@@ -35,14 +35,6 @@ inline bool fills_strips(const Weight& w, const Activations& a) {
   return a.rows * a.digits >= fewest;
 }
 
-// The inputs of a block of `ManyRows::narrow`, a part of a group; 0 if there is none.
-inline int64_t narrow_block(const Weight& w) {
-  constexpr int64_t kMost = 32;  // of which sixteen bits hold the sum of products
-  if (w.groups == 1) return kMost;
-  const int64_t size = w.group_size(), parts = (size + kMost - 1) / kMost;
-  return size % (4 * parts) ? 0 : size / parts;
-}
-
 // The kernels of plain rows that are the fastest for these; null for those of others.
 inline const PlainKernels* plain_for(const ManyRows& many, const Weight& w,
                                      const Activations& a) {

@@ -231,6 +231,9 @@ struct ManyRows {
 // can be multiplied as integers; else 0.
 int64_t unit_of(const Weight& w);
 
+// The inputs of a block of `ManyRows::narrow`, a part of a group; 0 if there is none.
+int64_t narrow_block(const Weight& w);
+
 // What an instruction set provides.
 struct Products {
   Cut (*cut)(int bits);

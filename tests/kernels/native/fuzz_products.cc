@@ -273,28 +273,30 @@ void multiply_panels(const ManyRows& many, const Case& c, Arrays& all, int digit
   }
 }
 
-void multiply_plain(const ManyRows& many, const Case& c, Arrays& all, int64_t block) {
+void multiply_plain(const PlainKernels& kernels, const Case& c, Arrays& all, int64_t block,
+                    int64_t in_block) {
   PlainRows rows{};
   rows.zero = all.a.zero;
   rows.rows = c.rows;
   rows.inputs = c.inputs;
   rows.digits = c.digits;
   rows.bits = c.bits;
-  Exact<int8_t> packed(c.rows * c.digits * rows.stride());
-  Exact<int32_t> sums(c.rows * c.digits);
+  rows.block = in_block;
+  Exact<char> packed(c.rows * c.digits * rows.stride() * kernels.cell);
+  Exact<int32_t> sums(c.rows * c.digits * rows.blocks());
   Exact<float> scale(c.rows);
   rows.packed = packed.data();
   rows.sums = sums.data();
   rows.scale = scale.data();
   for (int64_t m = 0; m < c.rows; m += block) {
     Exact<float> scratch(c.inputs);
-    many.pack_plain(all.a, rows, m, std::min(c.rows, m + block), scratch.data());
+    kernels.pack(all.a, rows, m, std::min(c.rows, m + block), scratch.data());
   }
   const Result result = all.result(c);
   for (int64_t n = 0; n < c.outputs; n += c.chunk) {
     for (int64_t m = 0; m < c.rows; m += 8 * block) {
-      many.multiply_plain(rows, all.w, result, n, std::min(c.outputs, n + c.chunk), m,
-                          std::min(c.rows, m + 8 * block));
+      kernels.multiply(rows, all.w, result, n, std::min(c.outputs, n + c.chunk), m,
+                       std::min(c.rows, m + 8 * block));
     }
   }
 }
@@ -383,9 +385,15 @@ bool check(Instructions set, uint64_t seed) {
     compare(c, all, name, "tiles", seed, false);
     any = true;
   }
-  const bool plain = products.many.plain && c.groups == 1;
-  if (plain && unit_of(all.w) > 0) {
-    multiply_plain(products.many, c, all, block);
+  const ManyRows& many = products.many;
+  const bool narrow = many.narrow.multiply && c.bits <= 4 && c.digits == 1 && !all.a.zero;
+  if (narrow && unit_of(all.w) > 0 && narrow_block(all.w) > 0) {
+    multiply_plain(many.narrow, c, all, block, narrow_block(all.w));
+    compare(c, all, name, "plain rows by blocks", seed, false);
+    any = true;
+  }
+  if (many.plain.multiply && c.groups == 1 && unit_of(all.w) > 0) {
+    multiply_plain(many.plain, c, all, block, 0);
     compare(c, all, name, "plain rows", seed, false);
     any = true;
   } else if (products.many.integers > 0 && unit_of(all.w) > 0) {
