@@ -75,7 +75,8 @@ class Direct {
     images_.pixel = geometry.channels;
     few_ = data.images * geometry.positions <= ConvKernels::kFewRows;
     by_channel_ = groups > 1 && groups == geometry.channels && groups == weight.outputs;
-    images_.pairs = by_channel_ && kernels.moved && geometry.across == 3 && images_.stride == images_.pixel &&
+    images_.pairs = by_channel_ && kernels.moved && geometry.across == 3 &&
+                    images_.stride == images_.pixel &&
                     images_.offsets[1] == images_.pixel && images_.offsets[2] == 2 * images_.pixel;
     cut(values, groups);
   }

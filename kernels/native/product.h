@@ -173,9 +173,9 @@ struct Panels {
   }
 };
 
-// Rows of small integers one after the other, for products whose lanes are outputs of a
-// weight without groups. Row m has `digits` rows, each filled up with zeros, its integers
-// in the order in which those of a weight of so many bits unpack.
+// Rows of small integers one after the other, for products whose lanes are outputs. Row m
+// has `digits` rows, each filled up with zeros, its integers in the order in which those of
+// a weight of so many bits unpack.
 struct PlainRows {
   void* packed;       // [row][digit][stride], of the kernels' integers
   int32_t* sums;      // [row][digit][blocks]

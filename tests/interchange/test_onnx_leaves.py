@@ -184,7 +184,13 @@ def test_data(tmp_path: pathlib.Path, name: str, symmetric: bool) -> None:
         weights=Weights(format=Int(8, symmetric=symmetric)),
         activation=activation,
     )
-    assert operator in operators(written(tmp_path, layer, small, x))
+    proto = written(tmp_path, layer, small, x)
+    assert operator in operators(proto)
+    # With int8 onnxruntime's sums saturate on a processor without VNNI.
+    kinds = {each.name: each.data_type for each in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "MatMulInteger":
+            assert kinds[node.input[1]] == onnx.TensorProto.UINT8
     if name == "stored":
         proto = written(tmp_path, layer, small, x, near=0.02, portable=True)
         assert operators(proto) >= {"QuantizeLinear", "DequantizeLinear"}
