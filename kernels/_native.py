@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,9 @@ HANDLERS = (
     "jcompress_vector_codebook",
 )
 
+PLANNED = ("jcompress_conv_direct",)
+"""Those of which each place in a program keeps what is the same in all calls."""
+
 _ACTIVATIONS = (
     None,
     Nonlinearity.RELU,
@@ -70,8 +73,11 @@ def library() -> ctypes.CDLL | None:
         return None
     found = ctypes.CDLL(str(LIBRARY))
     for name in HANDLERS:
-        capsule = jax.ffi.pycapsule(getattr(found, name))
-        jax.ffi.register_ffi_target(name, capsule, platform="cpu")
+        stages: Any = jax.ffi.pycapsule(getattr(found, name))
+        if name in PLANNED:
+            first = jax.ffi.pycapsule(getattr(found, name + "_plan"))
+            stages = {"instantiate": first, "execute": stages}
+        jax.ffi.register_ffi_target(name, stages, platform="cpu")
     found.jcompress_instructions.restype = ctypes.c_char_p
     found.jcompress_grouping.argtypes = [ctypes.c_int32, *(2 * [ctypes.c_int64])]
     return found

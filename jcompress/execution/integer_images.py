@@ -8,7 +8,7 @@ convolution shares rounded (`Activation(shared=True)`) is stored so whoever read
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -81,6 +81,7 @@ class Together:
             if not kinds:
                 return by(kinds, values, scales)
             arrays, closed = opened(values)
+            arrays, whole = _without_known(arrays, closed)
             # Locations are no keys of a pytree that can be sorted with others.
             order = sorted(scales)
 
@@ -88,10 +89,10 @@ class Together:
             # between them, which rounds straight through.
             @jax.custom_vjp
             def integers(arrays: Any, numbers: Any) -> Any:
-                return by(kinds, closed(arrays), dict(zip(order, numbers, strict=True)))
+                return by(kinds, whole(arrays), dict(zip(order, numbers, strict=True)))
 
             def floats(arrays: Any, numbers: Any) -> Any:
-                return by({}, closed(arrays), dict(zip(order, numbers, strict=True)))
+                return by({}, whole(arrays), dict(zip(order, numbers, strict=True)))
 
             def forward(arrays: Any, numbers: Any) -> tuple[Any, Any]:
                 return integers(arrays, numbers), (arrays, numbers)
@@ -233,3 +234,21 @@ class Together:
 
 def _dense(value: Any) -> Any:
     return value.dense() if isinstance(value, Rounded) else value
+
+
+def _without_known(
+    arrays: Sequence[Any], closed: Callable[[Any], list[Any]]
+) -> tuple[list[Any], Callable[[Sequence[Any]], list[Any]]]:
+    """Arrays less those that are known while the program is traced, and the way back.
+
+    As arguments of a function with a gradient of its own they would be known no more,
+    and a kernel could not keep what it makes of a constant weight.
+    """
+    known = [not isinstance(array, jax.core.Tracer) for array in arrays]
+    pairs = list(zip(arrays, known, strict=True))
+
+    def whole(traced: Sequence[Any]) -> list[Any]:
+        rest = iter(traced)
+        return closed([array if there else next(rest) for array, there in pairs])
+
+    return [array for array, there in pairs if not there], whole

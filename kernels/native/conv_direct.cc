@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "conv_geometry.h"
+#include "conv_plan.h"
 #include "floats.h"
 #include "handlers.h"
 #include "parallel.h"
@@ -55,14 +56,21 @@ class Direct {
     int bits;
   };
 
-  Direct(const ConvKernels& kernels, const Geometry& geometry, const Data& data,
-         const int8_t* values, const ConvWeight& weight, int64_t groups, const ConvEnd& end)
+  // Keep: whether a packed weight may be kept in the plan, or found there.
+  Direct(const ConvKernels& kernels, const ConvPlan& plan, bool keep, const Data& data,
+         const int8_t* values, const ConvWeight& weight, const ConvEnd& end)
       : kernels_(kernels),
-        geometry_(geometry),
+        plan_(plan),
+        geometry_(plan.geometry),
         data_(data),
         weight_(weight),
         end_(end),
+        kept_(keep ? plan.kept() : nullptr),
         own_(data.scale ? 0 : data.images) {
+    // Another weight than the one that was kept is packed as if none could be.
+    keep_ = keep && (!kept_ || kept_->packed().values == values);
+    const Geometry& geometry = geometry_;
+    const int64_t groups = plan.groups;
     images_.image_cells = geometry.image_bytes;
     images_.positions = geometry.positions;
     images_.line = geometry.out.back();
@@ -73,12 +81,12 @@ class Direct {
     images_.run_inputs = geometry.run_bytes;
     images_.zero = data.zero;
     images_.pixel = geometry.channels;
-    few_ = data.images * geometry.positions <= ConvKernels::kFewRows;
+    few_ = !keep_ && data.images * geometry.positions <= ConvKernels::kFewRows;
     by_channel_ = groups > 1 && groups == geometry.channels && groups == weight.outputs;
     images_.pairs = by_channel_ && kernels.moved && geometry.across == 3 &&
                     images_.stride == images_.pixel &&
                     images_.offsets[1] == images_.pixel && images_.offsets[2] == 2 * images_.pixel;
-    cut(values, groups);
+    if (!keep_ || !kept_) cut(values, groups, &made_);
   }
 
   void run(ffi::ThreadPool& pool) {
@@ -91,21 +99,14 @@ class Direct {
     images_.scale = data_.scale;
     end_.linear = end_.linear && same_range() &&
                   (by_channel_ ? !end_.addend_integers : !few_);
-    const int64_t packs = static_cast<int64_t>(blocks_.size());
+    if (keep_) use_kept();
+    const List<ConvBlock>& blocks = made_.blocks;
+    const int64_t cuts = static_cast<int64_t>(blocks.size()), packs = keep_ ? 0 : cuts;
     const bool many = count >= 2 * threads && !few_;
     // Each thread packs a block and multiplies by it while it is in its cache.
     const bool by_block = !many && packs % threads == 0 && packs > 1;
-    Buffer<int8_t> packed(by_block ? 0 : packed_bytes_ + ConvKernels::kSlack);
-    for (int64_t i = 0; i < packs; ++i) blocks_[i].packed = packed.data() + starts_[i];
-    const auto pack_block = [&](const ConvBlock& block) {
-      if (by_channel_) {
-        kernels_.pack_channels(images_, block);
-      } else if (!few_) {
-        kernels_.pack(images_, block);
-      }
-      if (end_.linear) kernels_.prepare(images_, block, weight_, end_, by_channel_);
-    };
-    const auto pack = [&](int64_t i) { pack_block(blocks_[i]); };
+    if (packs && !by_block) place(&made_);
+    const auto pack = [&](int64_t i) { pack_block(blocks[i]); };
     if (many) {
       // Each thread takes some images at a time through all outputs: one, or as many
       // small ones as let weights be read but once for many positions.
@@ -120,7 +121,7 @@ class Direct {
         for (int64_t m = 0; m < here && !in_place(); ++m) {
           write(first + m, 0, geometry_.padded_lines(), padded.data() + m * padded_bytes());
         }
-        for (const ConvBlock& block : blocks_) {
+        for (const ConvBlock& block : blocks) {
           multiply(mine, block, first, 0, here * images_.positions);
         }
       }, help);
@@ -141,9 +142,9 @@ class Direct {
     };
     if (by_block) {
       parallel_phases(pool, writes, write_part, packs, [&](int64_t i) {
-        const int64_t end = i + 1 < packs ? starts_[i + 1] : packed_bytes_;
-        Buffer<int8_t> mine(end - starts_[i] + ConvKernels::kSlack);
-        ConvBlock block = blocks_[i];
+        const int64_t end = i + 1 < packs ? made_.starts[i + 1] : made_.size;
+        Buffer<int8_t> mine(end - made_.starts[i] + ConvKernels::kSlack);
+        ConvBlock block = blocks[i];
         block.packed = mine.data();
         pack_block(block);
         multiply(images_, block, 0, 0, rows);
@@ -153,7 +154,7 @@ class Direct {
     const int64_t row_products =
         work(geometry_.inputs * ConvBlock::kOutputs, ConvBlock::kOutputs);
     int64_t step = std::max(kPieceProducts / std::max<int64_t>(1, row_products),
-                            rows * packs / (8 * threads));
+                            rows * cuts / (8 * threads));
     const int64_t together = kernels_.together;
     step = std::min(rows, (step + together - 1) / together * together);
     const int64_t pieces = (rows + step - 1) / step;
@@ -163,10 +164,10 @@ class Direct {
           if (i >= writes) return pack(i - writes);
           write_part(i);
         },
-        packs * pieces,
+        cuts * pieces,
         [&](int64_t i) {
           const int64_t row = i % pieces * step;
-          multiply(images_, blocks_[i / pieces], 0, row, std::min(rows, row + step));
+          multiply(images_, blocks[i / pieces], 0, row, std::min(rows, row + step));
         },
         help);
   }
@@ -211,16 +212,16 @@ class Direct {
   }
 
   // The blocks of outputs, and where they are packed.
-  void cut(const int8_t* values, int64_t groups) {
+  void cut(const int8_t* values, int64_t groups, PackedWeight* made) const {
     const int64_t inputs = geometry_.inputs;
     const int64_t in_group = by_channel_ ? weight_.outputs : weight_.outputs / groups;
     const int64_t quads = !by_channel_     ? images_.quads()
                           : images_.pairs ? images_.runs / 3 * 8
                                           : (images_.runs + 3) / 4 * 4;
-    int64_t size = 0;
+    made->values = values;
     const int64_t each = (in_group + ConvBlock::kOutputs - 1) / ConvBlock::kOutputs;
-    blocks_.reserve(static_cast<size_t>(weight_.outputs / in_group * each));
-    starts_.reserve(blocks_.capacity());
+    made->blocks.reserve(static_cast<size_t>(weight_.outputs / in_group * each));
+    made->starts.reserve(made->blocks.capacity());
     for (int64_t first = 0; first < weight_.outputs; first += in_group) {
       for (int64_t n = 0; n < in_group; n += ConvBlock::kOutputs) {
         ConvBlock block{};
@@ -229,18 +230,57 @@ class Direct {
         block.inputs = inputs;
         block.count = static_cast<int>(std::min<int64_t>(ConvBlock::kOutputs, in_group - n));
         block.channel = by_channel_ ? n : first / in_group * (geometry_.channels / groups);
-        blocks_.push_back(block);
+        made->blocks.push_back(block);
         const int64_t bytes = by_channel_ ? quads * 64 : few_ ? 0 : quads * block.vectors() * 64;
-        starts_.push_back(size);
-        size += bytes * kernels_.cell;
+        made->starts.push_back(made->size);
+        made->size += bytes * kernels_.cell;
       }
     }
-    packed_bytes_ = size;
-    sums_ = Buffer<int32_t>(static_cast<int64_t>(blocks_.size()) * ConvBlock::kOutputs);
-    linear_ = Buffer<ConvLinear>(end_.linear ? static_cast<int64_t>(blocks_.size()) : 0);
-    for (size_t i = 0; i < blocks_.size(); ++i) {
-      blocks_[i].sums = sums_.data() + i * ConvBlock::kOutputs;
-      blocks_[i].linear = end_.linear ? linear_.data() + i : nullptr;
+    const int64_t count = static_cast<int64_t>(made->blocks.size());
+    made->sums = Buffer<int32_t>(count * ConvBlock::kOutputs);
+    made->linear = Buffer<ConvLinear>(end_.linear ? count : 0);
+    for (int64_t i = 0; i < count; ++i) {
+      made->blocks[i].sums = made->sums.data() + i * ConvBlock::kOutputs;
+      made->blocks[i].linear = end_.linear ? made->linear.data() + i : nullptr;
+    }
+  }
+
+  static void place(PackedWeight* made) {
+    made->bytes = Buffer<int8_t>(made->size + ConvKernels::kSlack);
+    for (size_t i = 0; i < made->blocks.size(); ++i) {
+      made->blocks[i].packed = made->bytes.data() + made->starts[i];
+    }
+  }
+
+  void pack_block(const ConvBlock& block) const {
+    if (by_channel_) {
+      kernels_.pack_channels(images_, block);
+    } else if (!few_) {
+      kernels_.pack(images_, block);
+    }
+    if (end_.linear) kernels_.prepare(images_, block, weight_, end_, by_channel_);
+  }
+
+  // The blocks of the weight that is kept, which is packed now if none was.
+  void use_kept() {
+    const LinearNumbers numbers(images_, weight_, end_);
+    if (!kept_) {
+      place(&made_);
+      for (const ConvBlock& block : made_.blocks) pack_block(block);
+      List<ConvBlock> blocks = made_.blocks;
+      auto packed = std::make_unique<PackedWeight>(std::move(made_));
+      made_.blocks = std::move(blocks);
+      kept_ = std::make_shared<const KeptWeight>(std::move(packed),
+                                                 end_.linear ? &numbers : nullptr);
+      return plan_.keep(kept_);
+    }
+    made_.blocks = kept_->packed().blocks;
+    if (!end_.linear || kept_->fits(numbers)) return;
+    // The weight is the same, what follows it is not.
+    made_.linear = Buffer<ConvLinear>(static_cast<int64_t>(made_.blocks.size()));
+    for (size_t i = 0; i < made_.blocks.size(); ++i) {
+      made_.blocks[i].linear = made_.linear.data() + i;
+      kernels_.prepare(images_, made_.blocks[i], weight_, end_, by_channel_);
     }
   }
 
@@ -300,29 +340,29 @@ class Direct {
       std::memset(to, zero, before);
       std::memset(to + before + count, zero, line - before - count);
       const int64_t start = m * g.image + (from * width + first) * g.channels;
-      if (data_.integers) {
-        std::memcpy(to + before, data_.integers + start, count);
-      } else {
+      if (!data_.integers) {
         kernels_.quantize(data_.floats + start, count, inverse, zero_float, data_.bits,
                           data_.zero == nullptr, to + before);
+        if (flips) kernels_.flip(to + before, count, to + before);
+      } else if (flips) {
+        kernels_.flip(data_.integers + start, count, to + before);
+      } else {
+        std::memcpy(to + before, data_.integers + start, count);
       }
-      if (flips) kernels_.flip(to + before, count);
       if (widens) kernels_.widen(to, line, reinterpret_cast<int16_t*>(place));
     }
   }
 
   const ConvKernels& kernels_;
+  const ConvPlan& plan_;
   const Geometry& geometry_;
   Data data_;
   ConvWeight weight_;
   ConvEnd end_;
   ConvImages images_{};
-  bool by_channel_, few_;
-  List<ConvBlock> blocks_;
-  List<int64_t> starts_;
-  int64_t packed_bytes_ = 0;
-  Buffer<int32_t> sums_{0};
-  Buffer<ConvLinear> linear_{0};
+  bool by_channel_, few_, keep_;
+  PackedWeight made_;
+  std::shared_ptr<const KeptWeight> kept_;
   Buffer<float> own_;
 };
 
@@ -343,29 +383,22 @@ void set_linear(ConvEnd* end) {
   end->high = static_cast<int8_t>(high);
 }
 
-ffi::Error conv_direct(ffi::ThreadPool pool, Any x, Any x_scale, Any x_zero, Any values,
-                       Any scales, Any bias, Any addend, Any addend_scale,
-                       Any addend_zero, Any residual, Any y_scale, Any y_zero, ffi::Result<Any> y, int64_t x_bits, int64_t y_bits,
-                       int64_t activation, Sizes data, Sizes window, Sizes strides,
-                       Sizes pad_low, Sizes pad_high, Sizes dilation, int64_t channels,
-                       int64_t groups, int64_t layout) {
-  if (layout != kLayout) return bad("the arrays have another layout than this library");
+// Numbers of a call that stand in one array.
+enum Place : int64_t { kYScale, kYZero, kAddendScale, kAddendZero, kNumbers };
+
+ffi::Error conv_direct(ffi::ThreadPool pool, const ConvPlan* plan, Any x, Any x_scale,
+                       Any x_zero, Any values, Any by_output, Any numbers, Any addend,
+                       Any residual, ffi::Result<Any> y, ffi::Dictionary) {
   const ConvKernels* kernels = conv_kernels_of(chosen_instructions());
   if (!kernels) return bad("no kernels for this processor");
-  Geometry g{};
-  const char* wrong =
-      g.set(data, window, strides, pad_low, pad_high, dilation, channels, groups);
-  if (wrong) return bad(wrong);
-  if (x.dimensions().size() != 3 || scales.dimensions().size() != 3) {
-    return bad("x and scales have three axes");
+  const Geometry& g = plan->geometry;
+  if (x.dimensions().size() != 3 || by_output.dimensions().size() != 3) {
+    return bad("x and by_output have three axes");
   }
   const int64_t stacks = x.dimensions()[0], images = x.dimensions()[1];
-  const int64_t outputs = scales.dimensions()[1], whole = g.positions * outputs;
-  if (outputs % groups) return bad("groups do not fit");
-  if (x_bits < 2 || x_bits > 8 || y_bits < 2 || y_bits > 8) return bad("bits");
-  if (activation < 0 || activation > static_cast<int64_t>(Function::kRelu6)) {
-    return bad("activation");
-  }
+  const int64_t rows = by_output.dimensions()[1], outputs = by_output.dimensions()[2];
+  const int64_t whole = g.positions * outputs;
+  if (outputs % plan->groups) return bad("groups do not fit");
   const bool integers = x.element_type() == ffi::DataType::S8;
   const auto in = integers ? ffi::DataType::S8 : ffi::DataType::F32;
   if (!is(x, in, {stacks, images, g.image})) return bad("shape or dtype of x");
@@ -373,52 +406,50 @@ ffi::Error conv_direct(ffi::ThreadPool pool, Any x, Any x_scale, Any x_zero, Any
   const auto out = rounded ? ffi::DataType::S8 : ffi::DataType::F32;
   if (!is(*y, out, {stacks, images, whole})) return bad("shape or dtype of y");
   if (!is(values, ffi::DataType::S8, {stacks, outputs, g.inputs})) return bad("values");
-  if (!is(scales, ffi::DataType::F32, {stacks, outputs, 1})) return bad("scales");
+  if (rows < 1 || rows > 2 || !is(by_output, ffi::DataType::F32, {stacks, rows, outputs})) {
+    return bad("by_output");
+  }
   const auto floats = [&](const Any& a, int64_t size) {
     return absent(a) || is(a, ffi::DataType::F32, {stacks, images, size});
   };
-  const auto one = {stacks, int64_t{1}};
   const bool whole_addend = !absent(addend) && addend.element_type() == ffi::DataType::S8;
-  if (whole_addend ? !is(addend, ffi::DataType::S8, {stacks, images, whole}) ||
-                         !is(addend_scale, ffi::DataType::F32, one)
+  if (whole_addend ? !is(addend, ffi::DataType::S8, {stacks, images, whole})
                    : !floats(addend, whole)) {
     return bad("addend");
   }
-  if (!absent(addend_zero) && !is(addend_zero, ffi::DataType::F32, one)) {
-    return bad("addend_zero");
+  if ((rounded || whole_addend) && !is(numbers, ffi::DataType::F32, {stacks, kNumbers})) {
+    return bad("numbers");
   }
   if (!floats(residual, whole)) return bad("residual");
   const bool has_scale = !absent(x_scale), has_zero = !absent(x_zero);
   if (!ByRow::fits(x_scale, stacks, images)) return bad("x_scale");
   if (!ByRow::fits(x_zero, stacks, images)) return bad("x_zero");
   if ((integers || has_zero) && !has_scale) return bad("x_scale is missing");
-  if (!absent(bias) && !is(bias, ffi::DataType::F32, {stacks, outputs})) return bad("bias");
-  if (rounded && !is(y_scale, ffi::DataType::F32, one)) return bad("y_scale");
-  if (!absent(y_zero) && !is(y_zero, ffi::DataType::F32, one)) return bad("y_zero");
   if (y->element_count() == 0) return ffi::Error::Success();
 
   expect_large(y->untyped_data(), y->size_bytes());
   for (int64_t s = 0; s < stacks; ++s) {
+    const float* scales = part<float>(by_output, s, rows * outputs);
+    const float* number = part<float>(numbers, s, kNumbers);
     ConvEnd end{};
-    end.bias = part<float>(bias, s, outputs);
+    end.bias = rows > 1 ? scales + outputs : nullptr;
     if (whole_addend) {
       end.addend_integers = part<int8_t>(addend, s, images * whole);
-      end.addend_scale = *part<float>(addend_scale, s, 1);
-      end.addend_zero = absent(addend_zero) ? 0.0f : *part<float>(addend_zero, s, 1);
+      end.addend_scale = number[kAddendScale];
+      end.addend_zero = number[kAddendZero];
     } else {
       end.addend = part<float>(addend, s, images * whole);
     }
     end.residual = part<float>(residual, s, images * whole);
-    end.function = static_cast<Function>(activation);
+    end.function = plan->activation;
     char* to = static_cast<char*>(y->untyped_data()) + s * images * whole * (rounded ? 1 : 4);
-    end.y_bits = static_cast<int>(y_bits);
+    end.y_bits = plan->y_bits;
     if (rounded) {
-      const float scale = *part<float>(y_scale, s, 1);
-      const float* zero = part<float>(y_zero, s, 1);
+      const float scale = number[kYScale];
       end.integers = reinterpret_cast<int8_t*>(to);
       end.y_inverse = std::isfinite(scale) ? 1.0f / scale : 0.0f;
-      end.y_zero = zero ? *zero : 0.0f;
-      end.y_symmetric = zero == nullptr;
+      end.y_zero = number[kYZero];
+      end.y_symmetric = plan->y_symmetric;
       set_linear(&end);
     } else {
       end.floats = reinterpret_cast<float*>(to);
@@ -433,39 +464,52 @@ ffi::Error conv_direct(ffi::ThreadPool pool, Any x, Any x_scale, Any x_zero, Any
     given.scale = scales_in.data();
     given.zero = zeros_in.data();
     given.images = images;
-    given.bits = static_cast<int>(x_bits);
-    const ConvWeight weight{part<float>(scales, s, outputs), outputs};
-    Direct(*kernels, g, given, part<int8_t>(values, s, outputs * g.inputs), weight, groups,
-           end)
+    given.bits = plan->x_bits;
+    const ConvWeight weight{scales, outputs};
+    const bool keep = plan->fixed && stacks == 1;
+    Direct(*kernels, *plan, keep, given, part<int8_t>(values, s, outputs * g.inputs), weight, end)
         .run(pool);
   }
   return ffi::Error::Success();
+}
+
+Planned plan_conv(
+    int64_t x_bits, int64_t y_bits, bool y_symmetric, int64_t activation, Sizes data,
+    Sizes window, Sizes strides, Sizes pad_low, Sizes pad_high, Sizes dilation,
+    int64_t channels, int64_t groups, bool fixed, int64_t layout) {
+  const auto wrong = [](const std::string& what) {
+    return Planned{ffi::Unexpected(bad(what))};
+  };
+  if (layout != kLayout) return wrong("the arrays have another layout than this library");
+  auto plan = std::make_unique<ConvPlan>();
+  const char* why = plan->geometry.set(data, window, strides, pad_low, pad_high, dilation,
+                                       channels, groups);
+  if (why) return wrong(why);
+  if (x_bits < 2 || x_bits > 8 || y_bits < 2 || y_bits > 8) return wrong("bits");
+  if (activation < 0 || activation > static_cast<int64_t>(Function::kRelu6)) {
+    return wrong("activation");
+  }
+  plan->groups = groups;
+  plan->x_bits = static_cast<int>(x_bits);
+  plan->y_bits = static_cast<int>(y_bits);
+  plan->y_symmetric = y_symmetric;
+  plan->activation = static_cast<Function>(activation);
+  plan->fixed = fixed;
+  return Planned{std::move(plan)};
 }
 
 }  // namespace
 }  // namespace jcompress
 
 extern "C" JCOMPRESS_EXPORT XLA_FFI_Error* jcompress_conv_direct(XLA_FFI_CallFrame*);
+extern "C" JCOMPRESS_EXPORT XLA_FFI_Error* jcompress_conv_direct_plan(XLA_FFI_CallFrame*);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    jcompress_conv_direct, jcompress::conv_direct,
-    xla::ffi::Ffi::Bind()
-        .Ctx<xla::ffi::ThreadPool>()
-        .Arg<xla::ffi::AnyBuffer>()
-        .Arg<xla::ffi::AnyBuffer>()
-        .Arg<xla::ffi::AnyBuffer>()
-        .Arg<xla::ffi::AnyBuffer>()
-        .Arg<xla::ffi::AnyBuffer>()
-        .Arg<xla::ffi::AnyBuffer>()
-        .Arg<xla::ffi::AnyBuffer>()
-        .Arg<xla::ffi::AnyBuffer>()
-        .Arg<xla::ffi::AnyBuffer>()
-        .Arg<xla::ffi::AnyBuffer>()
-        .Arg<xla::ffi::AnyBuffer>()
-        .Arg<xla::ffi::AnyBuffer>()
-        .Ret<xla::ffi::AnyBuffer>()
+    jcompress_conv_direct_plan, jcompress::plan_conv,
+    xla::ffi::Ffi::BindInstantiate()
         .Attr<int64_t>("x_bits")
         .Attr<int64_t>("y_bits")
+        .Attr<bool>("y_symmetric")
         .Attr<int64_t>("activation")
         .Attr<xla::ffi::Span<const int64_t>>("data")
         .Attr<xla::ffi::Span<const int64_t>>("window")
@@ -475,4 +519,21 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
         .Attr<xla::ffi::Span<const int64_t>>("dilation")
         .Attr<int64_t>("channels")
         .Attr<int64_t>("groups")
+        .Attr<bool>("fixed")
         .Attr<int64_t>("layout"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    jcompress_conv_direct, jcompress::conv_direct,
+    xla::ffi::Ffi::Bind()
+        .Ctx<xla::ffi::ThreadPool>()
+        .Ctx<xla::ffi::State<jcompress::ConvPlan>>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Ret<xla::ffi::AnyBuffer>()
+        .Attrs());

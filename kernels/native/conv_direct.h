@@ -116,7 +116,7 @@ struct ConvKernels {
   void (*quantize)(const float* x, int64_t count, float inverse, float zero, int bits,
                    bool symmetric, int8_t* out);
   float (*largest)(const float* x, int64_t count);
-  void (*flip)(int8_t* x, int64_t count);  // add 128; of `moved`
+  void (*flip)(const int8_t* x, int64_t count, int8_t* out);  // add 128; of `moved`
   void (*widen)(const int8_t* x, int64_t count, int16_t* out);  // of cells of two bytes
   int64_t together;                        // positions at a time, of `multiply`
 

@@ -191,13 +191,13 @@ void prepare(const ConvImages& g, const ConvBlock& b, const ConvWeight& w, const
   });
 }
 
-void flip(int8_t* x, int64_t count) {
+void flip(const int8_t* x, int64_t count, int8_t* out) {
   const __m512i high = _mm512_set1_epi8(static_cast<char>(0x80));
   int64_t i = 0;
   for (; i + 64 <= count; i += 64) {
-    _mm512_storeu_si512(x + i, _mm512_xor_si512(_mm512_loadu_si512(x + i), high));
+    _mm512_storeu_si512(out + i, _mm512_xor_si512(_mm512_loadu_si512(x + i), high));
   }
-  for (; i < count; ++i) x[i] = static_cast<int8_t>(x[i] ^ -128);
+  for (; i < count; ++i) out[i] = static_cast<int8_t>(x[i] ^ -128);
 }
 
 // ---- Few positions ----
@@ -281,35 +281,12 @@ void quantize(const float* x, int64_t count, float inverse, float zero, int bits
   if (some) _mm_mask_storeu_epi8(out + i, some, rounding(_mm512_maskz_loadu_ps(some, x + i)));
 }
 
-// The largest absolute value; as integers infinities and what is no number come last.
-float largest_value(const float* x, int64_t count) {
-  const __m512i clear = _mm512_set1_epi32(0x7fffffff);
-  __m512i top[4];
-  for (__m512i& one : top) one = _mm512_setzero_si512();
-  int64_t i = 0;
-  for (; i + 4 * kLanes <= count; i += 4 * kLanes) {
-    for (int j = 0; j < 4; ++j) {
-      const __m512i word = _mm512_loadu_si512(x + i + j * kLanes);
-      top[j] = _mm512_max_epi32(top[j], _mm512_and_si512(word, clear));
-    }
-  }
-  for (; i < count; i += kLanes) {
-    const __m512i word = _mm512_maskz_loadu_epi32(some16(count - i), x + i);
-    top[0] = _mm512_max_epi32(top[0], _mm512_and_si512(word, clear));
-  }
-  const int32_t all = _mm512_reduce_max_epi32(_mm512_max_epi32(
-      _mm512_max_epi32(top[0], top[1]), _mm512_max_epi32(top[2], top[3])));
-  float width;
-  std::memcpy(&width, &all, 4);
-  return width;
-}
-
 }  // namespace
 
 const ConvKernels* avx512_vnni_conv() {
   static constexpr ConvKernels kKernels{
       1,        true,           &pack,    &multiply, &multiply_few, &pack_channels, &multiply_channels,
-      &prepare, &quantize, &largest_value, &flip, nullptr,   2 * kRows};
+      &prepare, &quantize, &Avx512::largest, &flip, nullptr,   2 * kRows};
   return &kKernels;
 }
 

@@ -58,6 +58,7 @@ def cpu(
     x_bits: int | None,
     window: Window,
     ending: Ending | None,
+    constant: int | None,
 ) -> jax.Array:
     """[S, B, X] with the stored [S, N, K] -> [S, B, Y]; the sums are exact."""
     arrays = EndingArrays(*ends)
@@ -65,7 +66,10 @@ def cpu(
         assert x_bits is not None
         integers = unpack_bits(values, window.inputs, bits)
         weight = (integers, scales)
-        return _convolved(x, x_scale, x_zero, weight, arrays, x_bits, window, ending)
+        fixed = constant is not None
+        return _convolved(
+            x, x_scale, x_zero, weight, arrays, x_bits, window, ending, fixed
+        )
     wide = dequantized(x, x_scale, x_zero)
     weights = (values, scales, zeros)
     product = _by_patches(wide, x_scale, x_zero, weights, bits, x_bits, window)
@@ -95,6 +99,7 @@ def _convolved(
     x_bits: int,
     window: Window,
     ending: Ending | None,
+    fixed: bool,
 ) -> jax.Array:
     integers, scales = weight
     ending = ending or Ending()
@@ -102,34 +107,42 @@ def _convolved(
     shape = (*x.shape[:2], window.positions * scales.shape[1])
     call = jax.ffi.ffi_call("jcompress_conv_direct", jax.ShapeDtypeStruct(shape, dtype))
     none = jnp.zeros((0,), jnp.float32)
-    bias = none if arrays.bias is None else arrays.bias[..., 0]
     addend, residual = (
         none if a is None else a for a in (arrays.addend, arrays.residual)
     )
-
-    def number(a: jax.Array | None) -> jax.Array:
-        return none if a is None else a[..., 0]
-
+    # Each array of a call costs some time, constants too.
+    by_output = scales if arrays.bias is None else jnp.stack((scales, arrays.bias), 1)
     product: jax.Array = call(
         x,
-        number(x_scale),
-        number(x_zero),
+        none if x_scale is None else x_scale[..., 0],
+        none if x_zero is None else x_zero[..., 0],
         integers,
-        scales,
-        bias,
+        by_output.reshape(scales.shape[0], -1, scales.shape[1]),
+        _numbers(arrays),
         addend,
-        number(arrays.addend_scale),
-        number(arrays.addend_zero),
         residual,
-        number(arrays.y_scale),
-        number(arrays.y_zero),
         x_bits=np.int64(x_bits),
         y_bits=np.int64(8 if ending.bits is None else ending.bits),
+        y_symmetric=arrays.y_zero is None,
         activation=_native.number_of(ending.activation),
         **_geometry(window),
         groups=np.int64(window.groups),
+        fixed=fixed,
     )
     return product
+
+
+def _numbers(arrays: EndingArrays) -> jax.Array:
+    """Float32 [S, 4]: scale and zero of the result, then of the addend."""
+    given = (
+        *(arrays.y_scale, arrays.y_zero),
+        *(arrays.addend_scale, arrays.addend_zero),
+    )
+    present = [a for a in given if a is not None]
+    if not present:
+        return jnp.zeros((0,), jnp.float32)
+    zero = jnp.zeros_like(present[0])
+    return jnp.concatenate([zero if a is None else a for a in given], -1)[..., 0, :]
 
 
 def _geometry(window: Window) -> dict[str, Any]:
@@ -191,6 +204,7 @@ def refuses(
     x_bits: int | None,
     window: Window,
     ending: Ending | None,
+    constant: int | None,
 ) -> str:
     """Why these arguments cannot be convolved here; empty if they can."""
     if x.dtype.itemsize > 4:
@@ -208,6 +222,7 @@ def prefers(
     x_bits: int | None,
     window: Window,
     ending: Ending | None,
+    constant: int | None,
 ) -> bool:
     """Whether this is the better choice than what XLA compiles.
 

@@ -1,0 +1,191 @@
+"""Weights that are constants of a program: packed once, and never mistaken."""
+
+import concurrent.futures
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jcompress.kernels import Implementation, Nonlinearity, _native
+from jcompress.kernels._constants import constant_number
+from jcompress.kernels.quantized_conv import quantized_conv
+from jcompress.kernels.quantized_conv.cpu import DIRECT
+
+pytestmark = pytest.mark.once
+
+# Images, side, channels, outputs and groups: many and few positions, one image and
+# several, each channel by itself, blocks that are not full.
+SIZES = {
+    "one": (1, 9, 16, 70, 1),
+    "several": (9, 6, 5, 130, 1),
+    "few": (1, 2, 24, 40, 1),
+    "channels": (2, 8, 70, 70, 70),
+    "groups": (1, 8, 16, 32, 4),
+}
+
+
+def made(name: str, seed: int) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """Images of int8; and a weight, its scales and bias."""
+    images, side, channels, outputs, groups = SIZES[name]
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-127, 128, (images, side, side, channels)).astype(np.int8)
+    inputs = 9 * channels // groups
+    weight = (
+        rng.integers(-127, 128, (outputs, inputs)).astype(np.int8),
+        rng.uniform(0.5, 1.5, (outputs, 1)).astype(np.float32) / 5000,
+        rng.normal(size=outputs).astype(np.float32),
+    )
+    return jnp.asarray(x), tuple(map(jnp.asarray, weight))
+
+
+def convolve(
+    name: str, weight: tuple[jax.Array, ...], x: jax.Array, **given: Any
+) -> jax.Array:
+    """The images convolved, stored as integers unless `y_bits` is None."""
+    values, scales, bias = weight
+    options = {
+        "y_bits": 8,
+        "y_scale": jnp.float32(0.05),
+        "activation": Nonlinearity.RELU,
+        **given,
+    }
+    if options["y_bits"] is None:
+        del options["y_scale"]
+    return quantized_conv(
+        x,
+        values,
+        scales,
+        bits=8,
+        kernel=(3, 3),
+        padding=((1, 1), (1, 1)),
+        groups=SIZES[name][4],
+        x_bits=8,
+        x_scale=jnp.float32(0.02),
+        x_zero=jnp.float32(3),
+        bias=bias,
+        **options,
+    )
+
+
+def with_constants(
+    name: str, weight: tuple[jax.Array, ...], **given: Any
+) -> Callable[[jax.Array], jax.Array]:
+    """A program of which the weight is a constant."""
+    return jax.jit(functools.partial(convolve, name, weight, **given))
+
+
+@pytest.mark.parametrize("y_bits", [8, None])
+@pytest.mark.parametrize("name", SIZES)
+def test_constants_give_what_arguments_give(name: str, y_bits: int | None) -> None:
+    by_arguments = jax.jit(functools.partial(convolve, name, y_bits=y_bits))
+    for seed in range(2):
+        x, weight = made(name, seed)
+        run = with_constants(name, weight, y_bits=y_bits)
+        kept = "fixed = true" in run.lower(x).as_text()
+        assert kept == (_native.instructions() in DIRECT)
+        reference = convolve(
+            name, weight, x, y_bits=y_bits, implementation=Implementation.REFERENCE
+        )
+        for images in (x, jnp.flip(x, 1), x):
+            np.testing.assert_array_equal(run(images), by_arguments(weight, images))
+        np.testing.assert_allclose(
+            np.asarray(run(x), np.float64),
+            np.asarray(reference, np.float64),
+            rtol=1e-5,
+            atol=1 if y_bits else 1e-5,
+        )
+
+
+def test_several_weights_of_one_shape_in_one_program() -> None:
+    x, first = made("one", 0)
+    _, second = made("one", 1)
+
+    def model(*weights: Any) -> Any:
+        return [convolve("one", weight, x) for weight in (*weights, *weights)]
+
+    wanted = jax.jit(model)(first, second)
+    got = jax.jit(functools.partial(model, first, second))()
+    for one, other in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(got[0], got[1])
+
+
+def test_what_follows_may_change() -> None:
+    """The weight is kept; a bias that is an argument is read in each call."""
+    x, (values, scales, bias) = made("one", 0)
+    run = jax.jit(lambda bias: convolve("one", (values, scales, bias), x))
+    outs = [run(bias), run(bias + 1), run(bias)]
+    wanted = jax.jit(functools.partial(convolve, "one"))((values, scales, bias + 1), x)
+    np.testing.assert_array_equal(outs[1], wanted)
+    np.testing.assert_array_equal(outs[0], outs[2])
+    assert not np.array_equal(outs[0], outs[1])
+
+
+def test_another_weight_in_the_place_of_a_constant() -> None:
+    """Whoever evaluates a traced program with other constants gets their result."""
+    x, first = made("one", 0)
+    _, second = made("one", 1)
+    traced = jax.make_jaxpr(functools.partial(convolve, "one", first))(x)
+    run = jax.jit(functools.partial(jax.core.eval_jaxpr, traced.jaxpr))
+
+    def constants(weight: tuple[jax.Array, ...]) -> list[Any]:
+        places = {id(own): other for own, other in zip(first, weight, strict=True)}
+        found = [places.get(id(constant), constant) for constant in traced.consts]
+        assert sum(id(constant) in places for constant in traced.consts) == len(first)
+        return found
+
+    by_arguments = jax.jit(functools.partial(convolve, "one"))
+    for weight in (first, second, first, second):
+        (out,) = run(constants(weight), x)
+        np.testing.assert_array_equal(out, by_arguments(weight, x))
+
+
+def test_threads_that_call_first_at_once() -> None:
+    for name in ("one", "channels"):
+        x, weight = made(name, 0)
+        wanted = jax.jit(functools.partial(convolve, name))(weight, x)
+        run = with_constants(name, weight).lower(x).compile()
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            outs = list(pool.map(run, [x] * 64))
+        for out in outs:
+            np.testing.assert_array_equal(out, wanted)
+
+
+def test_layers_of_a_scan_are_no_constants() -> None:
+    x, _ = made("one", 0)
+    layers = [made("one", seed)[1] for seed in range(3)]
+    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
+
+    @jax.jit
+    def model(x: jax.Array) -> jax.Array:
+        def layer(x: jax.Array, weight: Any) -> Any:
+            return x, convolve("one", weight, x)
+
+        return jax.lax.scan(layer, x, stacked)[1]
+
+    for out, weight in zip(model(x), layers, strict=True):
+        np.testing.assert_array_equal(out, with_constants("one", weight)(x))
+
+
+def test_numbers_of_constants() -> None:
+    seen: dict[str, Any] = {}
+    one, other = jnp.ones(3), jnp.ones(3)
+
+    def program(x: jax.Array) -> jax.Array:
+        for name, array in {"one": one, "again": one, "other": other, "x": x}.items():
+            seen[name] = constant_number(array)
+        seen["numpy"] = constant_number(np.ones(3))
+        return x
+
+    jax.make_jaxpr(program)(one)
+    assert seen["one"] == seen["again"] is not None
+    assert seen["other"] not in (seen["one"], None)
+    assert seen["x"] is seen["numpy"] is None
+    # Parts of what is not traced are compiled for any array.
+    assert constant_number(one) is None
+    jax.grad(lambda x: [seen.update(eager=constant_number(one)), x.sum()][1])(one)
+    assert seen["eager"] is None
