@@ -73,7 +73,7 @@ class Direct {
     const int64_t groups = plan.groups;
     images_.image_cells = geometry.image_bytes;
     images_.positions = geometry.positions;
-    images_.line = geometry.out.back();
+    images_.line = plan.line;
     images_.lines = geometry.lines.data();
     images_.stride = geometry.stride;
     images_.offsets = geometry.offsets.data();
@@ -197,11 +197,12 @@ class Direct {
     return true;
   }
 
-  // Bytes of padded images, and what is read behind them: of a pair of positions the
-  // second may be missing.
+  // Bytes of padded images, and what is read behind them: of positions that are multiplied
+  // together all but the first may be missing.
   int64_t padded_bytes() const { return geometry_.image_bytes * kernels_.cell; }
   int64_t padded_bytes(int64_t images) const {
-    const int64_t slack = Patches::kSlack + (images_.pairs ? images_.pixel : 0);
+    constexpr int64_t kPositions = 8;
+    const int64_t slack = Patches::kSlack + (by_channel_ ? kPositions * images_.stride : 0);
     return images * padded_bytes() + slack * kernels_.cell;
   }
 
@@ -485,6 +486,7 @@ Planned plan_conv(
   const char* why = plan->geometry.set(data, window, strides, pad_low, pad_high, dilation,
                                        channels, groups);
   if (why) return wrong(why);
+  plan->find_line();
   if (x_bits < 2 || x_bits > 8 || y_bits < 2 || y_bits > 8) return wrong("bits");
   if (activation < 0 || activation > static_cast<int64_t>(Function::kRelu6)) {
     return wrong("activation");

@@ -159,18 +159,23 @@ void multiply(const ConvImages& g, const ConvBlock& b, const ConvWeight& w,
 void multiply_channels(const ConvImages& g, const ConvBlock& b, const ConvWeight& w,
                        const ConvEnd& end, int64_t image0, int64_t row0, int64_t row1) {
   __m512i start[4];
+  const int parts = parts_of(b), width = 64 / parts;
   if (end.linear) {
     const LinearEnd last(end);
     each<4>([&](auto j) JCOMPRESS_INLINE {
       start[j] = _mm512_loadu_si512(b.linear->start + 16 * j);
     });
     return through_channels(
-        g, b, start, row0, row1, [&](int64_t m, const __m512i (&sums)[4]) JCOMPRESS_INLINE {
+        g, b, start, row0, row1,
+        [&](int64_t m, int64_t step, int64_t count, const __m512i (&sums)[4]) JCOMPRESS_INLINE {
           __m512i q[4];
           each<4>([&](auto j) JCOMPRESS_INLINE {
             q[j] = last.rounded(sums[j], *b.linear, j);
           });
-          store_bytes(end.integers + place_of(g, b, w, image0, m), last.bytes(q), b.count);
+          int8_t* to = end.integers + place_of(g, b, w, image0, m);
+          const __m512i bytes = last.bytes(q);
+          if (parts == 1) return store_bytes(to, bytes, b.count);
+          store_parts(to, step * w.outputs, count, bytes, width, b.count);
         });
   }
   alignas(64) int32_t sums[ConvBlock::kOutputs];
@@ -178,16 +183,19 @@ void multiply_channels(const ConvImages& g, const ConvBlock& b, const ConvWeight
   const Finish finish = finish_of(end.function);
   each<4>([&](auto j) JCOMPRESS_INLINE { start[j] = _mm512_setzero_si512(); });
   through_channels(g, b, start, row0, row1,
-                   [&](int64_t m, const __m512i (&found)[4]) JCOMPRESS_INLINE {
-                     store_channels(found, sums);
-                     finish(ends, sums, image0, m, 1);
-                   });
+                   [&](int64_t m, int64_t step, int64_t count, const __m512i (&found)[4])
+                       JCOMPRESS_INLINE {
+                         store_channels(found, sums);
+                         for (int i = 0; i < count; ++i) {
+                           finish(ends, sums + i * width, image0, m + i * step, 1);
+                         }
+                       });
 }
 
 void prepare(const ConvImages& g, const ConvBlock& b, const ConvWeight& w, const ConvEnd& end,
              bool by_channel) {
   fill_linear(g, b, w, end, 128, [&](int i) {
-    return by_channel ? channel_of(i / kLanes, i % kLanes) : i;
+    return by_channel ? channel_of(i / kLanes, i % kLanes, parts_of(b)) : i;
   });
 }
 

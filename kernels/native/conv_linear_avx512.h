@@ -66,24 +66,91 @@ struct LinearEnd {
   return _mm512_permutexvar_epi32(places, bytes);
 }
 
-// Stores the first bytes without a mask, which takes much longer.
+// Stores the first bytes without a mask, which takes much longer, and without a call, before
+// which all registers would be stored.
 [[gnu::always_inline]] inline void store_bytes(int8_t* to, __m512i bytes, int count) {
   if (count == 64) return _mm512_storeu_si512(to, bytes);
+  __m256i half = _mm512_castsi512_si256(bytes);
+  if (count & 32) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), half);
+    half = _mm512_extracti64x4_epi64(bytes, 1);
+    to += 32;
+  }
+  __m128i quarter = _mm256_castsi256_si128(half);
+  if (count & 16) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), quarter);
+    quarter = _mm256_extracti128_si256(half, 1);
+    to += 16;
+  }
+  if (!(count & 15)) return;
+  uint64_t word = static_cast<uint64_t>(_mm_cvtsi128_si64(quarter));
+  if (count & 8) {
+    std::memcpy(to, &word, 8);
+    word = static_cast<uint64_t>(_mm_extract_epi64(quarter, 1));
+    to += 8;
+  }
+  if (count & 4) {
+    std::memcpy(to, &word, 4);
+    word >>= 32;
+    to += 4;
+  }
+  if (count & 2) {
+    std::memcpy(to, &word, 2);
+    word >>= 16;
+    to += 2;
+  }
+  if (count & 1) std::memcpy(to, &word, 1);
+}
+
+// Stores `count` parts of 32 or 16 bytes, each `stride` after the one before, of each the
+// first `some` bytes.
+[[gnu::always_inline]] inline void store_parts(int8_t* to, int64_t stride, int64_t count,
+                                               __m512i bytes, int width, int some) {
   alignas(64) int8_t all[64];
   _mm512_store_si512(all, bytes);
-  int i = 0;
-  for (; i + 16 <= count; i += 16) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i),
-                     _mm_load_si128(reinterpret_cast<const __m128i*>(all + i)));
+  if (some == 16) {
+    for (int64_t i = 0; i < count; ++i) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * stride),
+                       _mm_load_si128(reinterpret_cast<const __m128i*>(all + 16 * i)));
+    }
+  } else if (some == 32) {
+    for (int64_t i = 0; i < count; ++i) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i * stride),
+                          _mm256_load_si256(reinterpret_cast<const __m256i*>(all + 32 * i)));
+    }
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      std::memcpy(to + i * stride, all + width * i, static_cast<size_t>(some));
+    }
   }
-  if (i < count) std::memcpy(to + i, all + i, static_cast<size_t>(count - i));
 }
 
 [[gnu::always_inline]] inline __m128i load_some(const int8_t* from, int64_t count) {
-  __m128i bytes = _mm_setzero_si128();
   if (count >= 16) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-  if (count > 0) std::memcpy(&bytes, from, static_cast<size_t>(count));
-  return bytes;
+  if (count <= 0) return _mm_setzero_si128();
+  uint64_t words[2] = {};
+  uint64_t* word = words;
+  if (count & 8) {
+    std::memcpy(word++, from, 8);
+    from += 8;
+  }
+  int bits = 0;
+  if (count & 4) {
+    uint32_t part;
+    std::memcpy(&part, from, 4);
+    *word = part;
+    from += 4;
+    bits = 32;
+  }
+  if (count & 2) {
+    uint16_t part;
+    std::memcpy(&part, from, 2);
+    *word |= uint64_t{part} << bits;
+    from += 2;
+    bits += 16;
+  }
+  if (count & 1) *word |= uint64_t{static_cast<uint8_t>(*from)} << bits;
+  return _mm_set_epi64x(static_cast<int64_t>(words[1]), static_cast<int64_t>(words[0]));
 }
 
 }  // namespace

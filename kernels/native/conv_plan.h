@@ -87,11 +87,22 @@ class ConvPlan {
   static ffi::TypeId id;
 
   Geometry geometry{};
+  int64_t line = 1;  // positions of which each is as far from the one before
   int64_t groups = 1;
   int x_bits = 8, y_bits = 8;
   bool y_symmetric = true;
   Function activation = Function::kNone;
   bool fixed = false;  // the weight is a constant of the program
+
+  // To be called once the geometry is set.
+  void find_line() {
+    const Geometry& g = geometry;
+    line = g.out.back();
+    for (size_t l = 0; l < g.lines.size(); ++l) {
+      if (g.lines[l] != static_cast<int64_t>(l) * line * g.stride) return;
+    }
+    line = g.positions;
+  }
 
   // The weight that was kept; null if there is none.
   std::shared_ptr<const KeptWeight> kept() const {
