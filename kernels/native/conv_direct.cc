@@ -127,6 +127,7 @@ class Direct {
       }, help);
       return;
     }
+    if (by_channel_ && run_by_lines(pool, packs, pack, help)) return;
     Buffer<char> padded(in_place() ? 0 : padded_bytes(count));
     images_.images = padded.data();
     if (in_place()) images_.images = data_.integers;
@@ -173,6 +174,40 @@ class Direct {
   }
 
  private:
+  // Large images of which each channel is convolved by itself: a thread pads the lines that
+  // some lines of the result need and multiplies them while they are in its cache. Returns
+  // whether there are enough lines.
+  template <class Pack>
+  bool run_by_lines(ffi::ThreadPool& pool, int64_t packs, Pack&& pack, Help help) {
+    constexpr int64_t kLines = 4;
+    const Geometry& g = geometry_;
+    if (g.sizes.size() != 2) return false;
+    const int64_t threads = pool.num_threads(), high = g.out[0];
+    const int64_t step = std::max(kLines, (high + 4 * threads - 1) / (4 * threads));
+    const int64_t pieces = (high + step - 1) / step;
+    if (pieces < 2 * threads) return false;
+    const int64_t line = g.padded.back() * g.channels;
+    parallel_phases(pool, packs, pack, data_.images * pieces, [&](int64_t i) {
+      const int64_t m = i / pieces, line0 = i % pieces * step;
+      const int64_t line1 = std::min(high, line0 + step);
+      const int64_t first = g.lines[line0] / line;
+      const int64_t last = (g.lines[line1 - 1] + g.offsets.back()) / line + 1;
+      Buffer<char> padded(padded_bytes() / g.padded_lines() * (last - first) + slack());
+      // Lines keep the places that they have in all images.
+      const int64_t before = (m * g.image_bytes + first * line) * kernels_.cell;
+      char* const images = reinterpret_cast<char*>(
+          reinterpret_cast<uintptr_t>(padded.data()) - static_cast<uintptr_t>(before));
+      write(m, first, last, images + m * padded_bytes());
+      ConvImages mine = images_;
+      mine.images = images;
+      const int64_t row = m * images_.positions;
+      for (const ConvBlock& block : made_.blocks) {
+        multiply(mine, block, 0, row + line0 * g.out[1], row + line1 * g.out[1]);
+      }
+    }, help);
+    return true;
+  }
+
   // The products that take as long as so many and their results: those of channels by
   // themselves are rearranged first, and weights of few positions are waited for.
   int64_t work(int64_t products, int64_t results) const {
@@ -200,10 +235,11 @@ class Direct {
   // Bytes of padded images, and what is read behind them: of positions that are multiplied
   // together all but the first may be missing.
   int64_t padded_bytes() const { return geometry_.image_bytes * kernels_.cell; }
-  int64_t padded_bytes(int64_t images) const {
+  int64_t padded_bytes(int64_t images) const { return images * padded_bytes() + slack(); }
+  int64_t slack() const {
     constexpr int64_t kPositions = 8;
-    const int64_t slack = Patches::kSlack + (by_channel_ ? kPositions * images_.stride : 0);
-    return images * padded_bytes() + slack * kernels_.cell;
+    const int64_t more = Patches::kSlack + (by_channel_ ? kPositions * images_.stride : 0);
+    return more * kernels_.cell;
   }
 
   // Whether the images can be read as they are.

@@ -61,6 +61,10 @@ GROUPED: dict[str, Any] = {
     "many_pairs": (9, 4, 20, 20, 20, {"kernel": (3, 3), "padding": ((1, 1), (1, 1))}),
     "wide_window": (1, 8, 6, 6, 6, {"kernel": (5, 5), "padding": ((2, 2), (2, 2))}),
     "small_window": (1, 6, 8, 8, 8, {"kernel": (1, 3), "dilation": (1, 2)}),
+    "lines": (2, 20, 36, 36, 36, {"kernel": (3, 3), "padding": ((1, 1), (1, 1))}),
+    "strided_lines": (1, 41, 18, 18, 18, {"kernel": (3, 3), "strides": (2, 1),
+                                          "padding": ((3, -2), (-1, 2)),
+                                          "dilation": (2, 1)}),
     "multiplied": (2, 6, 6, 12, 6, {"kernel": (3, 3)}),
     "groups": (5, 8, 24, 40, 4, {"kernel": (3, 3), "padding": ((1, 1), (1, 1))}),
 }  # fmt: skip
@@ -346,7 +350,7 @@ class QuantizedConv:
             assert (off > 0).mean() < 0.01
 
     @pytest.mark.parametrize(
-        "name", ["plain", "large", "wide", "depthwise", "pairs", "many_pairs"]
+        "name", ["plain", "large", "wide", "depthwise", "pairs", "many_pairs", "lines"]
     )
     @pytest.mark.parametrize("activation", [None, *ACTIVATIONS[:2]])
     @pytest.mark.parametrize("y_bits", [8, 5])
