@@ -17,6 +17,7 @@ int8 at each batch, and at 0.97 of the float model's accuracy.
 
 import argparse
 import fnmatch
+import functools
 import json
 import os
 import pathlib
@@ -86,8 +87,9 @@ def our_runs(place: pathlib.Path) -> Iterator[tuple[str, Run, int]]:
     sites = find_sites(apply, variables, tokens, tokens)
 
     def made(fn: Any, tree: Any) -> Run:
-        run = jax.jit(fn)
-        return lambda *batch: np.asarray(run(tree, *batch))
+        # The weights are constants of the program, as a server has them, and the peers.
+        run = jax.jit(functools.partial(fn, tree))
+        return lambda *batch: np.asarray(run(*batch))
 
     yield BASE, made(apply, variables), stored_bytes(variables)
     for name, (spec, tables) in specs().items():

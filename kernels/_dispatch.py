@@ -66,6 +66,8 @@ class Form:
         finishes: whether `run` takes what follows the product, `after`. The others must
             take `out_dtype` where something may follow; XLA then finishes what they
             give in float32.
+        keeps: whether `run` takes `fixed`: whether the stored arrays are constants of
+            the program, so that what is made of them may be kept from call to call.
     """
 
     run: Callable[..., Any]
@@ -75,6 +77,7 @@ class Form:
     sized: bool = False
     unnamed: Callable[..., Any] | None = None
     finishes: bool = False
+    keeps: bool = False
 
     def why_not(self, args: tuple[Any, ...], static: Mapping[str, Any]) -> str:
         """Why it cannot compute stacked arguments; "" if it can."""
@@ -102,8 +105,11 @@ class Form:
         args: tuple[Any, ...],
         static: Mapping[str, Any],
         after: After | None = None,
+        *,
+        fixed: bool = False,
     ) -> Any:
         """The products [S, M, N] of stacked arguments, and what follows them."""
+        static = {**static, "fixed": fixed} if self.keeps else static
         if after is None:
             product = self._stacks(args, static)
         elif self.finishes:
@@ -171,6 +177,8 @@ def dispatch(
     args: tuple[Any, ...],
     static: Mapping[str, Any],
     after: After | None = None,
+    *,
+    fixed: bool = False,
 ) -> Any:
     """Compute an operation on stacked arguments.
 
@@ -186,6 +194,7 @@ def dispatch(
         args: arrays with a leading stack axis, or None for one left out.
         static: the keyword arguments.
         after: what follows, its arrays with a leading stack axis.
+        fixed: whether the stored arrays are constants of the program.
 
     Returns:
         [S, M, N], or several in a tuple.
@@ -195,13 +204,13 @@ def dispatch(
     """
     check_named(operation, forms, implementation, args, static)
     if implementation is not None:
-        return forms[implementation].on_stack(args, static, after)
+        return forms[implementation].on_stack(args, static, after, fixed=fixed)
     own = args if after is None else (*args, *after[1:])
 
     def branch(form: Form) -> Callable[..., Any]:
         def run(*arrays: Any) -> Any:
             follows = None if after is None else After(after.then, *arrays[len(args) :])
-            return form.on_stack(arrays[: len(args)], static, follows)
+            return form.on_stack(arrays[: len(args)], static, follows, fixed=fixed)
 
         return run
 

@@ -44,7 +44,7 @@ HANDLERS = (
     "jcompress_vector_codebook",
 )
 
-PLANNED = ("jcompress_conv_direct",)
+PLANNED = ("jcompress_conv_direct", "jcompress_matmul", "jcompress_shared_input")
 """Those of which each place in a program keeps what is the same in all calls."""
 
 _ACTIVATIONS = (
@@ -129,6 +129,7 @@ def matmul(
     x_bits: int,
     digits: int,
     after: After | None = None,
+    fixed: bool = False,
 ) -> jax.Array:
     """Integer products with stacked weights, `[S, M, K] x [S, N, K] -> [S, M, N]`.
 
@@ -145,6 +146,8 @@ def matmul(
         digits: int8 digits that a float becomes; several make it a fixed-point number.
             The library may then multiply floats instead, if that is faster.
         after: what follows, stacked; its bias in the place of `bias`.
+        fixed: whether the weight is a constant of the program: it is then laid out for
+            many rows once, and kept so.
 
     Returns:
         The dtype of `x`; float32 if that is int8.
@@ -169,6 +172,7 @@ def matmul(
         bits=np.int64(bits),
         x_bits=np.int64(x_bits),
         digits=np.int64(digits),
+        fixed=fixed,
         layout=np.int64(LAYOUT),
     )
     return product
@@ -181,6 +185,7 @@ def shared_input(
     bits: int,
     x_bits: int,
     digits: int,
+    fixed: bool = False,
 ) -> tuple[jax.Array, ...]:
     """As `matmul`, of one `x` with several weights: [S, M, N] for each.
 
@@ -188,7 +193,7 @@ def shared_input(
         x: float32, bfloat16 or float16.
         weights: of each values, scales, zeros, and what follows: bias and activation.
             They have the same bits, as many groups, and all or none have zeros.
-        bits, x_bits, digits: as for `matmul`.
+        bits, x_bits, digits, fixed: as for `matmul`.
     """
     stacks, rows, _ = x.shape
     none = jnp.zeros((0,), jnp.float32)
@@ -212,6 +217,7 @@ def shared_input(
         bits=np.int64(bits),
         x_bits=np.int64(x_bits),
         digits=np.int64(digits),
+        fixed=fixed,
         layout=np.int64(LAYOUT),
     )
     return tuple(products)

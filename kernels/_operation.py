@@ -72,6 +72,7 @@ class KernelOperation:
         *args: Any,
         implementation: Implementation | None,
         after: After | None = None,
+        constant: Any = None,
         **static: Any,
     ) -> jax.Array:
         """Compute it: `x [M, K]` and the others without a stack -> `[M, N]`.
@@ -81,6 +82,8 @@ class KernelOperation:
             implementation: None for the fastest.
             after: what follows. The gradient is that of the product as it is without,
                 which is computed again, and with respect to `factor` and `residual`.
+            constant: what tells the stored arrays from any others if they are constants
+                of the program (see `_constants`); else None.
             **static: keyword arguments of the forms.
 
         Raises:
@@ -88,14 +91,20 @@ class KernelOperation:
             NotImplementedError: the operation has no such implementation, or that one
                 refuses these arguments; with its reason.
         """
-        product: jax.Array = self._run(args, implementation, after, static)
+        product: jax.Array = self._run(args, implementation, after, constant, static)
         return product
 
     def several(
-        self, *args: Any, implementation: Implementation | None, **static: Any
+        self,
+        *args: Any,
+        implementation: Implementation | None,
+        constant: Any = None,
+        **static: Any,
     ) -> tuple[jax.Array, ...]:
         """The same for an operation of several results."""
-        products: tuple[jax.Array, ...] = self._run(args, implementation, None, static)
+        products: tuple[jax.Array, ...] = self._run(
+            args, implementation, None, constant, static
+        )
         return products
 
     def _run(
@@ -103,6 +112,7 @@ class KernelOperation:
         args: Arrays,
         implementation: Implementation | None,
         after: After | None,
+        constant: Any,
         static: dict[str, Any],
     ) -> Any:
         stacked = tuple(
@@ -114,7 +124,11 @@ class KernelOperation:
         if after is not None:
             then, args = after.then, (*args, *after[1:])
         run = functools.partial(
-            self._compiled, implementation, then, tuple(sorted(static.items()))
+            self._compiled,
+            implementation,
+            then,
+            constant,
+            tuple(sorted(static.items())),
         )
         if jax.sharding.get_abstract_mesh().explicit_axes:
             spec: Any = self._explicit_spec(args, self._roles(then, static, args))
@@ -152,23 +166,34 @@ class KernelOperation:
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., Any]:
-        def product(implementation: Any, then: Any, static: Any, *args: Any) -> Any:
-            return self._mapped(implementation, then, dict(static), args)
+        def product(
+            implementation: Any, then: Any, constant: Any, static: Any, *args: Any
+        ) -> Any:
+            fixed = constant is not None
+            return self._mapped(implementation, then, dict(static), args, fixed)
 
         product.__name__ = self.name
-        run = jax.custom_vjp(product, nondiff_argnums=(0, 1, 2))
+        run = jax.custom_vjp(product, nondiff_argnums=(0, 1, 2, 3))
 
-        def forward(implementation: Any, then: Any, static: Any, *args: Any) -> Any:
+        def forward(
+            implementation: Any, then: Any, constant: Any, static: Any, *args: Any
+        ) -> Any:
             own, after = _split(then, args)
             saved = self.save(*own, **dict(static))
             again = None
             if after is not None:
                 bends = after.then.activation is not None or after.factor is not None
                 again = (own if bends else None, after[1:])
-            return run(implementation, then, static, *args), (saved, again)
+            out = run(implementation, then, constant, static, *args)
+            return out, (saved, again)
 
         def backward(
-            implementation: Any, then: Any, static: Any, saved: Any, cotangent: Any
+            implementation: Any,
+            then: Any,
+            constant: Any,
+            static: Any,
+            saved: Any,
+            cotangent: Any,
         ) -> Arrays:
             kept, again = saved
             if again is None:
@@ -178,7 +203,8 @@ class KernelOperation:
             if own is None:
                 product = jnp.zeros_like(wide)
             else:
-                product = run(implementation, None, static, *own).astype(jnp.float32)
+                product = run(implementation, None, constant, static, *own)
+                product = product.astype(jnp.float32)
 
             def last(product: jax.Array, *arrays: Any) -> jax.Array:
                 return finish(product, After(then, *arrays))
@@ -188,7 +214,7 @@ class KernelOperation:
             return (*by_own, *by_after)
 
         run.defvjp(forward, backward)
-        return jax.jit(run, static_argnums=(0, 1, 2))
+        return jax.jit(run, static_argnums=(0, 1, 2, 3))
 
     def _mapped(
         self,
@@ -196,6 +222,7 @@ class KernelOperation:
         then: Elementwise | None,
         static: dict[str, Any],
         args: Arrays,
+        fixed: bool,
     ) -> Any:
         roles = self._roles(then, static, args)
         by_row = ["m" in role for role in roles]
@@ -207,10 +234,11 @@ class KernelOperation:
 
         def run(*all_args: Any) -> Any:
             own, after = _split(then, all_args)
-            return self._form(implementation, static, own, after)
+            return self._form(implementation, static, own, after, fixed)
 
         def of_part(*own: Any, **changed: Any) -> Any:
-            return self._form(implementation, {**static, **changed}, own, None)
+            changed = {**static, **changed}
+            return self._form(implementation, changed, own, None, fixed=False)
 
         def of_parts(names: tuple[str, ...], *arrays: jax.Array) -> Any:
             assert self.over_parts is not None
@@ -269,13 +297,16 @@ class KernelOperation:
         static: dict[str, Any],
         args: Arrays,
         after: After | None,
+        fixed: bool,
     ) -> Any:
         if any(a is not None and a.size == 0 for a in args):
             implementation = Implementation.REFERENCE
         if implementation is None and partly_manual():
             # XLA cuts what it compiles itself along the other axes of the mesh.
             implementation = Implementation.XLA
-        return dispatch(self.name, self.forms, implementation, args, static, after)
+        return dispatch(
+            self.name, self.forms, implementation, args, static, after, fixed=fixed
+        )
 
 
 def _split(then: Elementwise | None, args: Arrays) -> tuple[Arrays, After | None]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jcompress.formats import Int
+from jcompress.kernels._constants import constant_numbers
 from jcompress.kernels._dispatch import Form, Implementation
 from jcompress.kernels._epilogue import Elementwise, after_rows
 from jcompress.kernels._integers import quantize_rows, result_dtype, row_scale
@@ -24,7 +25,7 @@ FORMS = {
     Implementation.REFERENCE: Form(reference),
     Implementation.XLA: Form(xla),
     Implementation.CPU: Form(
-        cpu.cpu, cpu.refuses, cpu.prefers, stacked=True, finishes=True
+        cpu.cpu, cpu.refuses, cpu.prefers, stacked=True, finishes=True, keeps=True
     ),
     Implementation.TPU: Form(tpu.tpu, tpu.refuses, tpu.prefers, sized=True),
     Implementation.GPU: Form(gpu.gpu, gpu.refuses, gpu.prefers, sized=True),
@@ -103,6 +104,7 @@ def int8_matmul(
         bias,
         implementation=implementation,
         after=after,
+        constant=constant_numbers(values),
         x_bits=x_bits,
     )
     return product.reshape(*x.shape[:-1], outputs)

@@ -19,6 +19,7 @@ def cpu(
     bias: jax.Array | None,
     *,
     x_bits: int,
+    fixed: bool,
     after: After | None = None,
 ) -> jax.Array:
     """[S, M, K] x int8 [S, N, K] -> [S, M, N]; the sums are exact."""
@@ -34,6 +35,7 @@ def cpu(
         x_bits=x_bits,
         digits=1,
         after=after,
+        fixed=fixed,
     )
 
 

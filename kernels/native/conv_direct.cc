@@ -510,12 +510,12 @@ ffi::Error conv_direct(ffi::ThreadPool pool, const ConvPlan* plan, Any x, Any x_
   return ffi::Error::Success();
 }
 
-Planned plan_conv(
+Planned<ConvPlan> plan_conv(
     int64_t x_bits, int64_t y_bits, bool y_symmetric, int64_t activation, Sizes data,
     Sizes window, Sizes strides, Sizes pad_low, Sizes pad_high, Sizes dilation,
     int64_t channels, int64_t groups, bool fixed, int64_t layout) {
   const auto wrong = [](const std::string& what) {
-    return Planned{ffi::Unexpected(bad(what))};
+    return Planned<ConvPlan>{ffi::Unexpected(bad(what))};
   };
   if (layout != kLayout) return wrong("the arrays have another layout than this library");
   auto plan = std::make_unique<ConvPlan>();
@@ -533,7 +533,7 @@ Planned plan_conv(
   plan->y_symmetric = y_symmetric;
   plan->activation = static_cast<Function>(activation);
   plan->fixed = fixed;
-  return Planned{std::move(plan)};
+  return {std::move(plan)};
 }
 
 }  // namespace

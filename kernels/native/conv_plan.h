@@ -14,6 +14,7 @@
 #include "conv_direct.h"
 #include "conv_geometry.h"
 #include "handlers.h"
+#include "plans.h"
 
 namespace jcompress {
 namespace {
@@ -85,6 +86,7 @@ class KeptWeight {
 class ConvPlan {
  public:
   static ffi::TypeId id;
+  static constexpr const char* kName = "jcompress_conv_plan";
 
   Geometry geometry{};
   int64_t line = 1;  // positions of which each is as far from the one before
@@ -123,33 +125,5 @@ class ConvPlan {
 
 inline ffi::TypeId ConvPlan::id{};
 
-// A plan, or what is wrong.
-struct Planned {
-  ffi::ErrorOr<std::unique_ptr<ConvPlan>> made;
-};
-
 }  // namespace
 }  // namespace jcompress
-
-// XLA asks for the type when the handler is registered. JAX tells it of types later.
-template <>
-struct xla::ffi::ResultEncoding<xla::ffi::ExecutionStage::kInstantiate, jcompress::Planned> {
-  using Plan = jcompress::ConvPlan;
-  using Made = ErrorOr<std::unique_ptr<Plan>>;
-
-  static XLA_FFI_TypeId state_type_id(const XLA_FFI_Api* api) {
-    if (Plan::id == XLA_FFI_UNKNOWN_TYPE_ID) {
-      const XLA_FFI_TypeInfo info = MakeTypeInfo<Plan>();
-      XLA_FFI_Error* error =
-          Ffi::RegisterTypeId(api, "jcompress_conv_plan", &Plan::id, &info);
-      if (error) internal::DestroyError(api, error);
-    }
-    return Plan::id;
-  }
-
-  static XLA_FFI_Error* Encode(const XLA_FFI_Api* api, XLA_FFI_ExecutionContext* ctx,
-                               jcompress::Planned planned) {
-    return ResultEncoding<ExecutionStage::kInstantiate, Made>::Encode(
-        api, ctx, std::move(planned.made));
-  }
-};

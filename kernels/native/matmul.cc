@@ -10,6 +10,7 @@
 #include "handlers.h"
 #include "multiply.h"
 #include "product.h"
+#include "product_plan.h"
 
 namespace jcompress {
 namespace {
@@ -98,9 +99,10 @@ std::string read_arrays(const Arrays& of, const Inputs& rows, const Activations&
   return known ? "" : "activation";
 }
 
-ffi::Error multiply_rows(ffi::ThreadPool& pool, const Inputs& rows,
+ffi::Error multiply_rows(ffi::ThreadPool& pool, const ProductPlan* plan, const Inputs& rows,
                          const std::vector<Arrays>& arrays, const Numbers& numbers) {
   Stack stack{};
+  stack.plan = plan->fixed() ? plan : nullptr;
   std::string wrong = read_rows(rows, numbers, &stack.a);
   if (!wrong.empty()) return bad(wrong);
   stack.count = rows.x.dimensions()[0];
@@ -154,19 +156,20 @@ ffi::Error multiply_rows(ffi::ThreadPool& pool, const Inputs& rows,
   return ffi::Error::Success();
 }
 
-ffi::Error matmul(ffi::ThreadPool pool, Any x, Any x_scale, Any x_zero, Any values,
+ffi::Error matmul(ffi::ThreadPool pool, const ProductPlan* plan, Any x, Any x_scale, Any x_zero, Any values,
                   Any scales, Any zeros, Any bias, Any factor, Any residual,
                   ffi::Result<Any> y, int64_t activation, int64_t bits, int64_t x_bits,
-                  int64_t digits, int64_t layout) {
+                  int64_t digits, bool, int64_t layout) {
   const Arrays arrays{values, scales, zeros, bias, factor, residual, *y, activation};
-  return multiply_rows(pool, {x, x_scale, x_zero}, {arrays},
+  return multiply_rows(pool, plan, {x, x_scale, x_zero}, {arrays},
                        {bits, x_bits, digits, layout});
 }
 
 // Of each weight values, scales, zeros and bias.
-ffi::Error shared_input(ffi::ThreadPool pool, Any x, ffi::RemainingArgs args,
+ffi::Error shared_input(ffi::ThreadPool pool, const ProductPlan* plan, Any x, ffi::RemainingArgs args,
                         ffi::RemainingRets rets, ffi::Span<const int64_t> activations,
-                        int64_t bits, int64_t x_bits, int64_t digits, int64_t layout) {
+                        int64_t bits, int64_t x_bits, int64_t digits, bool,
+                        int64_t layout) {
   constexpr size_t kArrays = 4;
   const size_t count = activations.size();
   if (count == 0 || args.size() != kArrays * count + 1 || rets.size() != count) {
@@ -186,17 +189,33 @@ ffi::Error shared_input(ffi::ThreadPool pool, Any x, ffi::RemainingArgs args,
     if (y.has_error()) return y.error();
     arrays.push_back({*values, *scales, *zeros, *bias, {}, {}, **y, activations[i]});
   }
-  return multiply_rows(pool, {x, *none, *none}, arrays, {bits, x_bits, digits, layout});
+  return multiply_rows(pool, plan, {x, *none, *none}, arrays,
+                       {bits, x_bits, digits, layout});
+}
+
+Planned<ProductPlan> plan_products(ffi::Dictionary attributes) {
+  const auto fixed = attributes.get<bool>("fixed");
+  if (fixed.has_error()) return {ffi::Unexpected(fixed.error())};
+  return {std::make_unique<ProductPlan>(*fixed)};
 }
 
 }  // namespace
 }  // namespace jcompress
+
+extern "C" JCOMPRESS_EXPORT XLA_FFI_Error* jcompress_matmul_plan(XLA_FFI_CallFrame*);
+extern "C" JCOMPRESS_EXPORT XLA_FFI_Error* jcompress_shared_input_plan(XLA_FFI_CallFrame*);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jcompress_matmul_plan, jcompress::plan_products,
+                              xla::ffi::Ffi::BindInstantiate().Attrs());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jcompress_shared_input_plan, jcompress::plan_products,
+                              xla::ffi::Ffi::BindInstantiate().Attrs());
 
 extern "C" JCOMPRESS_EXPORT XLA_FFI_Error* jcompress_shared_input(XLA_FFI_CallFrame*);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jcompress_shared_input, jcompress::shared_input,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
+                                  .Ctx<xla::ffi::State<jcompress::ProductPlan>>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .RemainingArgs()
                                   .RemainingRets()
@@ -204,6 +223,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jcompress_shared_input, jcompress::shared_input,
                                   .Attr<int64_t>("bits")
                                   .Attr<int64_t>("x_bits")
                                   .Attr<int64_t>("digits")
+                                  .Attr<bool>("fixed")
                                   .Attr<int64_t>("layout"));
 
 extern "C" JCOMPRESS_EXPORT XLA_FFI_Error* jcompress_matmul(XLA_FFI_CallFrame*);
@@ -212,6 +232,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     jcompress_matmul, jcompress::matmul,
     xla::ffi::Ffi::Bind()
         .Ctx<xla::ffi::ThreadPool>()
+        .Ctx<xla::ffi::State<jcompress::ProductPlan>>()
         .Arg<xla::ffi::AnyBuffer>()
         .Arg<xla::ffi::AnyBuffer>()
         .Arg<xla::ffi::AnyBuffer>()
@@ -226,6 +247,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
         .Attr<int64_t>("bits")
         .Attr<int64_t>("x_bits")
         .Attr<int64_t>("digits")
+        .Attr<bool>("fixed")
         .Attr<int64_t>("layout"));
 
 extern "C" {

@@ -27,7 +27,10 @@ inline bool fills_panels(const ManyRows& many, const Weight& w, const Activation
 
 // Whether so many rows are faster with strips of the weight, which costs as much to lay
 // out as the products of some rows, than in tiles: measured with AVX-512.
-inline bool fills_strips(const Weight& w, const Activations& a) {
+inline bool fills_strips(const Weight& w, const Activations& a, bool laid) {
+  // What was laid out before only has to be multiplied.
+  constexpr int64_t kLaid = 4;
+  if (laid) return a.rows * a.digits >= kLaid;
   int64_t fewest = w.inputs <= 512 ? 8 : w.inputs <= 2048 ? 14 : 24;
   if (w.bits == 3) fewest = std::max<int64_t>(fewest, 24);
   // Rows of the weight that fall into one set of the first-level cache.
@@ -35,9 +38,14 @@ inline bool fills_strips(const Weight& w, const Activations& a) {
   return a.rows * a.digits >= fewest;
 }
 
+// Whether weights may be kept as kernels lay them out: such that take no more memory so.
+inline bool keeps(const Stack& stack, const PlainKernels& kernels) {
+  return stack.plan && stack.count == 1 && kernels.lay && stack.any().bits == 8;
+}
+
 // The kernels of plain rows that are the fastest for these; null for those of others.
 inline const PlainKernels* plain_for(const ManyRows& many, const Weight& w,
-                                     const Activations& a) {
+                                     const Activations& a, bool laid) {
   // Measured with AVX2, whose tiles multiply by narrow weights without groups faster.
   const int64_t fewest = w.bits <= 4 && w.bits != 3 && w.groups == 1 ? 64 : 24;
   if (unit_of(w) == 0) return nullptr;
@@ -47,7 +55,7 @@ inline const PlainKernels* plain_for(const ManyRows& many, const Weight& w,
   }
   if (!many.plain.multiply || w.groups > 1) return nullptr;
   if (many.narrow.multiply) return a.digits == 1 ? &many.plain : nullptr;
-  return fills_strips(w, a) ? &many.plain : nullptr;
+  return fills_strips(w, a, laid) ? &many.plain : nullptr;
 }
 
 // With how many digits rows are laid out in panels, 0 as floats, -1 not at all.
@@ -143,6 +151,10 @@ inline void multiply_strips(ffi::ThreadPool& pool, const Products& products,
     r.zero = a.zero;
     return r;
   };
+  std::vector<ProductPlan::Laid> laid;
+  for (size_t i = 0; i < stack.weights.size() && keeps(stack, kernels); ++i) {
+    laid.push_back(stack.plan->laid(kernels, i, stack.of(0, i).w));
+  }
   const int64_t packs = (rows + kPackRows - 1) / kPackRows;
   const auto pack = [&](int64_t i) {
     const int64_t s = i / packs, m = i % packs * kPackRows;
@@ -159,7 +171,10 @@ inline void multiply_strips(ffi::ThreadPool& pool, const Products& products,
     const int64_t s = i / (chunks * blocks), block = i % blocks;
     const Piece& piece = pieces[i / blocks % chunks];
     const int64_t m0 = rows * block / blocks, m1 = rows * (block + 1) / blocks;
-    const One one = stack.of(s, piece.weight);
+    One one = stack.of(s, piece.weight);
+    if (piece.weight < laid.size() && laid[piece.weight]) {
+      one.w.laid = laid[piece.weight]->bytes.data();
+    }
     kernels.multiply(rows_of(s, one.a), one.w, one.y, piece.first, piece.last, m0, m1);
     finish(products, one, m0, m1, piece.first, piece.last);
   };
@@ -234,7 +249,7 @@ inline bool multiply_stack(ffi::ThreadPool& pool, const Stack& stack) {
   const Products& products = products_of(chosen_instructions());
   const Weight& w = stack.any();
   const ManyRows& many = products.many;
-  if (const PlainKernels* plain = plain_for(many, w, stack.a)) {
+  if (const PlainKernels* plain = plain_for(many, w, stack.a, keeps(stack, many.plain))) {
     multiply_strips(pool, products, *plain, stack);
     return true;
   }

@@ -7,6 +7,7 @@
 
 #include "parallel.h"
 #include "product.h"
+#include "product_plan.h"
 
 namespace jcompress {
 namespace {
@@ -39,6 +40,7 @@ struct Stack {
   bool ones;                    // the activations have zeros
   int64_t count;
   std::function<One(int64_t, size_t)> of;  // one of them with one of the weights
+  const ProductPlan* plan;      // of what may be kept, or null
 
   const Weight& any() const { return weights.front(); }
   int64_t outputs() const {

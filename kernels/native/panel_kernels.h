@@ -40,9 +40,10 @@ constexpr ManyRows many_rows() {
                 {},            {}};
   if constexpr (V::kStrips) {
     using Cell = typename V::Cell;
-    many.plain = {sizeof(Cell), &pack_plain_rows<V, Cell>, &multiply_rows<V>};
+    many.plain = {sizeof(Cell), &pack_plain_rows<V, Cell>, &multiply_rows<V>,
+                  &lay_weight<V>, &laid_bytes<V>};
     if constexpr (V::kStepInputs == 2) {
-      many.narrow = {1, &pack_plain_rows<V, int8_t>, &multiply_narrow_rows<V>};
+      many.narrow = {1, &pack_plain_rows<V, int8_t>, &multiply_narrow_rows<V>, nullptr, nullptr};
     }
   }
   return many;

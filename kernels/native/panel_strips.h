@@ -188,7 +188,22 @@ void finish_strip(const PlainRows& rows, const Weight& w, const Result& result,
   }
 }
 
-// Write y[m0 : m1, first : last].
+// The bytes of a whole weight in strips, the last one filled up.
+template <class V>
+int64_t laid_bytes(const Weight& w) {
+  constexpr int64_t kOutputs = kVectors * V::kLanes;
+  return (w.outputs + kOutputs - 1) / kOutputs * kOutputs * laid_inputs(w);
+}
+
+template <class V>
+void lay_weight(const Weight& w, uint8_t* out) {
+  constexpr int64_t kOutputs = kVectors * V::kLanes;
+  for (int64_t n = 0; n < w.outputs; n += kOutputs) {
+    lay_strip<V>(w, n, std::min(kOutputs, w.outputs - n), out + n * laid_inputs(w));
+  }
+}
+
+// Write y[m0 : m1, first : last]; `first` begins a strip.
 template <class V>
 void multiply_rows(const PlainRows& rows, const Weight& w, const Result& result,
                    int64_t first, int64_t last, int64_t m0, int64_t m1) {
@@ -200,7 +215,7 @@ void multiply_rows(const PlainRows& rows, const Weight& w, const Result& result,
       strip_products<V, false>(std::make_integer_sequence<int, kMostRows>{});
   const int64_t filled = rows.filled(), laid = laid_inputs(w);
   const int64_t most = strip_outputs(w.inputs);
-  Buffer<uint8_t> strips(most * laid);
+  Buffer<uint8_t> strips(w.laid ? 0 : most * laid);
   alignas(64) int32_t out[kMostRows * kOutputs];
   // A row of ones, if what the weights sum up to is asked for.
   Buffer<Cell> ones(rows.zero ? filled : 0);
@@ -220,16 +235,17 @@ void multiply_rows(const PlainRows& rows, const Weight& w, const Result& result,
   for (int64_t n0 = first; n0 < last; n0 += most) {
     const int64_t n1 = std::min(last, n0 + most);
     std::array<std::optional<StripEnds<V>>, kStripOutputs / kOutputs> ends;
+    const uint8_t* const here_laid = w.laid ? w.laid + n0 * laid : strips.data();
     for (int64_t n = n0; n < n1; n += kOutputs) {
-      uint8_t* strip = strips.data() + (n - n0) * laid;
-      const int64_t here = std::min<int64_t>(kOutputs, n1 - n);
-      lay_strip<V>(w, n, here, strip);
-      ends[(n - n0) / kOutputs].emplace(w, result, rows, n, here, strip, ones.data());
+      const int64_t here = std::min<int64_t>(kOutputs, n1 - n), at = (n - n0) * laid;
+      if (!w.laid) lay_strip<V>(w, n, here, strips.data() + at);
+      ends[(n - n0) / kOutputs].emplace(w, result, rows, n, here, here_laid + at, ones.data());
     }
     // The next strips are fetched a part with each block of rows.
-    const int64_t bytes = (std::min(last, n1 + most) - n1) * w.row_bytes();
+    const int64_t row_bytes = w.laid ? laid : w.row_bytes();
+    const int64_t bytes = (std::min(last, n1 + most) - n1) * row_bytes;
     const int64_t fetches = blocks * ((n1 - n0 + kOutputs - 1) / kOutputs) * piece.steps;
-    const uint8_t* ahead = w.values + n1 * w.row_bytes();
+    const uint8_t* ahead = (w.laid ? w.laid : w.values) + n1 * row_bytes;
     const uint8_t* end_ahead = ahead + bytes;
     piece.step = bytes ? std::max<int64_t>(1, (bytes + fetches - 1) / fetches) : 0;
     for (int64_t b = 0; b < blocks; ++b) {
@@ -242,7 +258,7 @@ void multiply_rows(const PlainRows& rows, const Weight& w, const Result& result,
       for (int64_t n = n0; n < n1; n += kOutputs) {
         const StripEnds<V>& end_of = *ends[(n - n0) / kOutputs];
         const int64_t here = std::min<int64_t>(kOutputs, n1 - n);
-        piece.strip = strips.data() + (n - n0) * laid;
+        piece.strip = here_laid + (n - n0) * laid;
         piece.ahead = ahead;
         ahead += piece.step * piece.steps;
         if (ahead >= end_ahead) piece.step = 0;

@@ -20,6 +20,7 @@ struct Weight {
   int64_t inputs;
   int64_t groups;
   int bits;  // 2, 3, 4, or 8 for one byte an integer
+  const uint8_t* laid;  // the whole weight as `PlainKernels::lay` lays it out, or null
 
   int64_t row_bytes() const { return (inputs * bits + 7) / 8; }
   int64_t group_size() const { return inputs / groups; }
@@ -207,6 +208,9 @@ struct PlainKernels {
   // Write y[m0 : m1, first : last].
   void (*multiply)(const PlainRows&, const Weight&, const Result&, int64_t first,
                    int64_t last, int64_t m0, int64_t m1);
+  // What `multiply` otherwise does first: the weight laid out, the bytes of it.
+  void (*lay)(const Weight&, uint8_t* out);
+  int64_t (*laid_bytes)(const Weight&);
 };
 
 // Products with panels. What is multiplied is a block of inputs, unpacked.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jcompress.formats import Int
 from jcompress.formats.packing import unpack_bits
-from jcompress.kernels._constants import constant_number
+from jcompress.kernels._constants import constant_numbers
 from jcompress.kernels._dispatch import Form, Implementation
 from jcompress.kernels._epilogue import Nonlinearity
 from jcompress.kernels._operation import Arrays, KernelOperation
@@ -37,9 +37,7 @@ from jcompress.tensors.weight_matrix import dequantize_matrix
 def _finished(run: Any) -> Any:
     """A form of floats that knows of nothing that follows, made one that does."""
 
-    def whole(
-        *args: Any, ending: Ending | None, constant: int | None, **static: Any
-    ) -> jax.Array:
+    def whole(*args: Any, ending: Ending | None, **static: Any) -> jax.Array:
         x = args[0]
         product: jax.Array = run(dequantized(*args[:3]), *args[1:6], **static)
         if ending is None:
@@ -57,7 +55,9 @@ FORMS = {
         stacked=True,
         unnamed=_finished(functools.partial(xla, portable=False)),
     ),
-    Implementation.CPU: Form(cpu.cpu, cpu.refuses, cpu.prefers, stacked=True),
+    Implementation.CPU: Form(
+        cpu.cpu, cpu.refuses, cpu.prefers, stacked=True, keeps=True
+    ),
 }
 
 
@@ -190,7 +190,7 @@ def quantized_conv(
         window=window,
         ending=after,
         # Only integers are multiplied by weights that are packed first.
-        constant=None if x_bits is None else constant_number(values),
+        constant=None if x_bits is None else constant_numbers(values),
     )
     return product.reshape(images, *window.out, outputs)
 
@@ -233,7 +233,6 @@ def _backward(
     x_bits: int | None,
     window: Window,
     ending: Ending | None,
-    constant: int | None,
 ) -> Arrays:
     x, scale, zero, values, scales, zeros, *rest = saved
     ends: Arrays = (None,) * len(rest)
@@ -313,7 +312,6 @@ def runs_in_integers_on_cpu(
         "x_bits": x_bits,
         "window": window,
         "ending": None,
-        "constant": None,
     }
     return FORMS[Implementation.CPU].chosen(
         (images, None, None, *weight, *EndingArrays()), given

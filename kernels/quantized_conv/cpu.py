@@ -58,7 +58,7 @@ def cpu(
     x_bits: int | None,
     window: Window,
     ending: Ending | None,
-    constant: int | None,
+    fixed: bool,
 ) -> jax.Array:
     """[S, B, X] with the stored [S, N, K] -> [S, B, Y]; the sums are exact."""
     arrays = EndingArrays(*ends)
@@ -66,7 +66,6 @@ def cpu(
         assert x_bits is not None
         integers = unpack_bits(values, window.inputs, bits)
         weight = (integers, scales)
-        fixed = constant is not None
         return _convolved(
             x, x_scale, x_zero, weight, arrays, x_bits, window, ending, fixed
         )
@@ -204,7 +203,6 @@ def refuses(
     x_bits: int | None,
     window: Window,
     ending: Ending | None,
-    constant: int | None,
 ) -> str:
     """Why these arguments cannot be convolved here; empty if they can."""
     if x.dtype.itemsize > 4:
@@ -222,7 +220,6 @@ def prefers(
     x_bits: int | None,
     window: Window,
     ending: Ending | None,
-    constant: int | None,
 ) -> bool:
     """Whether this is the better choice than what XLA compiles.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jcompress.formats import Int
 from jcompress.formats.packing import FLOAT8
+from jcompress.kernels._constants import constant_numbers
 from jcompress.kernels._dispatch import Implementation
 from jcompress.kernels._epilogue import After, Elementwise, after_rows, finish
 from jcompress.kernels._integers import quantize_rows, row_scale
@@ -100,6 +101,11 @@ def shared_input_matmul(
         x.reshape(math.prod(batch), x.shape[-1]),
         *arrays,
         implementation=implementation,
+        constant=(
+            constant_numbers(*(part.values for part in weights))
+            if weights[0].bits == 8
+            else None
+        ),
         bits=weights[0].bits,
         x_bits=x_bits,
         thens=tuple(part.then or Elementwise() for part in weights),

@@ -55,6 +55,7 @@ def cpu(
     bits: int,
     x_bits: int | None,
     thens: tuple[Elementwise, ...],
+    fixed: bool,
 ) -> tuple[jax.Array, ...]:
     """[S, M, K] x each stored [S, N, K] -> [S, M, N], in one call."""
     exact = 2 if x.dtype.itemsize < 4 else 3
@@ -70,6 +71,7 @@ def cpu(
         bits=bits if bits <= 4 else 8,
         x_bits=8 if x_bits is None else x_bits,
         digits=exact if x_bits is None else 1,
+        fixed=fixed,
     )
 
 
@@ -105,6 +107,7 @@ FORMS = {
         prefers(form),
         stacked=form.stacked,
         sized=form.sized,
+        keeps=form.keeps,
     )
     for kind, form in SINGLE.items()
 }

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jcompress.formats import Int
 from jcompress.formats.packing import FLOAT8, is_packed, packed_size, stored_dtype
+from jcompress.kernels._constants import constant_numbers
 from jcompress.kernels._dispatch import Form, Implementation
 from jcompress.kernels._epilogue import Elementwise, after_rows
 from jcompress.kernels._integers import quantize_rows, row_scale
@@ -23,7 +24,7 @@ FORMS = {
     Implementation.REFERENCE: Form(reference),
     Implementation.XLA: Form(xla),
     Implementation.CPU: Form(
-        cpu.cpu, cpu.refuses, cpu.prefers, stacked=True, finishes=True
+        cpu.cpu, cpu.refuses, cpu.prefers, stacked=True, finishes=True, keeps=True
     ),
     Implementation.TPU: Form(tpu.tpu, tpu.refuses, tpu.prefers, sized=True),
     Implementation.GPU: Form(gpu.gpu, gpu.refuses, gpu.prefers, sized=True),
@@ -99,6 +100,8 @@ def weight_only_matmul(
         None if zeros is None else jnp.broadcast_to(zeros, scales.shape),
         implementation=implementation,
         after=after,
+        # Integers of fewer bits would take more memory as they are kept.
+        constant=constant_numbers(values) if bits == 8 else None,
         bits=bits,
         x_bits=x_bits,
     )

@@ -25,6 +25,7 @@ def cpu(
     *,
     bits: int,
     x_bits: int | None,
+    fixed: bool,
     after: After | None = None,
 ) -> jax.Array:
     """[S, M, K] x the stored [S, N, K] -> [S, M, N]."""
@@ -38,6 +39,7 @@ def cpu(
         x_bits=8 if x_bits is None else x_bits,
         digits=exact if x_bits is None else 1,
         after=after,
+        fixed=fixed,
     )
 
 

@@ -1,4 +1,4 @@
-"""Weights that are constants of a program: packed once, and never mistaken."""
+"""Weights that are constants of a program: laid out once, and never mistaken."""
 
 import concurrent.futures
 import functools
@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from jcompress.kernels import Implementation, Nonlinearity, _native
-from jcompress.kernels._constants import constant_number
+from jcompress.kernels._constants import constant_numbers
+from jcompress.kernels.int8_matmul import int8_matmul
 from jcompress.kernels.quantized_conv import quantized_conv
 from jcompress.kernels.quantized_conv.cpu import DIRECT
+from jcompress.kernels.shared_input_matmul import Part, shared_input_matmul
+from jcompress.kernels.weight_only_matmul import weight_only_matmul
 
 pytestmark = pytest.mark.once
 
@@ -100,6 +103,61 @@ def test_constants_give_what_arguments_give(name: str, y_bits: int | None) -> No
         )
 
 
+def products(
+    kind: str, weights: tuple[jax.Array, ...], x: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Rows times weights by one of the operations."""
+    scales = [jnp.full((w.shape[0], 1), 0.01, jnp.float32) for w in weights]
+    pairs = list(zip(weights, scales, strict=True))
+    match kind:
+        case "int8":
+            return tuple(int8_matmul(x, w, scale) for w, scale in pairs)
+        case "weights":
+            return tuple(weight_only_matmul(x, w, s, bits=8) for w, s in pairs)
+        case _:
+            bias = jnp.arange(weights[0].shape[0], dtype=jnp.float32)
+            parts = [Part(w, scale, bias=bias) for w, scale in pairs]
+            return shared_input_matmul(x, parts, x_bits=8)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 6, 13, 60, 530])
+@pytest.mark.parametrize("kind", ["int8", "weights", "shared"])
+def test_products_with_constants(kind: str, rows: int) -> None:
+    by_arguments = jax.jit(functools.partial(products, kind))
+    rng = np.random.default_rng(rows)
+    x = jnp.asarray(rng.normal(size=(rows, 200)).astype(np.float32))
+    for _ in range(2):
+        weights = tuple(
+            jnp.asarray(rng.integers(-127, 128, (150, 200)).astype(np.int8))
+            for _ in range(3)
+        )
+        run = jax.jit(functools.partial(products, kind, weights))
+        kept = run.lower(x).as_text().count("fixed = true")
+        fast = _native.instructions() not in (None, "generic")
+        assert kept == ((1 if kind == "shared" else 3) if fast else 0)
+        for data in (x, x[::-1], x):
+            wanted = by_arguments(weights, data)
+            for got, one in zip(run(data), wanted, strict=True):
+                np.testing.assert_allclose(got, one, rtol=2e-6, atol=2e-4)
+
+
+def test_products_with_another_weight_in_the_place_of_a_constant() -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(40, 64)).astype(np.float32))
+    first, second = (
+        jnp.asarray(rng.integers(-127, 128, (48, 64)).astype(np.int8)) for _ in range(2)
+    )
+    traced = jax.make_jaxpr(functools.partial(products, "int8", (first,)))(x)
+    (place,) = (i for i, one in enumerate(traced.consts) if one is first)
+    run = jax.jit(functools.partial(jax.core.eval_jaxpr, traced.jaxpr))
+    for weight in (first, second, first):
+        constants = list(traced.consts)
+        constants[place] = weight
+        (got,) = run(constants, x)
+        (wanted,) = jax.jit(functools.partial(products, "int8"))((weight,), x)
+        np.testing.assert_array_equal(got, wanted)
+
+
 def test_several_weights_of_one_shape_in_one_program() -> None:
     x, first = made("one", 0)
     _, second = made("one", 1)
@@ -177,8 +235,8 @@ def test_numbers_of_constants() -> None:
 
     def program(x: jax.Array) -> jax.Array:
         for name, array in {"one": one, "again": one, "other": other, "x": x}.items():
-            seen[name] = constant_number(array)
-        seen["numpy"] = constant_number(np.ones(3))
+            seen[name] = constant_numbers(array)
+        seen["numpy"] = constant_numbers(np.ones(3))
         return x
 
     jax.make_jaxpr(program)(one)
@@ -186,6 +244,6 @@ def test_numbers_of_constants() -> None:
     assert seen["other"] not in (seen["one"], None)
     assert seen["x"] is seen["numpy"] is None
     # Parts of what is not traced are compiled for any array.
-    assert constant_number(one) is None
-    jax.grad(lambda x: [seen.update(eager=constant_number(one)), x.sum()][1])(one)
+    assert constant_numbers(one) is None
+    jax.grad(lambda x: [seen.update(eager=constant_numbers(one)), x.sum()][1])(one)
     assert seen["eager"] is None
