@@ -29,7 +29,11 @@ BASE = "xla f32"
 
 
 class JaxProduct:
-    """A jitted function of inputs and the arrays of one weight."""
+    """A jitted function of inputs and the arrays of one weight.
+
+    With `constant` the arrays are constants of the program, as other libraries have
+    them, which lay weights out beforehand; else arguments of it.
+    """
 
     def __init__(
         self,
@@ -43,30 +47,52 @@ class JaxProduct:
         stands_for: Callable[[], np.ndarray],
         tolerance: float,
         dtype: Any = jnp.float32,
+        constant: bool = False,
     ) -> None:
         self.name, self.kind, self.bits = name, kind, bits
         self.activations, self.tolerance = activations, tolerance
         self.stands_for = stands_for
         self.bytes = sum(array.nbytes for array in weight if array is not None)
         self.sets = sets_of(self.bytes)
-        self._run, self._dtype = jax.jit(run), dtype
-        self._weights = [
-            tuple(None if a is None else jnp.array(a, copy=True) for a in weight)
-            for _ in range(self.sets)
+        self._dtype = dtype
+        weights = [
+            tuple(None if a is None else _other(a, number, constant) for a in weight)
+            for number in range(self.sets)
         ]
+        if constant:
+            self._runs = [jax.jit(_with_weight(run, one)) for one in weights]
+        else:
+            by_arguments = jax.jit(run)
+            self._runs = [_with_weight(by_arguments, one) for one in weights]
 
     def bind(self, x: np.ndarray) -> Callable[[int], Any]:
         """The call for inputs [M, K]."""
-        given, run, weights = jnp.asarray(x, self._dtype), self._run, self._weights
+        given, runs = jnp.asarray(x, self._dtype), self._runs
+        for run in runs:
+            run(given)
 
         def call(number: int) -> Any:
-            return run(given, *weights[number]).block_until_ready()
+            return runs[number](given).block_until_ready()
 
         return call
 
     def read(self, out: Any) -> np.ndarray:
         """A result as float32 numpy."""
         return np.asarray(out, np.float32)
+
+
+def _other(array: np.ndarray, number: int, constant: bool) -> jax.Array:
+    """A copy; of constants, which programs may share, each differs in one integer."""
+    copy = np.array(array)
+    if constant and number and copy.dtype == np.int8:
+        copy.flat[number] ^= 1
+    return jnp.asarray(copy)
+
+
+def _with_weight(
+    run: Callable[..., jax.Array], weight: tuple[Any, ...]
+) -> Callable[[jax.Array], jax.Array]:
+    return lambda x: run(x, *weight)
 
 
 def xla_products(weight: np.ndarray) -> Iterator[Offer]:
@@ -150,6 +176,7 @@ def _quantized(
             weight=(np.asarray(_pack(values, bits)), np.asarray(scales)),
             stands_for=functools.partial(_dense, values, scales),
             tolerance=1e-3 if x_bits is None else 2e-2,
+            constant=bits == 8 and implementation is None,
         )
 
 

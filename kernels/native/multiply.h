@@ -28,7 +28,7 @@ inline bool fills_panels(const ManyRows& many, const Weight& w, const Activation
 // Whether so many rows are faster with strips of the weight, which costs as much to lay
 // out as the products of some rows, than in tiles: measured with AVX-512.
 inline bool fills_strips(const Weight& w, const Activations& a, bool laid) {
-  // What was laid out before only has to be multiplied.
+  // What was laid out before is never slower; for fewer rows it is not worth its memory.
   constexpr int64_t kLaid = 4;
   if (laid) return a.rows * a.digits >= kLaid;
   int64_t fewest = w.inputs <= 512 ? 8 : w.inputs <= 2048 ? 14 : 24;
