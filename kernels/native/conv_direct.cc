@@ -104,7 +104,8 @@ class Direct {
     const int64_t cuts = static_cast<int64_t>(blocks.size()), packs = keep_ ? 0 : cuts;
     const bool many = count >= 2 * threads && !few_;
     // Each thread packs a block and multiplies by it while it is in its cache.
-    const bool by_block = !many && packs % threads == 0 && packs > 1;
+    const int64_t lines_each = many ? 0 : lines_together(threads);
+    const bool by_block = !many && !lines_each && packs % threads == 0 && packs > 1;
     if (packs && !by_block) place(&made_);
     const auto pack = [&](int64_t i) { pack_block(blocks[i]); };
     if (many) {
@@ -127,7 +128,7 @@ class Direct {
       }, help);
       return;
     }
-    if (by_channel_ && run_by_lines(pool, packs, pack, help)) return;
+    if (lines_each) return run_by_lines(pool, packs, pack, lines_each, help);
     Buffer<char> padded(in_place() ? 0 : padded_bytes(count));
     images_.images = padded.data();
     if (in_place()) images_.images = data_.integers;
@@ -174,18 +175,23 @@ class Direct {
   }
 
  private:
-  // Large images of which each channel is convolved by itself: a thread pads the lines that
-  // some lines of the result need and multiplies them while they are in its cache. Returns
-  // whether there are enough lines.
-  template <class Pack>
-  bool run_by_lines(ffi::ThreadPool& pool, int64_t packs, Pack&& pack, Help help) {
+  // How many lines of a result a thread takes at a time, of large images of which each
+  // channel is convolved by itself; 0 of others.
+  int64_t lines_together(int64_t threads) const {
     constexpr int64_t kLines = 4;
-    const Geometry& g = geometry_;
-    if (g.sizes.size() != 2) return false;
-    const int64_t threads = pool.num_threads(), high = g.out[0];
+    if (!by_channel_ || geometry_.sizes.size() != 2) return 0;
+    const int64_t high = geometry_.out[0];
     const int64_t step = std::max(kLines, (high + 4 * threads - 1) / (4 * threads));
-    const int64_t pieces = (high + step - 1) / step;
-    if (pieces < 2 * threads) return false;
+    return (high + step - 1) / step < 2 * threads ? 0 : step;
+  }
+
+  // A thread pads the lines that some lines of the result need and multiplies them while
+  // they are in its cache.
+  template <class Pack>
+  void run_by_lines(ffi::ThreadPool& pool, int64_t packs, Pack&& pack, int64_t step,
+                    Help help) {
+    const Geometry& g = geometry_;
+    const int64_t high = g.out[0], pieces = (high + step - 1) / step;
     const int64_t line = g.padded.back() * g.channels;
     parallel_phases(pool, packs, pack, data_.images * pieces, [&](int64_t i) {
       const int64_t m = i / pieces, line0 = i % pieces * step;
@@ -205,7 +211,6 @@ class Direct {
         multiply(mine, block, 0, row + line0 * g.out[1], row + line1 * g.out[1]);
       }
     }, help);
-    return true;
   }
 
   // The products that take as long as so many and their results: those of channels by
