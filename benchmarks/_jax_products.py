@@ -59,6 +59,7 @@ class JaxProduct:
             tuple(None if a is None else _other(a, number, constant) for a in weight)
             for number in range(self.sets)
         ]
+        self._runs: list[Callable[[jax.Array], jax.Array]]
         if constant:
             self._runs = [jax.jit(_with_weight(run, one)) for one in weights]
         else:

@@ -112,6 +112,12 @@ def products(
     match kind:
         case "int8":
             return tuple(int8_matmul(x, w, scale) for w, scale in pairs)
+        case "zeros":
+            given = {"x_scale": jnp.float32(0.03), "x_zero": jnp.float32(7)}
+            return tuple(
+                int8_matmul(x, w, scale, jnp.full_like(scale, 3, jnp.int8), **given)
+                for w, scale in pairs
+            )
         case "weights":
             return tuple(weight_only_matmul(x, w, s, bits=8) for w, s in pairs)
         case _:
@@ -121,7 +127,7 @@ def products(
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 6, 13, 60, 530])
-@pytest.mark.parametrize("kind", ["int8", "weights", "shared"])
+@pytest.mark.parametrize("kind", ["int8", "zeros", "weights", "shared"])
 def test_products_with_constants(kind: str, rows: int) -> None:
     by_arguments = jax.jit(functools.partial(products, kind))
     rng = np.random.default_rng(rows)
