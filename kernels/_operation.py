@@ -232,7 +232,7 @@ class KernelOperation:
             rest = iter(arrays)
             return tuple(next(rest) if there else None for there in present)
 
-        def run(*all_args: Any) -> Any:
+        def run(*all_args: Any, fixed: bool) -> Any:
             own, after = _split(then, all_args)
             return self._form(implementation, static, own, after, fixed)
 
@@ -253,9 +253,11 @@ class KernelOperation:
         @jax.custom_batching.custom_vmap
         def stacked(*arrays: jax.Array) -> Any:
             if partly_manual():
-                return run(*whole(arrays))
+                return run(*whole(arrays), fixed=False)
+            # On several devices a part of a constant may be another one on each.
             return partitioned(
-                lambda *parts: run(*whole(parts)),
+                lambda *parts: run(*whole(parts), fixed=fixed),
+                lambda *parts: run(*whole(parts), fixed=False),
                 of_parts if self.over_parts else None,
                 roles,
                 arrays,

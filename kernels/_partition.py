@@ -30,17 +30,19 @@ Names = tuple[str, ...]
 
 
 def partitioned(
+    alone: Callable[..., Any],
     whole: Callable[..., Any],
     of_parts: Callable[..., Any] | None,
     roles: Sequence[str],
     arrays: Sequence[jax.Array],
     results: int | None = None,
 ) -> Any:
-    """`whole(*arrays)`, cut as the arrays are.
+    """`alone(*arrays)`, cut as the arrays are.
 
     Args:
-        whole: computes [S, M, N], or several of them, from arrays of which no input is
-            missing.
+        alone: computes [S, M, N], or several of them, in a program of one device.
+        whole: the same on one of several devices, each of which may have other parts of
+            the arrays, of which no input is missing.
         of_parts: `of_parts(axis_names, *arrays)` computes it from a part of the inputs,
             with sums over the devices along these mesh axes; None if it cannot.
         roles: one letter for each axis of each array (see
@@ -96,7 +98,7 @@ def partitioned(
 
     # The primitive takes no constants, such as tables; a jitted function keeps its own.
     # And the layers around evaluate it more than once, each time as one equation.
-    call = custom_partitioning(jax.jit(whole))
+    call = custom_partitioning(jax.jit(alone))
     call.def_partition(partition, sharding_rule=rule)
     return call(*arrays)
 

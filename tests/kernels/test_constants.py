@@ -20,6 +20,9 @@ from jcompress.kernels.weight_only_matmul import weight_only_matmul
 
 pytestmark = pytest.mark.once
 
+FAST = _native.instructions() not in (None, "generic")
+"""Whether the compiled kernels are chosen."""
+
 # Images, side, channels, outputs and groups: many and few positions, one image and
 # several, each channel by itself, blocks that are not full.
 SIZES = {
@@ -139,8 +142,7 @@ def test_products_with_constants(kind: str, rows: int) -> None:
         )
         run = jax.jit(functools.partial(products, kind, weights))
         kept = run.lower(x).as_text().count("fixed = true")
-        fast = _native.instructions() not in (None, "generic")
-        assert kept == ((1 if kind == "shared" else 3) if fast else 0)
+        assert kept == ((1 if kind == "shared" else 3) if FAST else 0)
         for data in (x, x[::-1], x):
             wanted = by_arguments(weights, data)
             for got, one in zip(run(data), wanted, strict=True):
@@ -162,6 +164,31 @@ def test_products_with_another_weight_in_the_place_of_a_constant() -> None:
         (got,) = run(constants, x)
         (wanted,) = jax.jit(functools.partial(products, "int8"))((weight,), x)
         np.testing.assert_array_equal(got, wanted)
+
+
+def test_constants_of_which_each_device_has_a_part() -> None:
+    rng = np.random.default_rng(0)
+    mesh = jax.make_mesh((4,), ("outputs",), (jax.sharding.AxisType.Auto,))
+    by_output = jax.NamedSharding(mesh, jax.P(None, "outputs"))
+    x = jnp.asarray(rng.normal(size=(8, 512)).astype(np.float32))
+    weight = jnp.asarray(rng.integers(-127, 128, (1024, 512)).astype(np.int8))
+    (wanted,) = jax.jit(functools.partial(products, "int8"))((weight,), x)
+
+    @jax.jit
+    def model(x: jax.Array) -> jax.Array:
+        for _ in range(3):
+            (y,) = products("int8", (weight,), x)
+            y = jax.lax.with_sharding_constraint(y, by_output)
+            x = x + 0 * y[:, :512]
+        return y
+
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(x, jax.NamedSharding(mesh, jax.P()))
+        program = model.lower(placed).compile().as_text()
+        assert ("jcompress_matmul" in program) == FAST
+        assert "fixed = true" not in program
+        for _ in range(5):
+            np.testing.assert_allclose(model(placed), wanted, rtol=1e-6, atol=1e-4)
 
 
 def test_several_weights_of_one_shape_in_one_program() -> None:
