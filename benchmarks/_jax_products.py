@@ -28,11 +28,17 @@ BASE = "xla f32"
 """The dense product that everything is compared with."""
 
 
+LAID = 4
+"""The fewest rows for which a constant weight is kept laid out."""
+
+
 class JaxProduct:
     """A jitted function of inputs and the arrays of one weight.
 
-    With `constant` the arrays are constants of the program, as other libraries have
-    them, which lay weights out beforehand; else arguments of it.
+    With `constant` the arrays are constants of the program for four rows and more, as
+    other libraries have them, which lay weights out beforehand; else arguments of it.
+    For fewer rows nothing is laid out, and a program for each set would only be read
+    from memory as well.
     """
 
     def __init__(
@@ -59,16 +65,16 @@ class JaxProduct:
             tuple(None if a is None else _other(a, number, constant) for a in weight)
             for number in range(self.sets)
         ]
-        self._runs: list[Callable[[jax.Array], jax.Array]]
-        if constant:
-            self._runs = [jax.jit(_with_weight(run, one)) for one in weights]
-        else:
-            by_arguments = jax.jit(run)
-            self._runs = [_with_weight(by_arguments, one) for one in weights]
+        by_arguments = jax.jit(run)
+        self._by_arguments = [_with_weight(by_arguments, one) for one in weights]
+        self._constant = constant
+        self._with_constants = [jax.jit(_with_weight(run, one)) for one in weights]
 
     def bind(self, x: np.ndarray) -> Callable[[int], Any]:
         """The call for inputs [M, K]."""
-        given, runs = jnp.asarray(x, self._dtype), self._runs
+        given = jnp.asarray(x, self._dtype)
+        many = self._constant and len(x) >= LAID
+        runs = self._with_constants if many else self._by_arguments
         for run in runs:
             run(given)
 
