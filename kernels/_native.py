@@ -79,7 +79,7 @@ def library() -> ctypes.CDLL | None:
             stages = {"instantiate": first, "execute": stages}
         jax.ffi.register_ffi_target(name, stages, platform="cpu")
     found.jcompress_instructions.restype = ctypes.c_char_p
-    found.jcompress_grouping.argtypes = [ctypes.c_int32, *(2 * [ctypes.c_int64])]
+    found.jcompress_takes_groups.argtypes = [ctypes.c_int32, *(2 * [ctypes.c_int64])]
     return found
 
 
@@ -110,9 +110,8 @@ def missing() -> str:
 def takes_groups(bits: int, inputs: int, groups: int) -> bool:
     """Whether the kernels can scale groups of inputs of this size."""
     found = library()
-    unable = 3
-    return (
-        found is not None and found.jcompress_grouping(bits, inputs, groups) != unable
+    return found is not None and bool(
+        found.jcompress_takes_groups(bits, inputs, groups)
     )
 
 

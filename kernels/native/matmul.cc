@@ -257,11 +257,13 @@ JCOMPRESS_EXPORT const char* jcompress_instructions() {
   return jcompress::instructions_name(jcompress::chosen_instructions());
 }
 
-// How a weight's groups meet the instructions in use: 3 if they cannot.
-JCOMPRESS_EXPORT int32_t jcompress_grouping(int32_t bits, int64_t inputs,
-                                            int64_t groups) {
-  const auto& products = jcompress::products_of(jcompress::chosen_instructions());
-  return static_cast<int32_t>(
-      jcompress::grouping_of(products.cut(bits), inputs, groups));
+// Whether the kernels of the instructions in use can scale a weight's groups.
+JCOMPRESS_EXPORT int32_t jcompress_takes_groups(int32_t bits, int64_t inputs,
+                                                int64_t groups) {
+  jcompress::Weight w{};
+  w.bits = bits;
+  w.inputs = inputs;
+  w.groups = groups;
+  return jcompress::takes_groups(jcompress::products_of(jcompress::chosen_instructions()), w);
 }
 }

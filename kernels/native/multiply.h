@@ -14,38 +14,29 @@
 namespace jcompress {
 namespace {
 
-// Whether so many rows fill enough of the panels' lanes to be faster there than in tiles:
-// measured with AVX-512, where a full panel takes 0.8 to 0.95 of the time of its tiles,
-// or 0.4 to 0.85 if sums are scaled by groups.
-inline bool fills_panels(const ManyRows& many, const Weight& w, const Activations& a) {
-  if (a.rows >= many.integers) return true;
-  const int64_t bands = (a.rows + many.lanes - 1) / many.lanes;
-  const bool scaled_often = w.groups > 1 && (a.digits > 1 || w.group_size() >= 64);
-  if (scaled_often) return 4 * a.rows >= 3 * bands * many.lanes;
-  return (bands * a.digits >= 2 || w.groups == 1) && 8 * a.rows >= 7 * bands * many.lanes;
-}
-
 // Whether so many rows are faster with strips of the weight, which costs as much to lay
 // out as the products of some rows, than in tiles: measured with AVX-512.
 inline bool fills_strips(const Weight& w, const Activations& a, bool laid) {
-  // What was laid out before is never slower; for fewer rows it is not worth its memory.
-  constexpr int64_t kLaid = 4;
-  if (laid) return a.rows * a.digits >= kLaid;
+  const int64_t rows = a.rows * a.digits;
+  // What was laid out before is not slower from so many on.
+  if (laid) return rows >= (w.groups > 1 ? 6 : 4);
+  if (w.groups > 1) return rows >= (w.group_size() < 64 ? 14 : 9);
   int64_t fewest = w.inputs <= 512 ? 8 : w.inputs <= 2048 ? 14 : 24;
   if (w.bits == 3) fewest = std::max<int64_t>(fewest, 24);
   // Rows of the weight that fall into one set of the first-level cache.
   if (w.row_bytes() % 4096 == 0) fewest = 40;
-  return a.rows * a.digits >= fewest;
+  return rows >= fewest;
 }
 
-// Whether weights may be kept as kernels lay them out: such that take no more memory so.
+// Whether weights may be kept as kernels lay them out.
 inline bool keeps(const Stack& stack, const PlainKernels& kernels) {
-  return stack.plan && stack.count == 1 && kernels.lay && stack.any().bits == 8;
+  return stack.plan && stack.count == 1 && kernels.lay && kernels.laid_bytes(stack.any()) > 0;
 }
 
 // The kernels of plain rows that are the fastest for these; null for those of others.
-inline const PlainKernels* plain_for(const ManyRows& many, const Weight& w,
+inline const PlainKernels* plain_for(const Products& products, const Weight& w,
                                      const Activations& a, bool laid) {
+  const ManyRows& many = products.many;
   // Measured with AVX2, whose tiles multiply by narrow weights without groups faster.
   const int64_t fewest = w.bits <= 4 && w.bits != 3 && w.groups == 1 ? 64 : 24;
   if (unit_of(w) == 0) return nullptr;
@@ -53,18 +44,16 @@ inline const PlainKernels* plain_for(const ManyRows& many, const Weight& w,
   if (many.narrow.multiply && a.digits == 1 && w.bits <= 4) {
     return narrow_block(w) > 0 && !a.zero ? &many.narrow : nullptr;
   }
-  if (!many.plain.multiply || w.groups > 1) return nullptr;
+  if (!strips_take(many.plain, w)) return nullptr;
   if (many.narrow.multiply) return a.digits == 1 ? &many.plain : nullptr;
-  return fills_strips(w, a, laid) ? &many.plain : nullptr;
+  return fills_strips(w, a, laid) || !tiles_take(products, w) ? &many.plain : nullptr;
 }
 
 // With how many digits rows are laid out in panels, 0 as floats, -1 not at all.
 inline int digits_of_panels(const Products& products, const Weight& w, const Activations& a) {
   const ManyRows& many = products.many;
-  const bool here = w.groups > 1 || !many.plain.multiply;
-  const bool integers = many.integers > 0 && unit_of(w) > 0 && here;
-  if (integers && fills_panels(many, w, a)) return a.digits;
-  if (integers || a.digits == 1) return -1;
+  if (many.integers > 0 && a.rows >= many.integers && unit_of(w) > 0) return a.digits;
+  if (a.digits == 1) return -1;
   const int64_t fewest = w.groups > 1 ? many.grouped_floats : many.floats;
   return fewest > 0 && a.rows >= fewest ? 0 : -1;
 }
@@ -136,7 +125,12 @@ inline void multiply_strips(ffi::ThreadPool& pool, const Products& products,
   layout.inputs = stack.a.inputs;
   layout.digits = stack.a.digits;
   layout.bits = stack.any().bits;
-  if (&kernels == &products.many.narrow) layout.block = narrow_block(stack.any());
+  const Weight& any = stack.any();
+  if (&kernels == &products.many.narrow) {
+    layout.block = narrow_block(any);
+  } else if (any.groups > 1) {
+    layout.block = any.group_size();
+  }
   const int64_t rows = layout.rows, inputs = layout.inputs, each = rows * layout.digits;
   const int64_t row_bytes = layout.stride() * kernels.cell;
   Buffer<char> packed(stack.count * each * row_bytes);
@@ -248,19 +242,21 @@ inline void multiply_tiles(ffi::ThreadPool& pool, const Products& products,
 inline bool multiply_stack(ffi::ThreadPool& pool, const Stack& stack) {
   const Products& products = products_of(chosen_instructions());
   const Weight& w = stack.any();
-  const ManyRows& many = products.many;
-  if (const PlainKernels* plain = plain_for(many, w, stack.a, keeps(stack, many.plain))) {
-    multiply_strips(pool, products, *plain, stack);
-    return true;
-  }
   const int panel_digits = digits_of_panels(products, w, stack.a);
-  if (panel_digits >= 0) {
+  if (panel_digits > 0) {
     multiply_panels(pool, products, stack, panel_digits);
     return true;
   }
-  if (grouping_of(products.cut(w.bits), w.inputs, w.groups) == Grouping::kUnable) {
-    return false;
+  const bool laid = keeps(stack, products.many.plain);
+  if (const PlainKernels* plain = plain_for(products, w, stack.a, laid)) {
+    multiply_strips(pool, products, *plain, stack);
+    return true;
   }
+  if (panel_digits == 0) {
+    multiply_panels(pool, products, stack, panel_digits);
+    return true;
+  }
+  if (!tiles_take(products, w)) return false;
   multiply_tiles(pool, products, stack);
   return true;
 }

@@ -15,38 +15,45 @@ constexpr int kVectors = 2;  // of outputs, of a strip
 constexpr int64_t kStripBytes = 224 << 10;  // of strips that stay in the second-level cache
 constexpr int64_t kStripOutputs = 128;      // most outputs of them
 
-// How many outputs are unpacked at a time.
-inline int64_t strip_outputs(int64_t inputs) {
-  return std::clamp<int64_t>(kStripBytes / inputs / 32 * 32, 32, kStripOutputs);
+// How many outputs are unpacked at a time, of so many bytes each.
+inline int64_t strip_outputs(int64_t bytes) {
+  return std::clamp<int64_t>(kStripBytes / bytes / 32 * 32, 32, kStripOutputs);
 }
 
-// A strip's inputs, filled up to what a turn gives.
-inline int64_t laid_inputs(const Weight& w) {
-  const int64_t turned = w.bits == 3 ? 64 : 512 / w.bits;
-  return (w.inputs + turned - 1) / turned * turned;
+// Bits of an integer in a strip: those of two and three bits become bytes, and all where
+// two inputs are multiplied together.
+template <class V>
+constexpr int laid_bits(int bits) {
+  return V::kStepInputs == 4 && bits == 4 ? 4 : 8;
 }
 
-// Unpack `outputs` of the weight, a strip or fewer: strip[quad][vector][lane][4].
+// An output's bytes in a strip, filled up to what a turn gives.
+template <class V>
+int64_t laid_row(const Weight& w) {
+  const int64_t bits = laid_bits<V>(w.bits), turned = 512 / bits;
+  return (w.inputs + turned - 1) / turned * turned * bits / 8;
+}
+
+// Turn `outputs` of the weight, a strip or fewer: strip[word][vector][lane][4].
 template <class V, int kBits>
-void lay_bits(const Weight& w, int64_t first, int64_t outputs, uint8_t* strip) {
-  constexpr int kLanes = V::kLanes, kTaken = kBits == 3 ? 8 : kBits;
-  constexpr int64_t kBytes = kBits == 3 ? 24 : 64, kQuads = 16 * (8 / kTaken);
-  constexpr int64_t kApart = kVectors * V::kBytes;
+void lay_words(const Weight& w, int64_t first, int64_t outputs, uint8_t* strip) {
+  constexpr int kLanes = V::kLanes, kTaken = laid_bits<V>(kBits);
+  constexpr int64_t kBytes = kBits == 4 ? 64 : 8 * kBits, kApart = kVectors * V::kBytes;
   const int64_t row_bytes = w.row_bytes();
   for (int v = 0; v < kVectors; ++v) {
     const int64_t here = std::clamp<int64_t>(outputs - v * kLanes, 0, kLanes);
     const uint8_t* from = w.values + (first + v * kLanes) * row_bytes;
     uint8_t* to = strip + v * V::kBytes;
-    for (int64_t at = 0; at < row_bytes; at += kBytes, to += kQuads * kApart) {
+    for (int64_t at = 0; at < row_bytes; at += kBytes, to += 16 * kApart) {
       const int64_t bytes = std::min(kBytes, row_bytes - at);
-      if (kBits != 3 && here == kLanes && bytes == kBytes) {
+      if (kBits == kTaken && here == kLanes && bytes == kBytes) {
         V::template turn<kTaken>(from + at, row_bytes, to, kApart);
         continue;
       }
       alignas(64) uint8_t plain[kLanes][64] = {};
       for (int n = 0; n < here; ++n) {
         const uint8_t* row = from + n * row_bytes + at;
-        if constexpr (kBits == 3) {
+        if constexpr (kBits != kTaken) {
           // As bytes of the stored range, which `turn` takes.
           V::store(plain[n], V::template unpack<kBits>(row, bytes));
           for (uint8_t& integer : plain[n]) integer ^= 0x80;
@@ -101,7 +108,7 @@ void lay_bits_of(const Weight& w, int64_t first, int64_t outputs, uint8_t* strip
   if constexpr (V::kStepInputs == 2) {
     lay_pairs<V, kBits>(w, first, outputs, strip);
   } else {
-    lay_bits<V, kBits>(w, first, outputs, strip);
+    lay_words<V, kBits>(w, first, outputs, strip);
   }
 }
 

@@ -113,8 +113,7 @@ void pack_band(const Activations& a, const Panels& p, int64_t band, float* scrat
 template <class V, class Cell>
 void order_inputs(Cell* q, int64_t filled, int bits) {
   if constexpr (V::kStepInputs == 4) {
-    if (bits == 4) V::template deal<4>(q, filled);
-    if (bits == 2) V::template deal<2>(q, filled);
+    if (bits == 4) V::deal_nibbles(q, filled);
   }
 }
 

@@ -1,6 +1,6 @@
 // Products of many rows of small integers with a weight that has one scale an output. The
 // outputs lie across the lanes of vectors, so that no result is ever turned round: a strip
-// of the weight is unpacked and turned once, and multiplies all rows.
+// of the weight is turned once, and multiplies all rows.
 #pragma once
 
 #include <algorithm>
@@ -20,15 +20,47 @@
 namespace jcompress {
 namespace {
 
+// What is read later, a part with each piece of the products, so that memory is busy while
+// they are multiplied.
+class Ahead {
+ public:
+  // Of a weight, `row` bytes an output: while outputs n0 to n1 - 1 are multiplied with
+  // `blocks` blocks of rows, in strips of so many outputs and words, those after them. If
+  // they are laid out and read once, what is read soon.
+  Ahead(const Weight& w, int64_t row, int64_t n0, int64_t n1, int64_t n2, int64_t blocks,
+        int64_t outputs, int64_t words)
+      : words_(words) {
+    constexpr int64_t kSoon = 4 << 10;
+    const bool soon = w.laid && blocks == 1;
+    const int64_t bytes = (soon ? n1 - n0 : n2 - n1) * row;
+    from_ = (w.laid ? w.laid : w.values) + (soon ? n0 * row + kSoon : n1 * row);
+    end_ = from_ + bytes;
+    const int64_t fetches = blocks * ((n1 - n0 + outputs - 1) / outputs) * words;
+    step_ = (bytes + fetches - 1) / fetches;
+  }
+
+  // Where a piece begins to fetch, and how far it goes on with each word.
+  void take(const uint8_t** from, int64_t* step) {
+    *from = from_;
+    *step = from_ < end_ ? step_ : 0;
+    from_ += step_ * words_;
+  }
+
+ private:
+  const uint8_t* from_;
+  const uint8_t* end_;
+  int64_t words_, step_;
+};
+
 // A few rows and a strip. A step is what is multiplied together: four inputs, or two.
 template <class V>
 struct StripPiece {
-  const uint8_t* strip;  // [step][vector][lane][inputs of a step]
+  const uint8_t* strip;  // [word][vector][lane][inputs of one or two steps]
   const typename V::Cell* x;  // [row][stride]
   int64_t stride;
   int64_t steps;         // of inputs filled up to sixteen
   const int32_t* sums;   // of each row
-  // Read later, so that memory is busy while this is multiplied: `step` bytes a step.
+  // Read later, so that memory is busy while this is multiplied: `step` bytes a word.
   const uint8_t* ahead;
   int64_t step;
   // What follows if it is plain: a row has one digit, no number stands for 0 but 0.
@@ -42,9 +74,36 @@ struct StripPiece {
   int32_t* out;
 };
 
-template <class V, int kRows, bool kPlain>
+// With few rows a word meets two lines of what is ahead.
+[[gnu::always_inline]] inline void fetch_ahead(const uint8_t* from, int64_t step, int64_t* at) {
+  fetch_at<2>(from, *at);
+  fetch_at<2>(from, *at + step / 2);
+  *at += step;
+}
+
+// Calls `then(step, weight)` for each step of the words of a strip at `w`.
+template <class V, int kBits, class Then>
+[[gnu::always_inline]] inline void unpack_words(const uint8_t* w, Then&& then) {
+  typename V::I words[kVectors];
+  each<kVectors>([&](auto v) JCOMPRESS_INLINE { words[v] = V::load_strip(w + v * V::kStripBytes); });
+  if constexpr (kBits == 8) {
+    then(std::integral_constant<int, 0>{}, words);
+  } else {
+    each<2>([&](auto part) JCOMPRESS_INLINE {
+      typename V::I weight[kVectors];
+      each<kVectors>([&](auto v) JCOMPRESS_INLINE {
+        weight[v] = V::template nibbles<part>(words[v]);
+      });
+      then(part, weight);
+    });
+  }
+}
+
+// kBits: of an integer in the strip. kPlain: the results are written.
+template <class V, int kBits, int kRows, bool kPlain>
 [[gnu::noinline]] void multiply_strip(const StripPiece<V>& piece) {
   constexpr int kLanes = V::kLanes, kTogether = 4, kInputs = V::kStepInputs;
+  constexpr int kParts = 8 / kBits;
   constexpr int kLine = 64 / (kInputs * sizeof(typename V::Cell));
   typename V::I sums[kRows][kVectors];
   each<kRows>([&](auto r) JCOMPRESS_INLINE {
@@ -70,18 +129,17 @@ template <class V, int kRows, bool kPlain>
         fetch_at<3>(x[r / 3], (r % 3) * stride + 256);
       });
     }
-    each<kTogether>([&](auto q) JCOMPRESS_INLINE {
-      fetch_at<2>(piece.ahead, ahead);
-      ahead += piece.step;
-      typename V::I weight[kVectors];
-      each<kVectors>([&](auto v) JCOMPRESS_INLINE {
-        weight[v] = V::load_strip(w + (q * kVectors + v) * V::kStripBytes);
+    each<kTogether / kParts>([&](auto i) JCOMPRESS_INLINE {
+      fetch_ahead(piece.ahead, piece.step, &ahead);
+      unpack_words<V, kBits>(w, [&](auto part, const typename V::I (&weight)[kVectors])
+                                    JCOMPRESS_INLINE {
+        each<kRows>([&](auto r) JCOMPRESS_INLINE {
+          V::dot_step(sums[r], weight,
+                      x[r / 3] + (r % 3) * stride + kInputs * (i * kParts + part));
+        });
       });
-      each<kRows>([&](auto r) JCOMPRESS_INLINE {
-        V::dot_step(sums[r], weight, x[r / 3] + (r % 3) * stride + kInputs * q);
-      });
+      w += kVectors * V::kStripBytes;
     });
-    w += kTogether * kVectors * V::kStripBytes;
     each<kBases>([&](auto b) JCOMPRESS_INLINE { x[b] += kInputs * kTogether; });
   }
   if constexpr (kPlain) {
@@ -109,10 +167,28 @@ template <class V, int kRows, bool kPlain>
 }
 
 // For each number of rows one.
-template <class V, bool kPlain, int... kRows>
-constexpr std::array<void (*)(const StripPiece<V>&), sizeof...(kRows)> strip_products(
-    std::integer_sequence<int, kRows...>) {
-  return {&multiply_strip<V, kRows + 1, kPlain>...};
+template <class V>
+using StripProducts = std::array<void (*)(const StripPiece<V>&), V::kStripRows>;
+
+template <class V, int kBits, bool kPlain, int... kRows>
+constexpr StripProducts<V> strip_products(std::integer_sequence<int, kRows...>) {
+  return {&multiply_strip<V, kBits, kRows + 1, kPlain>...};
+}
+
+template <class V, int kBits>
+const StripProducts<V>& strip_products_of(bool plain) {
+  constexpr auto kRows = std::make_integer_sequence<int, V::kStripRows>{};
+  static constexpr StripProducts<V> kPlain = strip_products<V, kBits, true>(kRows);
+  static constexpr StripProducts<V> kOther = strip_products<V, kBits, false>(kRows);
+  return plain ? kPlain : kOther;
+}
+
+template <class V>
+const StripProducts<V>& strip_products_of(int bits, bool plain) {
+  if constexpr (V::kStepInputs == 4) {
+    if (bits == 4) return strip_products_of<V, 4>(plain);
+  }
+  return strip_products_of<V, 8>(plain);
 }
 
 // What is added to the weights of a strip, with the zero of a group.
@@ -138,14 +214,26 @@ struct StripEnds {
       if (result.bias) biases[n] = result.bias[first + n];
     }
     if (!rows.zero) return;
-    typename V::I sums[kVectors] = {V::zero(), V::zero()};
-    for (int64_t k = 0; k < (w.inputs + 15) / 16 * 16; k += V::kStepInputs) {
-      typename V::I weight[kVectors];
-      for (typename V::I& one : weight) {
-        one = V::load_strip(strip);
-        strip += V::kStripBytes;
+    if constexpr (V::kStepInputs == 4) {
+      if (laid_bits<V>(w.bits) == 4) {
+        add_up<4>(w, strip, ones);
+        return;
       }
-      V::dot_step(sums, weight, ones + k);
+    }
+    add_up<8>(w, strip, ones);
+  }
+
+ private:
+  template <int kBits>
+  void add_up(const Weight& w, const uint8_t* strip, const typename V::Cell* ones) {
+    constexpr int kInputs = V::kStepInputs * (8 / kBits);
+    typename V::I sums[kVectors] = {V::zero(), V::zero()};
+    for (int64_t k = 0; k < (w.inputs + 15) / 16 * 16; k += kInputs) {
+      unpack_words<V, kBits>(strip, [&](auto part, const typename V::I (&weight)[kVectors])
+                                        JCOMPRESS_INLINE {
+        V::dot_step(sums, weight, ones + k + V::kStepInputs * part);
+      });
+      strip += kVectors * V::kStripBytes;
     }
     for (int v = 0; v < kVectors; ++v) {
       const typename V::I shift = V::load(shifts + v * V::kLanes);
@@ -188,33 +276,17 @@ void finish_strip(const PlainRows& rows, const Weight& w, const Result& result,
   }
 }
 
-// The bytes of a whole weight in strips, the last one filled up.
-template <class V>
-int64_t laid_bytes(const Weight& w) {
-  constexpr int64_t kOutputs = kVectors * V::kLanes;
-  return (w.outputs + kOutputs - 1) / kOutputs * kOutputs * laid_inputs(w);
-}
-
-template <class V>
-void lay_weight(const Weight& w, uint8_t* out) {
-  constexpr int64_t kOutputs = kVectors * V::kLanes;
-  for (int64_t n = 0; n < w.outputs; n += kOutputs) {
-    lay_strip<V>(w, n, std::min(kOutputs, w.outputs - n), out + n * laid_inputs(w));
-  }
-}
-
 // Write y[m0 : m1, first : last]; `first` begins a strip.
 template <class V>
-void multiply_rows(const PlainRows& rows, const Weight& w, const Result& result,
-                   int64_t first, int64_t last, int64_t m0, int64_t m1) {
+void multiply_strips_of(const PlainRows& rows, const Weight& w, const Result& result,
+                        int64_t first, int64_t last, int64_t m0, int64_t m1) {
   using Cell = typename V::Cell;
   constexpr int kOutputs = kVectors * V::kLanes, kMostRows = V::kStripRows;
-  static constexpr auto kPlain =
-      strip_products<V, true>(std::make_integer_sequence<int, kMostRows>{});
-  static constexpr auto kOther =
-      strip_products<V, false>(std::make_integer_sequence<int, kMostRows>{});
-  const int64_t filled = rows.filled(), laid = laid_inputs(w);
-  const int64_t most = strip_outputs(w.inputs);
+  const int bits = laid_bits<V>(w.bits);
+  const StripProducts<V>& plain = strip_products_of<V>(bits, true);
+  const StripProducts<V>& other = strip_products_of<V>(bits, false);
+  const int64_t filled = rows.filled(), laid = laid_row<V>(w);
+  const int64_t most = strip_outputs(laid);
   Buffer<uint8_t> strips(w.laid ? 0 : most * laid);
   alignas(64) int32_t out[kMostRows * kOutputs];
   // A row of ones, if what the weights sum up to is asked for.
@@ -231,6 +303,7 @@ void multiply_rows(const PlainRows& rows, const Weight& w, const Result& result,
   piece.stride = rows.stride();
   piece.steps = (w.inputs + 15) / 16 * (16 / V::kStepInputs);
   piece.outputs = w.outputs;
+  const int64_t words = piece.steps * bits / 8;
   const bool one_digit = rows.digits == 1 && !rows.zero && !w.zeros;
   for (int64_t n0 = first; n0 < last; n0 += most) {
     const int64_t n1 = std::min(last, n0 + most);
@@ -243,11 +316,7 @@ void multiply_rows(const PlainRows& rows, const Weight& w, const Result& result,
     }
     // The next strips are fetched a part with each block of rows.
     const int64_t row_bytes = w.laid ? laid : w.row_bytes();
-    const int64_t bytes = (std::min(last, n1 + most) - n1) * row_bytes;
-    const int64_t fetches = blocks * ((n1 - n0 + kOutputs - 1) / kOutputs) * piece.steps;
-    const uint8_t* ahead = (w.laid ? w.laid : w.values) + n1 * row_bytes;
-    const uint8_t* end_ahead = ahead + bytes;
-    piece.step = bytes ? std::max<int64_t>(1, (bytes + fetches - 1) / fetches) : 0;
+    Ahead ahead(w, row_bytes, n0, n1, std::min(last, n1 + most), blocks, kOutputs, words);
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t m = m0 + (m1 - m0) * b / blocks;
       const int64_t end = m0 + (m1 - m0) * (b + 1) / blocks;
@@ -259,19 +328,17 @@ void multiply_rows(const PlainRows& rows, const Weight& w, const Result& result,
         const StripEnds<V>& end_of = *ends[(n - n0) / kOutputs];
         const int64_t here = std::min<int64_t>(kOutputs, n1 - n);
         piece.strip = here_laid + (n - n0) * laid;
-        piece.ahead = ahead;
-        ahead += piece.step * piece.steps;
-        if (ahead >= end_ahead) piece.step = 0;
+        ahead.take(&piece.ahead, &piece.step);
         if (one_digit && here == kOutputs && result.dtype == Float::kF32) {
           piece.shift = end_of.shifts[0];
           piece.scales = end_of.scales;
           piece.biases = result.bias ? end_of.biases : nullptr;
           piece.y = static_cast<float*>(result.y) + m * w.outputs + n;
-          kPlain[count - 1](piece);
+          plain[count - 1](piece);
           continue;
         }
         piece.out = out;
-        kOther[count - 1](piece);
+        other[count - 1](piece);
         for (int64_t i = m; i < end; ++i) {
           finish_strip<V>(rows, w, result, end_of, out + (i - m) * rows.digits * kOutputs,
                           i, n, here);

@@ -202,13 +202,15 @@ constexpr int64_t kFewPanels = 4, kFewOutputs = 32;
 // Products with rows that are laid out plainly; all null if there are none.
 struct PlainKernels {
   int64_t cell;  // bytes of the rows' integers
+  bool groups;   // whether they take weights that have scales by groups
   // `scratch` holds `inputs` floats.
   void (*pack)(const Activations&, const PlainRows&, int64_t m0, int64_t m1,
                float* scratch);
   // Write y[m0 : m1, first : last].
   void (*multiply)(const PlainRows&, const Weight&, const Result&, int64_t first,
                    int64_t last, int64_t m0, int64_t m1);
-  // What `multiply` otherwise does first: the weight laid out, the bytes of it.
+  // What `multiply` otherwise does first: the weight laid out, the bytes of it; 0 if those
+  // are more than the weight has as it is stored.
   void (*lay)(const Weight&, uint8_t* out);
   int64_t (*laid_bytes)(const Weight&);
 };
@@ -216,8 +218,8 @@ struct PlainKernels {
 // Products with panels. What is multiplied is a block of inputs, unpacked.
 struct ManyRows {
   int lanes;
-  // The fewest rows for which products of integers are faster so even if half of the
-  // lanes of a band are empty; 0: there are none of integers.
+  // The fewest rows for which products of integers are faster so; 0: there are none of
+  // integers.
   int64_t integers;
   // The fewest rows for which products of floats are faster than those of their digits,
   // without groups and with: 0 if they never are.
@@ -227,7 +229,7 @@ struct ManyRows {
   // Write y[band0 * lanes : band1 * lanes, first : last].
   void (*multiply)(const Panels&, const Weight&, const Result&, int64_t first,
                    int64_t last, int64_t band0, int64_t band1);
-  PlainKernels plain;   // of weights without groups
+  PlainKernels plain;
   PlainKernels narrow;  // of weights of at most four bits, by blocks of `narrow_block`
 };
 
@@ -262,6 +264,19 @@ struct Products {
   void (*finish)(const After&, float* y, int64_t outputs, int64_t m0, int64_t m1,
                  int64_t first, int64_t last);
 };
+
+// Whether tiles can scale a weight's groups, and whether strips can, whose groups end where
+// words of integers do.
+inline bool tiles_take(const Products& products, const Weight& w) {
+  return grouping_of(products.cut(w.bits), w.inputs, w.groups) != Grouping::kUnable;
+}
+inline bool strips_take(const PlainKernels& kernels, const Weight& w) {
+  if (!kernels.multiply || unit_of(w) == 0) return false;
+  return w.groups == 1 || (kernels.groups && w.group_size() % (w.bits == 4 ? 8 : 4) == 0);
+}
+inline bool takes_groups(const Products& products, const Weight& w) {
+  return tiles_take(products, w) || strips_take(products.many.plain, w);
+}
 
 const Products* generic_products();
 const Products* avx2_products();

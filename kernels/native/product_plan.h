@@ -17,8 +17,14 @@ namespace {
 
 // A weight as `PlainKernels::lay` lays it out.
 struct LaidWeight {
-  const uint8_t* values;  // of which
+  Weight of;
   Buffer<uint8_t> bytes;
+
+  // Scales and zeros are laid out only if there are several for an output.
+  bool same(const Weight& w) const {
+    const bool groups = w.groups > 1;
+    return of.values == w.values && (!groups || (of.scales == w.scales && of.zeros == w.zeros));
+  }
 };
 
 class ProductPlan {
@@ -37,11 +43,11 @@ class ProductPlan {
   Laid laid(const PlainKernels& kernels, size_t i, const Weight& w) const {
     {
       const std::lock_guard lock(mutex_);
-      if (i < kept_.size() && kept_[i]) return kept_[i]->values == w.values ? kept_[i] : nullptr;
+      if (i < kept_.size() && kept_[i]) return kept_[i]->same(w) ? kept_[i] : nullptr;
     }
     // Others that come at once make the same.
     auto made = std::make_shared<LaidWeight>(
-        LaidWeight{w.values, Buffer<uint8_t>(kernels.laid_bytes(w))});
+        LaidWeight{w, Buffer<uint8_t>(kernels.laid_bytes(w))});
     kernels.lay(w, made->bytes.data());
     const std::lock_guard lock(mutex_);
     if (i >= kept_.size()) kept_.resize(i + 1);

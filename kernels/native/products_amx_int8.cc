@@ -10,6 +10,7 @@
 
 #include "amx_tiles.h"
 #include "panel_exact.h"
+#include "panel_integers.h"
 #include "panel_kernels.h"
 #include "vector_avx512.h"
 
@@ -17,6 +18,7 @@ namespace jcompress {
 namespace {
 
 constexpr int kTileRows = 16;
+constexpr int64_t kFewestRows = 12;  // which fill three quarters of the lanes
 
 class TileProducts {
  public:
@@ -154,8 +156,7 @@ void multiply_by_tiles(const Panels& p, const Weight& w, const Result& result,
 
 Products with_tiles() {
   Products products = *avx512_vbmi_products();
-  products.many.integers = kTileRows;
-  products.many.plain = {};
+  products.many.integers = kFewestRows;
   products.many.multiply = &multiply_by_tiles;
   return products;
 }

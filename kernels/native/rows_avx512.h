@@ -63,14 +63,10 @@ struct Avx512Rows {
     }
   }
 
-  // Bytes in the order in which `turn` unpacks those of a weight.
-  template <int kBits>
-  static void deal(int8_t* q, int64_t count) {
-    static_assert(kBits == 2 || kBits == 4);
-    const __m128i order =
-        kBits == 4 ? _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
-                   : _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i orders = _mm512_broadcast_i32x4(order);
+  // Bytes in the order in which the integers of a weight of four bits unpack.
+  static void deal_nibbles(int8_t* q, int64_t count) {
+    const __m512i orders = _mm512_broadcast_i32x4(
+        _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
     for (int64_t i = 0; i < count; i += 64) {
       _mm512_storeu_si512(q + i, _mm512_shuffle_epi8(_mm512_loadu_si512(q + i), orders));
     }

@@ -38,7 +38,7 @@ struct Avx512 : Avx512Rows {
   static constexpr bool kPartsTogether = false;
   static constexpr bool kIntegerPanels = true;
   static constexpr int kFloatOutputs = 12;
-  static constexpr int64_t kFloatRows = 0, kGroupedFloatRows = 16;
+  static constexpr int64_t kFloatRows = 0, kGroupedFloatRows = 0;
 
   static I broadcast_word(int32_t x) { return _mm512_set1_epi32(x); }
   static I load_word(const void* p) {
@@ -103,15 +103,6 @@ struct Avx512 : Avx512Rows {
     return sums;
   }
 
-  // The same with one word of signed bytes for all lanes.
-  static I dot_word(I sums, I weight, const int8_t* x) {
-    using Word = int32_t __attribute__((may_alias, aligned(1)));
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0"
-            : "+v"(sums)
-            : "v"(weight), "m"(*reinterpret_cast<const Word*>(x)));
-    return sums;
-  }
-
   // ---- Of strips: see panel_strips.h.
   using Cell = int8_t;
   static constexpr bool kStrips = true;
@@ -121,14 +112,21 @@ struct Avx512 : Avx512Rows {
   static constexpr bool kSigned = false;  // half their range is added to the weights
 
   static I load_strip(const uint8_t* p) { return load(p); }
+  // Every second integer of four bits of what `turn` wrote, the first or the others.
+  template <int kPart>
+  static I nibbles(I words) {
+    return _mm512_and_si512(kPart ? _mm512_srli_epi16(words, 4) : words, _mm512_set1_epi8(15));
+  }
   static void dot_step(I (&sums)[2], const I (&weight)[2], const Cell* x) {
-    sums[0] = dot_word(sums[0], weight[0], x);
-    sums[1] = dot_word(sums[1], weight[1], x);
+    // Once for both: two loads a cycle are as many as products.
+    const I word = load_word(x);
+    sums[0] = dot_bytes(sums[0], weight[0], word);
+    sums[1] = dot_bytes(sums[1], weight[1], word);
   }
 
   // Sixteen rows of sixteen words, `stride` bytes apart, become columns, `apart` bytes
-  // apart; all bytes exclusive-or `flip`. The rows are read in their order, each once, as
-  // they may fall into one set of the cache.
+  // apart; half their range is added to all integers. The rows are read in their order,
+  // each once, as they may fall into one set of the cache.
   template <int kBits>
   static void turn(const uint8_t* rows, int64_t stride, uint8_t* out, int64_t apart) {
     I a[4][4];  // of four words of each row, rows i, i + 4, i + 8, i + 12
@@ -143,17 +141,14 @@ struct Avx512 : Avx512Rows {
                      : _mm512_mask_broadcast_i32x4(to, kLanesOfRow, four);
       });
     });
-    constexpr int kParts = 8 / kBits;
+    const I half = _mm512_set1_epi8(static_cast<char>(kBits == 8 ? 0x80 : 0x88));
     each<4>([&](auto c) JCOMPRESS_INLINE {
       const I low = _mm512_unpacklo_epi32(a[c][0], a[c][1]);
       const I high = _mm512_unpackhi_epi32(a[c][0], a[c][1]);
       const I low2 = _mm512_unpacklo_epi32(a[c][2], a[c][3]);
       const I high2 = _mm512_unpackhi_epi32(a[c][2], a[c][3]);
       const auto write = [&](int i, I words) {
-        uint8_t* to = out + kParts * (4 * c + i) * apart;
-        each<kParts>([&](auto part) JCOMPRESS_INLINE {
-          store(to + part * apart, Format<kBits>::template decode<part>(words));
-        });
+        store(out + (4 * c + i) * apart, _mm512_xor_si512(words, half));
       };
       write(0, _mm512_unpacklo_epi64(low, low2));
       write(1, _mm512_unpackhi_epi64(low, low2));

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from jcompress.formats import Int
 from jcompress.formats.packing import FLOAT8
-from jcompress.kernels._constants import constant_numbers
 from jcompress.kernels._dispatch import Implementation
 from jcompress.kernels._epilogue import After, Elementwise, after_rows, finish
 from jcompress.kernels._integers import quantize_rows, row_scale
@@ -17,6 +16,7 @@ from jcompress.kernels._operation import Arrays, KernelOperation
 from jcompress.kernels.shared_input_matmul.forms import ARRAYS, FORMS, by_weight
 from jcompress.kernels.weight_only_matmul.api import (
     check,
+    constant_weight,
     roles_of,
     weight_only_matmul,
 )
@@ -85,6 +85,8 @@ def shared_input_matmul(
         )  # fmt: skip
     batch = x.shape[:-1]
     arrays: list[Any] = []
+    numbers: list[int] = []
+    constant = True
     for part in weights:
         check(_NAME, x, part.values, part.scales, part.zeros, part.bits, x_bits)
         outputs = part.values.shape[0]
@@ -97,15 +99,14 @@ def shared_input_matmul(
         if zeros is not None:
             zeros = jnp.broadcast_to(zeros, scales.shape)
         arrays += [part.values, scales, zeros, part.bias]
+        own = constant_weight(part.values, scales, zeros, bits=part.bits)
+        constant = constant and own is not None
+        numbers += own or ()
     products = _OPERATION.several(
         x.reshape(math.prod(batch), x.shape[-1]),
         *arrays,
         implementation=implementation,
-        constant=(
-            constant_numbers(*(part.values for part in weights))
-            if weights[0].bits == 8
-            else None
-        ),
+        constant=tuple(numbers) if constant else None,
         bits=weights[0].bits,
         x_bits=x_bits,
         thens=tuple(part.then or Elementwise() for part in weights),

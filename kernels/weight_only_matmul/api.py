@@ -100,12 +100,24 @@ def weight_only_matmul(
         None if zeros is None else jnp.broadcast_to(zeros, scales.shape),
         implementation=implementation,
         after=after,
-        # Integers of fewer bits would take more memory as they are kept.
-        constant=constant_numbers(values) if bits == 8 else None,
+        constant=constant_weight(values, scales, zeros, bits=bits),
         bits=bits,
         x_bits=x_bits,
     )
     return product.reshape(*x.shape[:-1], outputs)
+
+
+def constant_weight(
+    values: jax.Array, scales: jax.Array, zeros: jax.Array | None, *, bits: int
+) -> tuple[int, ...] | None:
+    """Numbers of what is laid out of a weight, if it is constant; else None.
+
+    Of other bits than four and eight the layout would take more memory than the weight.
+    """
+    if bits not in (4, 8):
+        return None
+    grouped = [scales] if zeros is None else [scales, zeros]
+    return constant_numbers(values, *(grouped if scales.shape[1] > 1 else []))
 
 
 def roles_of(

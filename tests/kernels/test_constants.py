@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jcompress.formats.packing import pack_bits, unpack_bits
 from jcompress.kernels import Implementation, Nonlinearity, _native
 from jcompress.kernels._constants import constant_numbers
 from jcompress.kernels.int8_matmul import int8_matmul
@@ -147,6 +148,77 @@ def test_products_with_constants(kind: str, rows: int) -> None:
             wanted = by_arguments(weights, data)
             for got, one in zip(run(data), wanted, strict=True):
                 np.testing.assert_allclose(got, one, rtol=2e-6, atol=2e-4)
+
+
+def grouped(
+    weight: tuple[jax.Array, ...], x: jax.Array, *, bits: int, x_bits: int | None
+) -> jax.Array:
+    """Rows times a weight that has scales by groups, and perhaps zeros."""
+    values, scales, *zeros = weight
+    return weight_only_matmul(x, values, scales, *zeros, bits=bits, x_bits=x_bits)
+
+
+def grouped_weight(
+    rng: np.random.Generator, *, bits: int, groups: int, zeros: bool
+) -> tuple[jax.Array, ...]:
+    """A weight [150, 240], its scales, and perhaps zeros."""
+    half = 2 ** (bits - 1)
+    values = rng.integers(-half, half, (150, 240)).astype(np.int8)
+    scales = rng.uniform(0.5, 1.5, (150, groups)).astype(np.float32) / 1000
+    points = rng.integers(-half, half, (150, groups)).astype(np.int8)
+    weight = (pack_bits(jnp.asarray(values), bits), jnp.asarray(scales))
+    return (*weight, jnp.asarray(points)) if zeros else weight
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7, 13, 60])
+@pytest.mark.parametrize("x_bits", [8, None])
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("groups", [1, 5, 6, 12])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_grouped_products_with_constants(
+    bits: int, groups: int, zeros: bool, x_bits: int | None, rows: int
+) -> None:
+    rng = np.random.default_rng(rows)
+    x = jnp.asarray(rng.normal(size=(rows, 240)).astype(np.float32))
+    given = functools.partial(grouped, bits=bits, x_bits=x_bits)
+    by_arguments = jax.jit(given)
+    first = grouped_weight(rng, bits=bits, groups=groups, zeros=zeros)
+    # Of the same integers, with other scales.
+    second = (first[0], *(jnp.flip(array, 0) for array in first[1:]))
+    for weight in (first, second):
+        run = jax.jit(functools.partial(given, weight))
+        kept = "fixed = true" in run.lower(x).as_text()
+        taken = FAST and _native.takes_groups(bits, 240, groups)
+        assert kept == (taken and bits in (4, 8))
+        values, scales, *points = weight
+        integers = np.asarray(unpack_bits(values, 240, bits), np.float64)
+        if points:
+            integers -= np.repeat(np.asarray(points[0]), 240 // groups, axis=1)
+        dense = integers * np.repeat(np.asarray(scales), 240 // groups, axis=1)
+        for data in (x, x[::-1], x):
+            got = run(data)
+            wanted = by_arguments(weight, data)
+            np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+            error = np.linalg.norm(got - np.asarray(data, np.float64) @ dense.T)
+            limit = 1e-6 if x_bits is None else 0.02
+            assert error <= limit * np.linalg.norm(wanted)
+
+
+def test_products_with_other_scales_in_the_place_of_constants() -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(40, 240)).astype(np.float32))
+    first = grouped_weight(rng, bits=4, groups=6, zeros=False)
+    second = (first[0], first[1] * 2)
+    given = functools.partial(grouped, bits=4, x_bits=8)
+    traced = jax.make_jaxpr(functools.partial(given, first))(x)
+    (place,) = (i for i, one in enumerate(traced.consts) if one is first[1])
+    run = jax.jit(functools.partial(jax.core.eval_jaxpr, traced.jaxpr))
+    for weight in (first, second, first):
+        constants = list(traced.consts)
+        constants[place] = weight[1]
+        (got,) = run(constants, x)
+        wanted = jax.jit(given)(weight, x)
+        np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_products_with_another_weight_in_the_place_of_a_constant() -> None:

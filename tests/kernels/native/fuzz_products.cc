@@ -274,7 +274,7 @@ void multiply_panels(const ManyRows& many, const Case& c, Arrays& all, int digit
 }
 
 void multiply_plain(const PlainKernels& kernels, const Case& c, Arrays& all, int64_t block,
-                    int64_t in_block) {
+                    int64_t in_block, bool laid = false) {
   PlainRows rows{};
   rows.zero = all.a.zero;
   rows.rows = c.rows;
@@ -293,9 +293,16 @@ void multiply_plain(const PlainKernels& kernels, const Case& c, Arrays& all, int
     kernels.pack(all.a, rows, m, std::min(c.rows, m + block), scratch.data());
   }
   const Result result = all.result(c);
-  for (int64_t n = 0; n < c.outputs; n += c.chunk) {
+  Weight w = all.w;
+  Exact<uint8_t> bytes(laid ? kernels.laid_bytes(w) : 0);
+  if (laid) {
+    kernels.lay(w, bytes.data());
+    w.laid = bytes.data();
+  }
+  const int64_t chunk = (c.chunk + 31) / 32 * 32;  // whole strips
+  for (int64_t n = 0; n < c.outputs; n += chunk) {
     for (int64_t m = 0; m < c.rows; m += 8 * block) {
-      kernels.multiply(rows, all.w, result, n, std::min(c.outputs, n + c.chunk), m,
+      kernels.multiply(rows, w, result, n, std::min(c.outputs, n + chunk), m,
                        std::min(c.rows, m + 8 * block));
     }
   }
@@ -392,11 +399,17 @@ bool check(Instructions set, uint64_t seed) {
     compare(c, all, name, "plain rows by blocks", seed, false);
     any = true;
   }
-  if (many.plain.multiply && c.groups == 1 && unit_of(all.w) > 0) {
-    multiply_plain(many.plain, c, all, block, 0);
+  if (strips_take(many.plain, all.w)) {
+    const int64_t in_block = c.groups > 1 ? all.w.group_size() : 0;
+    multiply_plain(many.plain, c, all, block, in_block);
     compare(c, all, name, "plain rows", seed, false);
+    if (many.plain.laid_bytes(all.w) > 0) {
+      multiply_plain(many.plain, c, all, block, in_block, true);
+      compare(c, all, name, "a weight laid out", seed, false);
+    }
     any = true;
-  } else if (products.many.integers > 0 && unit_of(all.w) > 0) {
+  }
+  if (many.integers > 0 && unit_of(all.w) > 0) {
     multiply_panels(products.many, c, all, c.digits, block);
     compare(c, all, name, "panels of integers", seed, false);
     any = true;
