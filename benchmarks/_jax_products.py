@@ -29,8 +29,8 @@ BASE = "xla f32"
 """The dense product that everything is compared with."""
 
 
-LAID = 4
-"""The fewest rows for which a constant weight is kept laid out."""
+LAID, LARGE = 4, 8 << 20
+"""The fewest rows, and numbers of a weight, for which ours are constants."""
 
 
 PROGRAMS = 192
@@ -41,9 +41,10 @@ twice the bytes of a cache of 32 MiB, not four times."""
 class JaxProduct:
     """A jitted function of inputs and the arrays of one weight.
 
-    With `constant` the arrays are constants of the program for four rows and more, as
-    other libraries have them, which lay weights out beforehand; else arguments of it.
-    For fewer rows nothing is laid out.
+    With `constant` the arrays are constants of the program, as other libraries have
+    them, which lay weights out beforehand; else arguments of it. Not those of small
+    weights for fewer than four rows: a program for each set would be read from memory,
+    too, which a model, in one program, does not do.
     """
 
     def __init__(
@@ -78,7 +79,8 @@ class JaxProduct:
         """The call for inputs [M, K]; its programs go when it goes."""
         given = jnp.asarray(x, self._dtype)
         runs: Sequence[Callable[[jax.Array], jax.Array]]
-        if self._constant and len(x) >= LAID:
+        large = self.bytes * 8 // self.bits >= LARGE
+        if self._constant and (len(x) >= LAID or large):
             # One program for each set: compiling them takes most of the time.
             with concurrent.futures.ThreadPoolExecutor() as pool:
                 some = self._weights[:PROGRAMS]
