@@ -145,8 +145,8 @@ def matmul(
         digits: int8 digits that a float becomes; several make it a fixed-point number.
             The library may then multiply floats instead, if that is faster.
         after: what follows, stacked; its bias in the place of `bias`.
-        fixed: whether the weight is a constant of the program: it is then laid out for
-            many rows once, and kept so.
+        fixed: whether the weight, of groups with its scales and zeros, is a constant of
+            the program: one of 4 or 8 bits is then laid out once, and kept so.
 
     Returns:
         The dtype of `x`; float32 if that is int8.

@@ -52,8 +52,8 @@ def compressed(
     next product and lies, up to that, in the middle of two integers may fall to either.
 
     To serve a model on a CPU, make the tree a constant of the program,
-    `jax.jit(functools.partial(compressed(fn), tree))`: 8-bit weights are then laid out
-    for the kernels once, and not in every call.
+    `jax.jit(functools.partial(compressed(fn), tree))`: weights of 4 and 8 bits are then
+    laid out for the kernels once, and not in every call.
 
     Args:
         fn: the function, written for dense leaves, such as `model.apply`; the tree is
