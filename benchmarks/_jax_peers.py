@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from _timing import SETTLE
+from _timing import settle
 
 from jcompress.execution import compressed, fused
 from jcompress.formats import Int
@@ -186,7 +186,7 @@ def _times(
     for _ in range(rounds):
         for place in order.permutation(len(contenders)):
             one = contenders[place]
-            time.sleep(SETTLE)
+            settle()
             if calls[one.name] > math.ceil(block / WARM):
                 jax.block_until_ready(one.run(given[0]))
             spent = []

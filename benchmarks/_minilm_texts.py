@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from _timing import SETTLE
+from _timing import settle
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "examples"))
 import minilm_bert
@@ -104,7 +104,7 @@ def speeds(
     for _ in range(rounds):
         for name in order.permutation(list(runs)):
             run = runs[name]
-            time.sleep(SETTLE)
+            settle()
             run(*given[0])
             start = time.perf_counter()
             for batch in given:

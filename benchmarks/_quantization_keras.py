@@ -23,7 +23,7 @@ from _quantization_keras_makers import (
     ours,
     own,
 )
-from _timing import SETTLE, Unavailable
+from _timing import Unavailable, settle
 
 from jcompress.report import aligned, stored_bytes
 
@@ -102,7 +102,7 @@ def _times(
     order, keys = np.random.default_rng(0), list(made)
     for number in range(rounds + 1):
         for place in order.permutation(len(keys)):
-            time.sleep(SETTLE)
+            settle()
             begin = time.perf_counter()
             jax.block_until_ready(made[keys[place]].run(tokens))
             if number:

@@ -1,11 +1,11 @@
 """Time products side by side: one clock, one run, cold weights, random order.
 
 A product is timed in blocks. Each round gives every contender one block, in another
-order each time; a block sleeps for a moment (so that the threads of the contender
-before it have stopped spinning), calls once without the clock (so that its own threads
-are awake), then times calls that each take the next of several weights. All weights of
-a contender together exceed the last-level cache four times, so every call reads its
-weight from memory, as a model's layers do.
+order each time; a block sleeps until the threads of the contender before no longer
+spin, calls once without the clock (so that its own threads are awake), then times calls
+that each take the next of several weights. All weights of a contender together exceed
+the last-level cache four times, so every call reads its weight from memory, as the
+layers of a model do.
 """
 
 import concurrent.futures
@@ -20,7 +20,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 SETTLE = 0.008
-"""Seconds of sleep before a block: OpenMP's threads spin for some milliseconds."""
+"""Least seconds of sleep before a block."""
+SPIN, WAIT = 0.1, 0.5
+"""Below so much of a core the threads of the contender before no longer spin (those of
+OpenMP do so for milliseconds, llama.cpp's for up to 100), and the most seconds that are
+waited for that."""
 
 
 class Unavailable(Exception):
@@ -124,6 +128,16 @@ def check(product: Product, inputs: Sequence[np.ndarray]) -> float:
     return worst
 
 
+def settle() -> None:
+    """Sleep until this process does nothing: threads may still spin for more work."""
+    end = time.perf_counter() + WAIT
+    busy = True
+    while busy and time.perf_counter() < end:
+        before = time.process_time()
+        time.sleep(SETTLE)
+        busy = time.process_time() - before > SPIN * SETTLE
+
+
 class Times(NamedTuple):
     """Seconds of a call in each block of one contender.
 
@@ -176,7 +190,7 @@ class _Turn:
 
     def block(self) -> list[float]:
         """Seconds of each call of a block."""
-        time.sleep(SETTLE)
+        settle()
         self._one()
         return [self._one() for _ in range(self._calls)]
 

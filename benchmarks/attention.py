@@ -30,7 +30,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from _timing import SETTLE, machine, pin, read_bandwidth
+from _timing import machine, pin, read_bandwidth, settle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +212,7 @@ def measure(
     }
     for _ in range(rounds):
         for name in order.permutation(list(calls)):
-            time.sleep(SETTLE)
+            settle()
             calls[name]()
             each: list[float] = []
             while len(each) < 3 or sum(each) < block:

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from _llama import SIZES, Cache, Llama, Sizes, write_gguf
 from _llama_cpp import LlamaCpp
-from _timing import SETTLE, Unavailable, machine, pin, read_bandwidth
+from _timing import Unavailable, machine, pin, read_bandwidth, settle
 
 from jcompress.execution import compressed, fused
 from jcompress.formats import Int
@@ -203,7 +203,7 @@ def _times(runs: Mapping[str, Run], rounds: int) -> dict[str, np.ndarray]:
     for _ in range(rounds):
         for key in order.permutation(list(runs)):
             for place, run in enumerate(runs[key][:2]):
-                time.sleep(SETTLE)
+                settle()
                 start = time.perf_counter()
                 run()
                 found[key][place].append(time.perf_counter() - start)

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _timing import SETTLE, machine, pin
+from _timing import machine, pin, settle
 
 from jcompress import kv_cache
 from jcompress.formats import Float4, Float8, FloatScales, Int, NormalFloat4
@@ -154,7 +154,7 @@ def times(args: argparse.Namespace, length: int) -> None:
     order = np.random.default_rng(0)
     for number in range(args.rounds + 1):
         for name in order.permutation(list(runs)):
-            time.sleep(SETTLE)
+            settle()
             each = []
             for _ in range(args.steps):
                 start = time.perf_counter()

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _timing import SETTLE, machine, pin
+from _timing import machine, pin, settle
 
 from jcompress.execution import compressed
 from jcompress.formats import Int
@@ -64,7 +64,7 @@ def main() -> None:
             )
             each = list(given)
             for name in rng.permutation(list(runs)):
-                time.sleep(SETTLE)
+                settle()
                 runs[name](tables[name], each[0]).block_until_ready()
                 start = time.perf_counter()
                 for ids in each:

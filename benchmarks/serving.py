@@ -24,7 +24,6 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -37,7 +36,7 @@ from _serving_models import (
     optimize_onnx,
     quantize_onnx,
 )
-from _timing import SETTLE, Unavailable, machine, pin
+from _timing import Unavailable, machine, pin, settle
 
 OURS, PEER = "ours W8A8", "onnxruntime int8"
 FLOAT = "onnxruntime float32"
@@ -173,7 +172,7 @@ def measured(
         each = found[clients] = {name: {"rates": [], "seconds": []} for name in ports}
         for number in range(args.rounds + 1):
             for name in order.permutation(list(ports)):
-                time.sleep(SETTLE)
+                settle()
                 count = clients * (args.requests if number else 2)
                 served = load(ports[name], texts, clients=clients, count=count, most=20)
                 if number:  # the first round only wakes them

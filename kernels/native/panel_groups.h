@@ -55,7 +55,13 @@ template <class V, int kBits, int kRows, bool kZeros>
   each<kRows>([&](auto r) JCOMPRESS_INLINE {
     each<kVectors>([&](auto v) JCOMPRESS_INLINE { totals[r][v] = V::zero_float(); });
   });
+  const int64_t group_bytes = 4 * kParts * words;  // of a row
   for (int64_t group = 0; group < groups; ++group) {
+    for (int64_t at = 0; at < group_bytes; at += 64) {
+      each<kRows>([&](auto r) JCOMPRESS_INLINE {
+        fetch_at<3>(x[r / 3], (r % 3) * stride + 256 + at);
+      });
+    }
     typename V::I sums[kRows][kVectors];
     each<kRows>([&](auto r) JCOMPRESS_INLINE {
       const int32_t of_row = piece.sums[r * groups + group];
