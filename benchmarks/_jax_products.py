@@ -79,8 +79,8 @@ class JaxProduct:
         """The call for inputs [M, K]; its programs go when it goes."""
         given = jnp.asarray(x, self._dtype)
         runs: Sequence[Callable[[jax.Array], jax.Array]]
-        large = self.bytes * 8 // self.bits >= LARGE
-        if self._constant and (len(x) >= LAID or large):
+        few = len(self._weights) == 1 or self.bytes * 8 // self.bits >= LARGE
+        if self._constant and (len(x) >= LAID or few):
             # One program for each set: compiling them takes most of the time.
             with concurrent.futures.ThreadPoolExecutor() as pool:
                 some = self._weights[:PROGRAMS]

@@ -80,13 +80,23 @@ def cache_bytes() -> int:
     return max((int(s[:-1]) * units[s[-1]] for s in sizes if s), default=32 << 20)
 
 
+_rotation = {"caches": 4}
+
+
+def stay_cached() -> None:
+    """From now on a contender has one weight, which stays in the cache if it fits."""
+    _rotation["caches"] = 0
+
+
 def sets_of(weight_bytes: int) -> int:
     """How many weights of a size exceed the last-level cache four times, at least two.
 
     Four, because cores may have a cache of that size each, and no cache forgets quite
-    in the order of use.
+    in the order of use. One after `stay_cached`.
     """
-    return max(2, -(-4 * cache_bytes() // weight_bytes))
+    if not _rotation["caches"]:
+        return 1
+    return max(2, -(-_rotation["caches"] * cache_bytes() // weight_bytes))
 
 
 def pin(threads: int) -> None:

@@ -44,6 +44,7 @@ from _timing import (
     measure,
     pin,
     read_bandwidth,
+    stay_cached,
 )
 
 from jcompress.execution import keep_memory
@@ -125,7 +126,7 @@ def lines(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         "machine": machine(),
         "threads": args.threads,
         "cache": cache_bytes(),
-        "read_bandwidth": read_bandwidth(args.threads),
+        "read_bandwidth": 0.0 if args.cached else read_bandwidth(args.threads),
         "peak": peak(),
         "dots": dots(args.threads),
         "call_overhead": call_overhead(),
@@ -299,6 +300,9 @@ def main() -> None:
         "--call", choices=("median", "least"), default="median", help="of a block"
     )
     parser.add_argument(
+        "--cached", action="store_true", help="one weight each, which stays cached"
+    )
+    parser.add_argument(
         "--return-memory",
         action="store_true",
         help="leave out jcompress.execution.keep_memory()",
@@ -316,6 +320,8 @@ def main() -> None:
     args.rows = args.rows or list(QUICK if args.quick else ROWS)
     args.seconds = args.seconds or (2 if args.quick else 30)
     pin(args.threads)
+    if args.cached:
+        stay_cached()
     if not args.return_memory:
         keep_memory()
     found = []

@@ -18,8 +18,9 @@ namespace {
 // out as the products of some rows, than in tiles: measured with AVX-512.
 inline bool fills_strips(const Weight& w, const Activations& a, bool laid) {
   const int64_t rows = a.rows * a.digits;
-  // What was laid out before is not slower, in groups from so many on.
-  if (laid) return w.groups == 1 || rows >= 6;
+  // What was laid out before is not slower, in groups from so many on (with weights from
+  // memory a little, which those in the cache make up for).
+  if (laid) return w.groups == 1 || rows >= (w.group_size() < 64 ? 6 : 4);
   if (w.groups > 1) return rows >= (w.group_size() < 64 ? 14 : 9);
   int64_t fewest = w.inputs <= 512 ? 8 : w.inputs <= 2048 ? 14 : 24;
   if (w.bits == 3) fewest = std::max<int64_t>(fewest, 24);
