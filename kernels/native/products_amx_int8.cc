@@ -56,7 +56,7 @@ class TileProducts {
     store_sums<kPanels>(piece.sums, places);
   }
 
-  // As that of `VectorProducts`.
+  // totals[output * stride + lane] += the sum of products of each group, times its scale.
   template <int kPanels>
   void add(const uint8_t* w, const int8_t* x, int64_t panel, int64_t quads,
            const BlockGroups& g, float* totals, int64_t stride) {
