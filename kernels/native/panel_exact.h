@@ -107,11 +107,7 @@ void finish_exact(const Panels& p, const Weight& w, const Result& result,
       }
       number = V::times(V::times(number, row_scale), V::load_float(ends.scales + n));
       if (result.bias) number = V::add(number, V::load_float(ends.biases + n));
-      if (wide && outputs - n >= kLanes) {
-        V::store_float(static_cast<float*>(result.y) + start + n, number);
-      } else {
-        write_some<V>(number, result, start + n, std::min<int64_t>(kLanes, outputs - n));
-      }
+      write_vector<V>(number, result, start + n, outputs - n);
     }
   }
 }

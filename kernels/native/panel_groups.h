@@ -190,12 +190,7 @@ void finish_groups(const PlainRows& rows, const Weight& w, const Result& result,
     }
     number = V::times(number, V::broadcast(rows.scale[m]));
     if (result.bias) number = V::add(number, V::load_float(biases + n));
-    const int64_t start = m * w.outputs + first + n;
-    if (result.dtype == Float::kF32 && outputs - n >= kLanes) {
-      V::store_float(static_cast<float*>(result.y) + start, number);
-    } else {
-      write_some<V>(number, result, start, std::min<int64_t>(kLanes, outputs - n));
-    }
+    write_vector<V>(number, result, m * w.outputs + first + n, outputs - n);
   }
 }
 

@@ -204,11 +204,7 @@ void multiply_narrow_rows(const PlainRows& rows, const Weight& w, const Result& 
               std::memcpy(some, result.bias + n + v, static_cast<size_t>(left) * sizeof(float));
               y = V::add(y, V::load_float(some));
             }
-            if (result.dtype == Float::kF32 && left == kLanes) {
-              V::store_float(static_cast<float*>(result.y) + at, y);
-            } else {
-              write_some<V>(y, result, at, left);
-            }
+            write_vector<V>(y, result, at, left);
           }
         }
       }

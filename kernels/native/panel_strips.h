@@ -267,12 +267,7 @@ void finish_strip(const PlainRows& rows, const Weight& w, const Result& result,
     number = V::times(V::times(number, V::broadcast(rows.scale[m])),
                       V::load_float(ends.scales + n));
     if (result.bias) number = V::add(number, V::load_float(ends.biases + n));
-    const int64_t start = m * w.outputs + first + n;
-    if (result.dtype == Float::kF32 && outputs - n >= kLanes) {
-      V::store_float(static_cast<float*>(result.y) + start, number);
-    } else {
-      write_some<V>(number, result, start, std::min<int64_t>(kLanes, outputs - n));
-    }
+    write_vector<V>(number, result, m * w.outputs + first + n, outputs - n);
   }
 }
 

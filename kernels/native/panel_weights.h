@@ -145,5 +145,16 @@ void write_some(typename V::F number, const Result& result, int64_t at, int64_t 
   }
 }
 
+// A vector of which `outputs` numbers are left in their row, to a result.
+template <class V>
+[[gnu::always_inline]] inline void write_vector(typename V::F number, const Result& result,
+                                                int64_t at, int64_t outputs) {
+  if (result.dtype == Float::kF32 && outputs >= V::kLanes) {
+    V::store_float(static_cast<float*>(result.y) + at, number);
+  } else {
+    write_some<V>(number, result, at, std::min<int64_t>(V::kLanes, outputs));
+  }
+}
+
 }  // namespace
 }  // namespace jcompress
